@@ -1,0 +1,220 @@
+//! The control protocol: one request, one reply, over a Unix `SOCK_SEQPACKET` socket.
+//!
+//! A packet is a [`FRAME_HEADER_BYTES`] header (magic, version, length) and a body encoded with postcard. Descriptors
+//! travel beside the reply as `SCM_RIGHTS`. Data never passes through here.
+
+mod types;
+
+use serde::{Deserialize, Serialize};
+
+pub use types::{HandleInfo, Kind, QueueInfo, QueueSpec, Role, Status, WakeMode};
+
+/// Version of the messages below. A daemon refuses another one with [`ErrorCode::Version`].
+pub const PROTOCOL_VERSION: u16 = 1;
+
+/// Largest packet in bytes, header included.
+pub const FRAME_BYTES_MAX: usize = 64 * 1024;
+
+/// Bytes in front of every body: magic `RMCP`, version u16, reserved u16, body length u32, all little-endian.
+pub const FRAME_HEADER_BYTES: usize = 12;
+
+/// What a client asks. The first request on a connection must be [`Request::Hello`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Request {
+    /// Opens a session, or takes up the one that the process had before the connection was lost.
+    Hello {
+        /// Version of the client crate, for the daemon's log.
+        client_version: String,
+        /// Random and not zero; the same one on every connection of this `Client`. Together with the process it is
+        /// the session's identity.
+        session: u64,
+        /// Handles that the process still uses; all others of this session are detached. Empty at first.
+        handles: Vec<HandleKey>,
+    },
+    /// Creates a queue. Reply: [`Reply::Queue`].
+    CreateQueue {
+        /// Its name.
+        name: String,
+        /// Its properties.
+        spec: QueueSpec,
+    },
+    /// Deletes a queue: everybody attached gets `Closed`. Reply: [`Reply::Done`].
+    DeleteQueue {
+        /// Its name.
+        name: String,
+    },
+    /// Discards the messages of a queue. Reply: [`Reply::Purged`].
+    PurgeQueue {
+        /// Its name.
+        name: String,
+    },
+    /// Queues in the order of their names, after this one. Reply: [`Reply::Queues`].
+    ListQueues {
+        /// Last name of the page before, or empty.
+        after: String,
+    },
+    /// One queue with its handles. Reply: [`Reply::Queue`].
+    QueueInfo {
+        /// Its name.
+        name: String,
+    },
+    /// A handle on a queue. Reply: [`Reply::Attached`], with the descriptors of its memory in the order of
+    /// [`Attached::descriptors`].
+    Attach {
+        /// Name of the queue.
+        name: String,
+        /// Produce or consume.
+        role: Role,
+    },
+    /// Gives a handle back. It holds no slot any more. Reply: [`Reply::Done`].
+    Detach {
+        /// Which.
+        handle: HandleKey,
+    },
+    /// Registers the doorbell of the process: two descriptors come along, the doorbell's memfd and its eventfd.
+    /// Reply: [`Reply::Doorbell`].
+    RegisterDoorbell,
+    /// Lets those who publish to this queue ring that doorbell of the same session. Reply: [`Reply::Done`].
+    BindDoorbell {
+        /// A consumer handle of this session.
+        handle: HandleKey,
+        /// From [`Reply::Doorbell`].
+        doorbell: u32,
+    },
+    /// The descriptors of a doorbell that is bound to a consumer of a queue on which the caller has a handle.
+    /// Reply: [`Reply::Doorbell`] with the memfd and the eventfd.
+    FetchDoorbell {
+        /// Queue.
+        queue: u64,
+        /// The doorbell.
+        doorbell: u32,
+    },
+    /// The caller saw an invariant violated in a ring. Reply: [`Reply::Done`].
+    ReportFault {
+        /// Its handle.
+        handle: HandleKey,
+        /// What it saw.
+        what: String,
+    },
+    /// Reply: [`Reply::Status`].
+    Status,
+    /// Starts the broker anew from this binary (the running one if empty). Reply: [`Reply::Done`], sent before the
+    /// old broker leaves.
+    Upgrade {
+        /// Absolute path or empty.
+        binary: String,
+    },
+}
+
+/// Names a handle for the life of its queue.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct HandleKey {
+    /// Queue id.
+    pub queue: u64,
+    /// Index in its handle table, 1 to 254.
+    pub handle: u8,
+    /// Tells apart successive users of one index.
+    pub epoch: u32,
+}
+
+/// What the daemon answers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Reply {
+    /// To `Hello`.
+    Welcome {
+        /// Version of the broker.
+        version: String,
+        /// Grows with every start of the broker.
+        broker_generation: u64,
+        /// Those of the handles named in `Hello` that the daemon does not know: their queues are gone.
+        lost: Vec<HandleKey>,
+    },
+    /// It is done.
+    Done,
+    /// One queue.
+    Queue(Box<QueueInfo>),
+    /// A page of queues; an empty page ends the list.
+    Queues(Vec<QueueInfo>),
+    /// Messages discarded.
+    Purged {
+        /// How many.
+        messages: u64,
+    },
+    /// A handle.
+    Attached(Box<Attached>),
+    /// A doorbell.
+    Doorbell {
+        /// Its number, not zero, never used again while the daemon runs.
+        doorbell: u32,
+    },
+    /// The daemon.
+    Status(Box<Status>),
+    /// It was refused or went wrong.
+    Error {
+        /// For programs.
+        code: ErrorCode,
+        /// For people: one line that says what to do.
+        message: String,
+    },
+}
+
+/// What a new handle needs to know. It comes with the handshake and lives in private memory.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Attached {
+    /// The handle.
+    pub key: HandleKey,
+    /// Version of the shared-memory layout of this ring.
+    pub layout_version: u32,
+    /// `spsc` or `mpmc`.
+    pub kind: Kind,
+    /// Slots in the ring.
+    pub slots: u32,
+    /// Bytes per slot.
+    pub slot_size: u32,
+    /// Longest payload in bytes.
+    pub max_message: u32,
+    /// How sleepers and wakers are ordered on this ring.
+    pub wake_mode: WakeMode,
+    /// What the descriptors that came along are.
+    pub descriptors: Vec<Memory>,
+}
+
+/// What a descriptor beside [`Reply::Attached`] maps, and whether it may be mapped writable.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Memory {
+    /// The page that only the daemon writes: closed, generation, counters. Read-only.
+    Control,
+    /// mpmc: header, handle lines and slots. Read-write.
+    Ring,
+    /// spsc: the slots. Read-write for the producer, read-only for the consumer.
+    Slots,
+    /// spsc: the producer's page. Read-write for the producer, read-only for the consumer.
+    ProducerPage,
+    /// spsc: the consumer's page. Read-write for the consumer, read-only for the producer.
+    ConsumerPage,
+}
+
+/// Why a request was not carried out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ErrorCode {
+    /// The message could not be understood, or a value in it is out of bounds.
+    Invalid,
+    /// Another protocol version.
+    Version,
+    /// No such queue, handle or doorbell.
+    NotFound,
+    /// A queue of that name exists.
+    Exists,
+    /// Missing right.
+    NotPermitted,
+    /// A limit per user or per queue, or the host's memory limit, stands in the way.
+    Limit,
+    /// An spsc queue has such a handle already, or the queue is in use.
+    Busy,
+    /// The ring was closed because an invariant was violated, or the queue is being deleted.
+    Closed,
+    /// The operating system refused.
+    Io,
+    /// A bug in the daemon.
+    Internal,
+}

@@ -1,0 +1,159 @@
+//! What the control messages say. The same types are printed by the commands with `--json`.
+
+use serde::{Deserialize, Serialize};
+
+/// How the members of a queue may be arranged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Kind {
+    /// One producer and one consumer at a time; separate rights to produce and to consume.
+    Spsc,
+    /// Any number of both (up to the handle limit), who trust each other's data.
+    Mpmc,
+}
+
+/// What a handle does with its queue.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Role {
+    /// Sends messages.
+    Produce,
+    /// Receives messages.
+    Consume,
+}
+
+/// How a sleeper and a waker are ordered; fixed when a queue is created.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum WakeMode {
+    /// The sleeper pays with `membarrier(GLOBAL_EXPEDITED)`; the publisher runs no fence.
+    Membarrier,
+    /// Both sides run a sequentially consistent fence.
+    Fence,
+}
+
+/// Geometry and rights of a queue that is to be created. `None` takes the default of the daemon.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct QueueSpec {
+    /// `mpmc` by default.
+    pub kind: Option<Kind>,
+    /// Slots in the ring, a power of two, at least 64; 4096 by default.
+    pub slots: Option<u32>,
+    /// Bytes per slot, a multiple of 16, at least 64; 256 by default.
+    pub slot_size: Option<u32>,
+    /// Longest payload in bytes; at most what a quarter of the ring holds; 64 KiB by default, or that quarter if it
+    /// is smaller.
+    pub max_message: Option<u32>,
+    /// Permission bits as of a file: read = consume, write = produce, execute = manage; 0o700 by default.
+    /// On an mpmc queue a member has one right, `use`, and needs read and write.
+    pub mode: Option<u32>,
+    /// Group by name or number; the creator's group by default.
+    pub group: Option<String>,
+}
+
+/// One queue, as `queue list` and `queue info` show it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct QueueInfo {
+    /// Never used again after the queue is deleted.
+    pub id: u64,
+    /// Unique name: 1 to 200 bytes of `[A-Za-z0-9._-]`, not starting with a dot or a dash.
+    pub name: String,
+    /// `spsc` or `mpmc`.
+    pub kind: Kind,
+    /// `direct`: the only plane so far.
+    pub plane: String,
+    /// Whether messages survive the machine.
+    pub durable: bool,
+    /// Slots in the ring.
+    pub slots: u32,
+    /// Bytes per slot.
+    pub slot_size: u32,
+    /// Longest payload in bytes.
+    pub max_message: u32,
+    /// Bytes of shared memory.
+    pub memory_bytes: u64,
+    /// User id of the owner.
+    pub owner_uid: u32,
+    /// Group id.
+    pub group_gid: u32,
+    /// Permission bits, see [`QueueSpec::mode`].
+    pub mode: u32,
+    /// `membarrier` or `fence`.
+    pub wake_mode: WakeMode,
+    /// `open`, `draining`, `deleted` or `fault`.
+    pub state: String,
+    /// Position of the next claim by a producer, in slots since creation.
+    pub tail: u64,
+    /// Position of the next claim by a consumer, in slots since creation.
+    pub head: u64,
+    /// Slots between head and tail.
+    pub used_slots: u64,
+    /// Producer handles attached.
+    pub producers: u32,
+    /// Consumer handles attached.
+    pub consumers: u32,
+    /// Deaths repaired.
+    pub repairs: u64,
+    /// Claims of dead producers that were discarded.
+    pub tombstones: u64,
+    /// Messages of dead consumers that were given out again.
+    pub returned: u64,
+    /// One entry a handle; filled by `queue info` only.
+    pub handles: Vec<HandleInfo>,
+}
+
+/// One attached handle.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HandleInfo {
+    /// Index in the queue's handle table.
+    pub handle: u8,
+    /// Produce or consume.
+    pub role: Role,
+    /// Process id, in the daemon's pid namespace.
+    pub pid: u32,
+    /// User id.
+    pub uid: u32,
+    /// `attached`, `detached` (its connection is closed, its process lives) or `stopped` (SIGSTOP).
+    pub state: String,
+    /// Messages that passed through this handle.
+    pub messages: u64,
+    /// Payload bytes that passed through this handle.
+    pub bytes: u64,
+    /// Slots that this handle has claimed and not yet published or released.
+    pub owned_slots: u32,
+    /// First position that it owns, if it owns any.
+    pub owns_position: Option<u64>,
+    /// Set while it waits: for how long, in nanoseconds.
+    pub waiting_ns: Option<u64>,
+    /// Set while it waits for a slot that another handle owns: that handle's index.
+    pub delayed_by: Option<u8>,
+    /// Set when it delays somebody: for how long at least, in nanoseconds.
+    pub delays_others_ns: Option<u64>,
+}
+
+/// The daemon, as `status` shows it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Status {
+    /// Version of the running broker.
+    pub version: String,
+    /// Control protocol version.
+    pub protocol: u16,
+    /// Seconds since the keeper started.
+    pub uptime_s: u64,
+    /// Process that holds the rings.
+    pub keeper_pid: u32,
+    /// Process that serves requests and repairs.
+    pub broker_pid: u32,
+    /// How often the broker was started since the keeper runs.
+    pub broker_starts: u64,
+    /// Where it listens.
+    pub socket: String,
+    /// Queues.
+    pub queues: u32,
+    /// Connected sessions and sessions of live processes that are not connected.
+    pub clients: u32,
+    /// Attached handles.
+    pub handles: u32,
+    /// Bytes of shared memory in all queues.
+    pub memory_bytes: u64,
+}
