@@ -45,7 +45,7 @@ pub struct Taken {
 
 impl Taken {
     /// Payload bytes.
-    #[inline]
+    #[inline(always)]
     pub fn length(&self) -> usize {
         self.header.length as usize
     }
@@ -61,13 +61,13 @@ impl Taken {
     }
 
     /// Position of the message's claim: increasing, not dense.
-    #[inline]
+    #[inline(always)]
     pub fn sequence(&self) -> u64 {
         self.claim.position
     }
 
     /// Whether a consumer that died may have seen it.
-    #[inline]
+    #[inline(always)]
     pub fn redelivered(&self) -> bool {
         self.redelivered
     }
@@ -104,7 +104,7 @@ impl Consumer {
         })
     }
 
-    #[inline]
+    #[inline(always)]
     fn slots(&self) -> &Slots {
         match &self.end {
             End::Spsc(end) => &end.slots,
@@ -118,7 +118,7 @@ impl Consumer {
     }
 
     /// Takes the next message and holds it. Several may be held at once.
-    #[inline]
+    #[inline(always)]
     pub fn try_take(&mut self) -> Result<Taken, TryReceiveError> {
         // Looked at before the ring: what was sent before the queue was closed is still found.
         let closed = self.memory.closed();
@@ -137,7 +137,7 @@ impl Consumer {
         taken
     }
 
-    #[inline]
+    #[inline(always)]
     fn take_any(&mut self) -> Result<Taken, TryReceiveError> {
         let (claim, redelivered) = match &mut self.end {
             End::Spsc(end) => end.peek()?,
@@ -171,10 +171,13 @@ impl Consumer {
         max: usize,
     ) -> Result<(), TryReceiveError> {
         let room = max.min(taken.capacity() - taken.len());
-        for nth in 0..room {
-            match self.try_take() {
+        if room == 0 {
+            return Ok(());
+        }
+        taken.push(self.try_take()?);
+        for _ in 1..room {
+            match self.take_any() {
                 Ok(next) => taken.push(next),
-                Err(error) if nth == 0 => return Err(error),
                 Err(_) => break,
             }
         }
@@ -182,7 +185,7 @@ impl Consumer {
     }
 
     /// Copies payload bytes from `offset` on; returns how many.
-    #[inline]
+    #[inline(always)]
     pub fn read(&self, taken: &Taken, offset: usize, into: &mut [u8]) -> usize {
         let length = into.len().min(taken.length().saturating_sub(offset));
         let start = Header::payload_offset(taken.metadata_length());
@@ -211,7 +214,7 @@ impl Consumer {
     }
 
     /// Gives the slots of a message back. On an spsc ring messages are released in the order in which they were taken.
-    #[inline]
+    #[inline(always)]
     pub fn release(&mut self, taken: Taken) {
         self.messages += 1;
         self.payload_bytes += u64::from(taken.header.length);
@@ -221,7 +224,7 @@ impl Consumer {
         self.line.set_counters(self.messages, self.payload_bytes);
     }
 
-    #[inline]
+    #[inline(always)]
     fn release_slots(&mut self, claim: Claim) {
         match &mut self.end {
             End::Spsc(end) => end.release(claim),
@@ -243,7 +246,7 @@ impl Consumer {
     }
 
     /// Where producers of this ring sleep: to be woken after releasing.
-    #[inline]
+    #[inline(always)]
     pub fn peer_park(&self) -> &Park {
         &self.peer_park
     }

@@ -76,12 +76,12 @@ impl Ring {
         })
     }
 
-    #[inline]
+    #[inline(always)]
     fn tail(&self) -> &AtomicU64 {
         self.ring.u64_at(mpmc::TAIL)
     }
 
-    #[inline]
+    #[inline(always)]
     fn head(&self) -> &AtomicU64 {
         self.ring.u64_at(mpmc::HEAD)
     }
@@ -97,7 +97,7 @@ impl Ring {
     }
 
     /// Whether a member saw a violation.
-    #[inline]
+    #[inline(always)]
     pub(super) fn fault_flag(&self) -> Option<Fault> {
         // Relaxed: a late view only delays the refusal.
         let value = self.ring.u64_at(mpmc::FAULT).load(Ordering::Relaxed);
@@ -115,7 +115,7 @@ impl Ring {
     }
 
     /// Moves head or tail past a claim, unless somebody did already.
-    #[inline]
+    #[inline(always)]
     fn advance(&self, end: &AtomicU64, claim: Claim) {
         // AcqRel: partner of the Acquire loads of head and tail; hands on the word's exchange that came before.
         // Failure, Relaxed: somebody helped; their exchange is as good.
@@ -124,7 +124,7 @@ impl Ring {
     }
 
     /// Claims `n` slots (1 to a quarter of the ring) for writing.
-    #[inline]
+    #[inline(always)]
     pub(super) fn claim(&self, n: u32, owner: u8) -> Result<Claim, TrySendError> {
         for _ in 0..ATTEMPTS_MAX {
             // Acquire: partner of `advance`.
@@ -146,7 +146,7 @@ impl Ring {
     }
 
     /// Looks at the word under the tail; helps a claimer that has not moved the tail yet.
-    #[inline]
+    #[inline(always)]
     fn at_tail(&self, tail: u64, n: u32) -> Result<Found, Fault> {
         let word = self.slots.load(tail);
         let free = self.slots.free_word(tail, 0);
@@ -174,7 +174,7 @@ impl Ring {
     }
 
     /// Publishes one message that spans `n` slots at the start of a claim. Only its owner may call this.
-    #[inline]
+    #[inline(always)]
     pub(super) fn publish(&self, position: u64, n: u32, owner: u8) {
         self.slots.store(
             position,
@@ -191,7 +191,7 @@ impl Ring {
     }
 
     /// Takes the next message: one that a dead consumer left, else the one at the head.
-    #[inline]
+    #[inline(always)]
     pub(super) fn take(&self, owner: u8, scan_from: &mut u64) -> Result<Hold, TryReceiveError> {
         // Acquire: partner of the Release in `hint_returned`.
         let hint = self.ring.u64_at(mpmc::RETURNED).load(Ordering::Acquire);
@@ -244,7 +244,7 @@ impl Ring {
     }
 
     /// Looks at the word under the head; helps a consumer that has not moved the head yet.
-    #[inline]
+    #[inline(always)]
     fn at_head(&self, head: u64) -> Result<Found, Fault> {
         let word = self.slots.load(head);
         let free = self.slots.free_word(head, 0);
@@ -267,7 +267,7 @@ impl Ring {
     }
 
     /// Gives a message back to the producers. Only its holder may call this.
-    #[inline]
+    #[inline(always)]
     pub(super) fn release(&self, claim: Claim) {
         self.slots.free(claim.position, claim.n);
     }
@@ -277,7 +277,7 @@ impl Ring {
     }
 
     /// A word that stops the claim: final if the end still stands there.
-    #[inline]
+    #[inline(always)]
     fn nothing_or_stale(&self, end: &AtomicU64, seen: u64) -> Found {
         // Acquire: partner of `advance`.
         if end.load(Ordering::Acquire) == seen {

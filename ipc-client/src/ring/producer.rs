@@ -85,7 +85,7 @@ impl Producer {
         })
     }
 
-    #[inline]
+    #[inline(always)]
     fn slots(&self) -> &Slots {
         match &self.end {
             End::Spsc(end) => &end.slots,
@@ -94,12 +94,12 @@ impl Producer {
     }
 
     /// Why nothing can be sent any more, if so.
-    #[inline]
+    #[inline(always)]
     pub fn closed(&self) -> Option<Closed> {
         self.memory.closed()
     }
 
-    #[inline]
+    #[inline(always)]
     fn claim(&mut self, n: u32) -> Result<Claim, TrySendError> {
         if let Some(closed) = self.memory.closed() {
             return Err(TrySendError::Closed(closed));
@@ -119,7 +119,7 @@ impl Producer {
         }
     }
 
-    #[inline]
+    #[inline(always)]
     fn publish(&mut self, position: u64, n: u32) {
         match &mut self.end {
             End::Spsc(end) => end.publish(position, n),
@@ -128,7 +128,7 @@ impl Producer {
     }
 
     /// The claim's messages are published: counts them.
-    #[inline]
+    #[inline(always)]
     fn finish(&mut self, claim: Claim, messages: u64, payload_bytes: u64) {
         if let End::Spsc(end) = &mut self.end {
             end.finish(claim);
@@ -139,7 +139,7 @@ impl Producer {
     }
 
     /// Slots for a message of these lengths, or why it can never be sent.
-    #[inline]
+    #[inline(always)]
     fn slots_for(&self, metadata: usize, payload: usize) -> Result<u32, TrySendError> {
         let geometry = &self.slots().geometry;
         if payload > geometry.max_message() {
@@ -157,7 +157,7 @@ impl Producer {
         Ok(u32::try_from(n).unwrap_or(u32::MAX))
     }
 
-    #[inline]
+    #[inline(always)]
     #[allow(clippy::cast_possible_truncation)] // both lengths were bounded by `slots_for`
     fn write_message(&self, position: u64, flags: u16, metadata: &[u8], payload: &[u8]) {
         let slots = self.slots();
@@ -174,7 +174,7 @@ impl Producer {
     }
 
     /// Sends one message, copying it. Returns its sequence: the position of its claim.
-    #[inline]
+    #[inline(always)]
     pub fn try_send(
         &mut self,
         flags: u16,
@@ -301,7 +301,7 @@ impl Producer {
     }
 
     /// Where consumers of this ring sleep: to be woken after sending.
-    #[inline]
+    #[inline(always)]
     pub fn peer_park(&self) -> &Park {
         &self.peer_park
     }

@@ -45,7 +45,7 @@ mod mapped {
 
         /// The eight bytes at this offset. Panics if they lie outside or are not aligned: offsets are constants of
         /// the layout or come from a checked geometry.
-        #[inline]
+        #[inline(always)]
         pub fn u64_at(&self, offset: usize) -> &AtomicU64 {
             assert!(offset.is_multiple_of(8) && offset < self.length && self.length - offset >= 8);
             // SAFETY: in bounds and aligned; the memory is only ever accessed through atomics and copies.
@@ -64,7 +64,7 @@ mod mapped {
         }
 
         /// The four bytes at this offset; panics as [`Self::u64_at`] does.
-        #[inline]
+        #[inline(always)]
         pub fn u32_at(&self, offset: usize) -> &AtomicU32 {
             assert!(offset.is_multiple_of(4) && offset < self.length && self.length - offset >= 4);
             // SAFETY: in bounds, mapped by the contract of `new`.
@@ -74,7 +74,7 @@ mod mapped {
         }
 
         /// Address of an offset, for zero-copy access.
-        #[inline]
+        #[inline(always)]
         pub fn address(&self, offset: usize) -> *mut u8 {
             assert!(offset < self.length);
             // SAFETY: in bounds.
@@ -82,7 +82,7 @@ mod mapped {
         }
 
         /// Copies private bytes into the region.
-        #[inline]
+        #[inline(always)]
         pub fn copy_in(&self, offset: usize, bytes: &[u8]) {
             assert!(offset <= self.length && bytes.len() <= self.length - offset);
             #[cfg(feature = "steps")]
@@ -92,7 +92,7 @@ mod mapped {
         }
 
         /// Copies bytes of the region into private memory.
-        #[inline]
+        #[inline(always)]
         pub fn copy_out(&self, offset: usize, into: &mut [u8]) {
             assert!(offset <= self.length && into.len() <= self.length - offset);
             #[cfg(feature = "steps")]

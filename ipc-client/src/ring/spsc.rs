@@ -92,7 +92,7 @@ impl ProducerEnd {
     }
 
     /// Room for `n` slots at the tail. Nothing is written: a claim that is dropped leaves no trace.
-    #[inline]
+    #[inline(always)]
     pub(super) fn claim(&mut self, n: u32) -> Result<Claim, TrySendError> {
         let slots = self.slots.geometry.slots();
         if self.tail + u64::from(n) - self.head > slots {
@@ -117,7 +117,7 @@ impl ProducerEnd {
     }
 
     /// Publishes one message of a claim; of a batch the first message comes last.
-    #[inline]
+    #[inline(always)]
     pub(super) fn publish(&mut self, position: u64, n: u32) {
         self.slots.store(
             position,
@@ -126,7 +126,7 @@ impl ProducerEnd {
     }
 
     /// Moves the tail past a claim whose messages are published.
-    #[inline]
+    #[inline(always)]
     pub(super) fn finish(&mut self, claim: Claim) {
         self.tail = claim.position + u64::from(claim.n);
         // Release: partner of `position`; for statistics and for the successor.
@@ -161,7 +161,7 @@ impl ConsumerEnd {
 
     /// Looks at the next message. Returns its claim and whether a dead consumer may have seen it. Before the payload is
     /// read it is to be accepted.
-    #[inline]
+    #[inline(always)]
     pub(super) fn peek(&self) -> Result<(Claim, bool), TryReceiveError> {
         let position = self.next;
         let word = self.slots.load(position);
@@ -184,7 +184,7 @@ impl ConsumerEnd {
     }
 
     /// Counts the message that was looked at as taken.
-    #[inline]
+    #[inline(always)]
     pub(super) fn accept(&mut self, claim: Claim) {
         self.next = claim.position + u64::from(claim.n);
         // Relaxed: read only after this process is dead. The fence keeps the compiler from moving reads of the message
@@ -196,7 +196,7 @@ impl ConsumerEnd {
     }
 
     /// Gives the slots of a message back, in the order in which they were taken.
-    #[inline]
+    #[inline(always)]
     pub(super) fn release(&mut self, claim: Claim) {
         // Release: partner of `position`, the reads of the message come before.
         let end = claim.position + u64::from(claim.n);
