@@ -53,6 +53,7 @@ fn send(producer: &mut Producer, batch: usize, messages: u64) {
     }
     let mut group = vec![[0; 8]; batch];
     let mut n = 0;
+    let mut fulls = 0u64;
     while n < messages {
         for (message, number) in group.iter_mut().zip(n..) {
             *message = payload::make(number);
@@ -60,19 +61,23 @@ fn send(producer: &mut Producer, batch: usize, messages: u64) {
         let views: Vec<&[u8]> = group.iter().map(|message| &bytes(message)[..]).collect();
         while producer.try_send_batch(&views).is_err() {
             spin_loop();
+            fulls += 1;
         }
         n += batch as u64;
     }
+    eprintln!("fulls {fulls}");
 }
 
 fn receive(memory: RingMemory, geometry: Geometry, batch: usize, messages: u64) {
     let mut consumer = Consumer::new(memory, geometry, 2).expect("fresh ring");
     let mut message: Payload = [0; 8];
     let mut n = 0;
+    let mut empties = 0u64;
     while n < messages {
         for _ in 0..batch {
             let Ok(taken) = consumer.try_take() else {
                 spin_loop();
+                empties += 1;
                 break;
             };
             assert_eq!(consumer.read(&taken, 0, bytes_mut(&mut message)), 64);
@@ -81,6 +86,7 @@ fn receive(memory: RingMemory, geometry: Geometry, batch: usize, messages: u64) 
             n += 1;
         }
     }
+    eprintln!("empties {empties}");
 }
 
 /// rtrb between two threads, in chunks of `batch`.
@@ -191,7 +197,11 @@ pub(crate) fn solo(kind: Kind, slot_size: u32, batch: usize) {
     for _ in 0..rounds / 100 {
         let start = Instant::now();
         for _ in 0..100 {
-            if batch == 1 { producer.try_send(0, &[], views[0]).unwrap(); } else { producer.try_send_batch(&views).unwrap(); }
+            if batch == 1 {
+                producer.try_send(0, &[], views[0]).unwrap();
+            } else {
+                producer.try_send_batch(&views).unwrap();
+            }
         }
         s += start.elapsed().as_nanos();
         let start = Instant::now();
@@ -205,5 +215,9 @@ pub(crate) fn solo(kind: Kind, slot_size: u32, batch: usize) {
         r += start.elapsed().as_nanos();
     }
     let n = rounds as f64 * batch as f64;
-    println!("{kind:?} slot {slot_size} batch {batch}: send {:.2} ns, receive {:.2} ns", s as f64 / n, r as f64 / n);
+    println!(
+        "{kind:?} slot {slot_size} batch {batch}: send {:.2} ns, receive {:.2} ns",
+        s as f64 / n,
+        r as f64 / n
+    );
 }
