@@ -53,7 +53,6 @@ fn send(producer: &mut Producer, batch: usize, messages: u64) {
     }
     let mut group = vec![[0; 8]; batch];
     let mut n = 0;
-    let mut fulls = 0u64;
     while n < messages {
         for (message, number) in group.iter_mut().zip(n..) {
             *message = payload::make(number);
@@ -61,23 +60,19 @@ fn send(producer: &mut Producer, batch: usize, messages: u64) {
         let views: Vec<&[u8]> = group.iter().map(|message| &bytes(message)[..]).collect();
         while producer.try_send_batch(&views).is_err() {
             spin_loop();
-            fulls += 1;
         }
         n += batch as u64;
     }
-    eprintln!("fulls {fulls}");
 }
 
 fn receive(memory: RingMemory, geometry: Geometry, batch: usize, messages: u64) {
     let mut consumer = Consumer::new(memory, geometry, 2).expect("fresh ring");
     let mut message: Payload = [0; 8];
     let mut n = 0;
-    let mut empties = 0u64;
     while n < messages {
         for _ in 0..batch {
             let Ok(taken) = consumer.try_take() else {
                 spin_loop();
-                empties += 1;
                 break;
             };
             assert_eq!(consumer.read(&taken, 0, bytes_mut(&mut message)), 64);
@@ -86,7 +81,6 @@ fn receive(memory: RingMemory, geometry: Geometry, batch: usize, messages: u64) 
             n += 1;
         }
     }
-    eprintln!("empties {empties}");
 }
 
 /// rtrb between two threads, in chunks of `batch`.
@@ -181,43 +175,4 @@ pub(crate) fn floor_ns() -> f64 {
             median / 500.0
         },
     )
-}
-
-/// SOLO
-pub(crate) fn solo(kind: Kind, slot_size: u32, batch: usize) {
-    let geometry = Geometry::new(Some(4096), Some(slot_size), Some(64)).expect("valid geometry");
-    let memory = ring_memory(kind, &geometry);
-    let mut producer = Producer::new(memory.clone(), geometry, 1).expect("fresh ring");
-    let mut consumer = Consumer::new(memory, geometry, 2).expect("fresh ring");
-    let msgs = vec![payload::make(1); batch];
-    let mut message: Payload = [0; 8];
-    let views: Vec<&[u8]> = msgs.iter().map(|message| &bytes(message)[..]).collect();
-    let rounds = 200_000;
-    let (mut s, mut r) = (0, 0);
-    for _ in 0..rounds / 100 {
-        let start = Instant::now();
-        for _ in 0..100 {
-            if batch == 1 {
-                producer.try_send(0, &[], views[0]).unwrap();
-            } else {
-                producer.try_send_batch(&views).unwrap();
-            }
-        }
-        s += start.elapsed().as_nanos();
-        let start = Instant::now();
-        for _ in 0..100 {
-            for _ in 0..batch {
-                let taken = consumer.try_take().unwrap();
-                consumer.read(&taken, 0, bytes_mut(&mut message));
-                consumer.release(taken);
-            }
-        }
-        r += start.elapsed().as_nanos();
-    }
-    let n = rounds as f64 * batch as f64;
-    println!(
-        "{kind:?} slot {slot_size} batch {batch}: send {:.2} ns, receive {:.2} ns",
-        s as f64 / n,
-        r as f64 / n
-    );
 }

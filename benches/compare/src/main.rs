@@ -64,45 +64,6 @@ fn main() {
     let pairs: usize = arguments.next().and_then(|text| text.parse().ok()).unwrap_or(15);
     let slots: u32 = arguments.next().and_then(|text| text.parse().ok()).unwrap_or(4096);
     let messages = 4_000_000;
-    if which == "pf" {
-        for round in 0..2 {
-            for (r, w) in [(0, 0); 3] {
-                let f = contenders::floor_ns();
-                let mut a: Vec<f64> = (0..5)
-                    .map(|_| contenders::ringmain(Kind::Spsc, slots, 80, 16, messages) / 1e6)
-                    .collect();
-                let mut a2: Vec<f64> = (0..5)
-                    .map(|_| contenders::ringmain(Kind::Spsc, slots, 128, 16, messages) / 1e6)
-                    .collect();
-                let mut b: Vec<f64> = (0..3)
-                    .map(|_| contenders::ringmain(Kind::Mpmc, slots, 80, 1, messages / 4) / 1e6)
-                    .collect();
-                let mut b2: Vec<f64> = (0..3)
-                    .map(|_| contenders::ringmain(Kind::Mpmc, slots, 128, 1, messages / 4) / 1e6)
-                    .collect();
-                println!(
-                    "r {r} w {w} floor {f:.0}: spsc80 {:.1} spsc128 {:.1} mpmc80 {:.1} mpmc128 {:.1}",
-                    median(&a),
-                    median(&a2),
-                    median(&b),
-                    median(&b2)
-                );
-            }
-        }
-    }
-    if which == "solo1" { for _ in 0..40 { contenders::solo(Kind::Spsc, 128, 16); } }
-    if which == "run1" { for _ in 0..10 { println!("{:.1}", contenders::ringmain(Kind::Spsc, slots, 128, 16, messages)/1e6); } }
-    if which == "solo" {
-        for (k, ss, b) in [
-            (Kind::Spsc, 80, 16),
-            (Kind::Spsc, 128, 16),
-            (Kind::Spsc, 128, 1),
-            (Kind::Mpmc, 80, 1),
-            (Kind::Mpmc, 128, 1),
-        ] {
-            contenders::solo(k, ss, b);
-        }
-    }
     if which == "all" || which == "rtrb" {
         for slot_size in [80, 128] {
             let result = compare(

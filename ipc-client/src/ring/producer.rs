@@ -197,9 +197,8 @@ impl Producer {
             return Ok(self.position());
         }
         let claim = self.claim(u32::try_from(total).unwrap_or(u32::MAX))?;
-        let slots_of = |payload: &[u8]| {
-            u32::try_from(geometry.slots_for(payload.len())).unwrap_or(u32::MAX)
-        };
+        let slots_of =
+            |payload: &[u8]| u32::try_from(geometry.slots_for(payload.len())).unwrap_or(u32::MAX);
         // The bytes upwards, as the processor's prefetchers like it ...
         let mut position = claim.position;
         for payload in payloads {
