@@ -3,4 +3,5 @@
 pub mod layout;
 pub mod protocol;
 pub mod sync;
+#[cfg(not(loom))]
 pub mod sys;
