@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::attachment::Attachment;
-use crate::ring::{self, HandleLine, Kernel, Park, sleep_once, wake_sleepers};
+use crate::ring::{self, HandleLine, Park, sleep_once};
 use crate::sys::clock::monotonic_ns;
 use crate::wait::{SPIN_ALONE_NS, Step, Wait};
 

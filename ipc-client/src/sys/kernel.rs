@@ -28,6 +28,11 @@ impl HostKernel {
         }
     }
 
+    /// Whether the heavy barrier is a membarrier, which is a fence on this thread, too.
+    pub fn is_membarrier(&self) -> bool {
+        self.wake_mode == WakeMode::Membarrier
+    }
+
     /// Whether a sleep on this ring is safe: a process that cannot issue membarrier has to poll instead.
     pub fn may_park(&self) -> bool {
         self.may_park
