@@ -27,9 +27,7 @@ pub use client::{
     default_socket,
 };
 pub use layout::metadata::{Metadata, MetadataError, TraceId};
-pub use protocol::{
-    ErrorCode, HandleInfo, Kind, QueueInfo, QueueSpec, Role, Status, WakeMode,
-};
+pub use protocol::{ErrorCode, HandleInfo, Kind, QueueInfo, QueueSpec, Role, Status, WakeMode};
 pub use ring::{Closed, Fault, Invariant};
 #[cfg(not(loom))]
 pub use sys::affinity;

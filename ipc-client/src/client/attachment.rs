@@ -52,7 +52,10 @@ impl Attachment {
         role: Role,
         policy: WaitPolicy,
     ) -> Result<(Self, RingMemory), ClientError> {
-        let request = Request::Attach { name: queue.to_owned(), role };
+        let request = Request::Attach {
+            name: queue.to_owned(),
+            role,
+        };
         let (attached, descriptors, lost) = client.attach(&request)?;
         let key = attached.key;
         Self::open(client, queue, role, policy, *attached, descriptors, lost).inspect_err(|_| {
@@ -126,7 +129,9 @@ impl Attachment {
     /// Tells the daemon, once and in the background, that the ring is damaged.
     pub(crate) fn report(&self, fault: &Fault) {
         if self.reported.set(()).is_ok() {
-            self.client.background.report(&self.client, self.key, fault.to_string());
+            self.client
+                .background
+                .report(&self.client, self.key, fault.to_string());
         }
     }
 
@@ -143,17 +148,12 @@ impl Attachment {
     #[cold]
     #[inline(never)]
     fn wake_slow(&mut self, park: &Park, count: u32) {
-        self.wake(park, count);
+        wake_sleepers(park, &self.kernel, count);
         for sleeper in park.sleepers() {
             if let Some((doorbell, bit)) = park.doorbell_of(sleeper) {
                 self.ring_doorbell(doorbell, bit);
             }
         }
-    }
-
-    /// Wakes those who sleep on the ring's own event word.
-    pub(crate) fn wake(&self, park: &Park, count: u32) {
-        wake_sleepers(park, &self.kernel, count);
     }
 
     fn ring_doorbell(&mut self, doorbell: u32, bit: u32) {
@@ -230,7 +230,10 @@ fn map_all(
             producer: region(Memory::ProducerPage)?,
             consumer: region(Memory::ConsumerPage)?,
         },
-        Kind::Mpmc => RingMemory::Mpmc { control, ring: region(Memory::Ring)? },
+        Kind::Mpmc => RingMemory::Mpmc {
+            control,
+            ring: region(Memory::Ring)?,
+        },
     };
     Ok(Mapped { memory, mappings })
 }
@@ -238,7 +241,11 @@ fn map_all(
 /// Bytes of a region and what this role may do there.
 fn shape(memory: Memory, role: Role, kind: Kind, geometry: &Geometry) -> (usize, Access) {
     let writable_by = |writer: Role| {
-        if role == writer { Access::ReadWrite } else { Access::ReadOnly }
+        if role == writer {
+            Access::ReadWrite
+        } else {
+            Access::ReadOnly
+        }
     };
     match memory {
         Memory::Control => (PAGE_BYTES, Access::ReadOnly),

@@ -163,7 +163,9 @@ impl Inner {
         }
         let result = match state.connected() {
             // A handle that the daemon does not know any more is none to be given back: that answer is as good.
-            true => self.converse(&mut state, &Request::Detach { handle }, &[], timeout).map(|_| ()),
+            true => self
+                .converse(&mut state, &Request::Detach { handle }, &[], timeout)
+                .map(|_| ()),
             // The `Hello` names the handles that are still in use: this one is not among them.
             false => self.open(&mut state, timeout),
         };
@@ -205,7 +207,10 @@ impl Inner {
                 }
             }
         }
-        let source = io::Error::new(io::ErrorKind::ConnectionReset, "the daemon closed the connection");
+        let source = io::Error::new(
+            io::ErrorKind::ConnectionReset,
+            "the daemon closed the connection",
+        );
         Err(self.unavailable(source))
     }
 
@@ -217,11 +222,18 @@ impl Inner {
         descriptors: &[BorrowedFd<'_>],
         timeout: Duration,
     ) -> Result<(Reply, Vec<OwnedFd>), Broken> {
-        let State { socket: Some(socket), buffer, .. } = state else {
+        let State {
+            socket: Some(socket),
+            buffer,
+            ..
+        } = state
+        else {
             return Err(Broken::Gone { sent: false });
         };
         let protocol = |text: String| Broken::Final(ClientError::Protocol(text));
-        let frame = CONTROL.encode(request).map_err(|error| protocol(error.to_string()))?;
+        let frame = CONTROL
+            .encode(request)
+            .map_err(|error| protocol(error.to_string()))?;
         set_timeout(socket, timeout).map_err(|error| Broken::Final(error.into()))?;
         match send_packet(socket.as_fd(), &frame, descriptors, Blocking::Wait) {
             Ok(()) => {}
@@ -231,17 +243,18 @@ impl Inner {
             }
             Err(error) => return Err(Broken::Final(error.into())),
         }
-        let received = receive_packet(socket.as_fd(), buffer, Blocking::Wait).map_err(|error| {
-            match error {
-                ReceiveError::Closed => Broken::Gone { sent: true },
-                ReceiveError::WouldBlock => Broken::Final(self.no_answer(timeout)),
-                ReceiveError::Io(error) => Broken::Final(error.into()),
-                ReceiveError::DescriptorsLost => {
-                    Broken::Final(io::Error::other(error.to_string()).into())
-                }
-                other => Broken::Final(ClientError::Protocol(other.to_string())),
-            }
-        })?;
+        let received =
+            receive_packet(socket.as_fd(), buffer, Blocking::Wait).map_err(
+                |error| match error {
+                    ReceiveError::Closed => Broken::Gone { sent: true },
+                    ReceiveError::WouldBlock => Broken::Final(self.no_answer(timeout)),
+                    ReceiveError::Io(error) => Broken::Final(error.into()),
+                    ReceiveError::DescriptorsLost => {
+                        Broken::Final(io::Error::other(error.to_string()).into())
+                    }
+                    other => Broken::Final(ClientError::Protocol(other.to_string())),
+                },
+            )?;
         let reply = CONTROL
             .decode::<Reply>(&buffer[..received.length])
             .map_err(|error| protocol(error.to_string()))?;
@@ -250,7 +263,9 @@ impl Inner {
 
     /// Connects and says hello, naming the handles in use; those that the daemon does not know are marked.
     fn open(&self, state: &mut State, timeout: Duration) -> Result<(), Broken> {
-        let socket = self.dial(timeout).map_err(|error| Broken::Final(self.unavailable(error)))?;
+        let socket = self
+            .dial(timeout)
+            .map_err(|error| Broken::Final(self.unavailable(error)))?;
         state.socket = Some(socket);
         let hello = Request::Hello {
             client_version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -295,14 +310,19 @@ impl Inner {
 
     fn dial(&self, timeout: Duration) -> io::Result<OwnedFd> {
         let address = UnixAddr::new(&self.socket_path)?;
-        let socket =
-            socket(AddressFamily::Unix, SockType::SeqPacket, SockFlag::SOCK_CLOEXEC, None)?;
+        let socket = socket(
+            AddressFamily::Unix,
+            SockType::SeqPacket,
+            SockFlag::SOCK_CLOEXEC,
+            None,
+        )?;
         set_timeout(&socket, timeout)?;
         // A full backlog makes connect wait, at most for the send time-out.
         connect(socket.as_raw_fd(), &address).map_err(|errno| match errno {
-            nix::errno::Errno::EAGAIN | nix::errno::Errno::EINPROGRESS => {
-                io::Error::new(io::ErrorKind::TimedOut, "too many clients are waiting to connect")
-            }
+            nix::errno::Errno::EAGAIN | nix::errno::Errno::EINPROGRESS => io::Error::new(
+                io::ErrorKind::TimedOut,
+                "too many clients are waiting to connect",
+            ),
             errno => errno.into(),
         })?;
         Ok(socket)
@@ -321,7 +341,10 @@ impl Inner {
                 Err(Broken::Gone { .. }) => {}
             }
         }
-        let source = io::Error::new(io::ErrorKind::ConnectionReset, "the daemon closed the connection");
+        let source = io::Error::new(
+            io::ErrorKind::ConnectionReset,
+            "the daemon closed the connection",
+        );
         Err(self.unavailable(source))
     }
 
@@ -350,7 +373,10 @@ impl Inner {
     }
 
     fn unavailable(&self, source: io::Error) -> ClientError {
-        ClientError::Unavailable { socket: self.socket_path.clone(), source }
+        ClientError::Unavailable {
+            socket: self.socket_path.clone(),
+            source,
+        }
     }
 
     fn no_answer(&self, timeout: Duration) -> ClientError {
@@ -362,7 +388,9 @@ impl Inner {
 impl State {
     /// Whether there is a connection that the daemon has not closed, as far as can be told without waiting.
     fn connected(&mut self) -> bool {
-        let Some(socket) = &self.socket else { return false };
+        let Some(socket) = &self.socket else {
+            return false;
+        };
         // A hang-up is reported without being asked for.
         let mut watched = [PollFd::new(socket.as_fd(), PollFlags::empty())];
         let closed = match poll(&mut watched, PollTimeout::ZERO) {
@@ -380,7 +408,11 @@ impl State {
 /// An answer that does not fit its request.
 pub(crate) fn unexpected(reply: &Reply) -> ClientError {
     let mut text = format!("{reply:?}");
-    text.truncate(text.char_indices().nth(100).map_or(text.len(), |(at, _)| at));
+    text.truncate(
+        text.char_indices()
+            .nth(100)
+            .map_or(text.len(), |(at, _)| at),
+    );
     ClientError::Protocol(text)
 }
 

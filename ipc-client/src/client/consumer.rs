@@ -29,11 +29,11 @@ use crate::wait::WaitPolicy;
 #[derive(Debug)]
 pub struct Consumer {
     // Before the attachment, which owns the mappings: fields are dropped in this order.
-    pub(super) ring: ring::Consumer,
-    pub(super) attachment: Attachment,
+    pub(crate) ring: ring::Consumer,
+    pub(crate) attachment: Attachment,
     /// Messages taken but not given out yet, the next one last. Filled by batches, emptied by them, unless the closure
     /// of a batch panics.
-    pub(super) pending: Vec<Taken>,
+    pub(crate) pending: Vec<Taken>,
     /// `Send`, not `Sync`.
     not_sync: PhantomData<Cell<()>>,
 }
@@ -58,7 +58,12 @@ impl Consumer {
     ) -> Result<Self, ClientError> {
         let (attachment, memory) = Attachment::new(client, queue, Role::Consume, policy)?;
         let ring = ring::Consumer::new(memory, attachment.geometry, attachment.key.handle)?;
-        Ok(Self { ring, attachment, pending: Vec::new(), not_sync: PhantomData })
+        Ok(Self {
+            ring,
+            attachment,
+            pending: Vec::new(),
+            not_sync: PhantomData,
+        })
     }
 
     /// Name of the queue.
@@ -172,12 +177,15 @@ impl Consumer {
         timeout: Option<Duration>,
         mut attempt: impl FnMut(&mut ring::Consumer) -> Result<T, TryReceiveError>,
     ) -> Result<T, ReceiveError> {
-        let waited = wait_for(&mut self.attachment, &mut self.ring, timeout, |ring| {
-            match attempt(ring) {
+        let waited = wait_for(
+            &mut self.attachment,
+            &mut self.ring,
+            timeout,
+            |ring| match attempt(ring) {
                 Err(TryReceiveError::Empty) => None,
                 result => Some(result),
-            }
-        });
+            },
+        );
         match waited {
             Ok(Ok(taken)) => Ok(taken),
             Ok(Err(error)) => Err(self.explain(error)),
@@ -187,19 +195,26 @@ impl Consumer {
     }
 
     #[inline]
-    fn copy_out(&mut self, taken: Taken, buffer: &mut Vec<u8>) -> Received {
+    pub(crate) fn copy_out(&mut self, taken: Taken, buffer: &mut Vec<u8>) -> Received {
         let length = taken.length();
         // Only what the buffer grows by is filled with zeros first.
         buffer.resize(length, 0);
         self.ring.read(&taken, 0, buffer);
-        let received =
-            Received { sequence: taken.sequence(), length, redelivered: taken.redelivered() };
+        let received = Received {
+            sequence: taken.sequence(),
+            length,
+            redelivered: taken.redelivered(),
+        };
         self.release(taken);
         received
     }
 
     pub(super) fn message<'a>(&'a self, taken: &'a Taken) -> Message<'a> {
-        Message { ring: &self.ring, taken, mark: self.attachment.mark() }
+        Message {
+            ring: &self.ring,
+            taken,
+            mark: self.attachment.mark(),
+        }
     }
 
     /// Gives a message's slots back and wakes the producers that wait for them. Nothing in a forked child.
@@ -213,7 +228,7 @@ impl Consumer {
     }
 
     #[cold]
-    pub(super) fn explain(&self, error: TryReceiveError) -> ReceiveError {
+    pub(crate) fn explain(&self, error: TryReceiveError) -> ReceiveError {
         match error {
             TryReceiveError::Empty if self.attachment.is_lost() => {
                 ReceiveError::Closed(Closed::Deleted)

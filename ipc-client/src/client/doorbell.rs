@@ -45,7 +45,11 @@ struct Bell {
 impl Bell {
     fn map(memory: BorrowedFd<'_>, eventfd: EventFd, mark: ForkMark) -> io::Result<Self> {
         let mapping = Mapping::map(memory, BYTES, Access::ReadWrite, Populate::Now)?;
-        Ok(Self { mapping: ManuallyDrop::new(mapping), eventfd, mark })
+        Ok(Self {
+            mapping: ManuallyDrop::new(mapping),
+            eventfd,
+            mark,
+        })
     }
 
     fn region(&self) -> Region {
@@ -54,7 +58,9 @@ impl Bell {
     }
 
     fn ring(&self, bit: u32) {
-        let Some((word, mask)) = place(bit) else { return };
+        let Some((word, mask)) = place(bit) else {
+            return;
+        };
         let region = self.region();
         // AcqRel: partner of the swap in `take_pending`; what was published before is seen by who takes the bit, also
         // when the bit was set already.
@@ -169,7 +175,10 @@ impl OwnDoorbell {
     /// Its owner looks at the pending bits itself.
     pub(crate) fn awake(&self) {
         // Relaxed: a ringer that still sees the old mode wakes for nothing.
-        self.bell.region().u32_at(MODE).store(MODE_AWAKE, Ordering::Relaxed);
+        self.bell
+            .region()
+            .u32_at(MODE)
+            .store(MODE_AWAKE, Ordering::Relaxed);
     }
 
     fn before_sleep(&self, region: &Region, mode: u32) -> bool {
@@ -210,7 +219,9 @@ mod tests {
     fn bells() -> (OwnDoorbell, PeerDoorbell) {
         let mark = ForkMark::get().expect("a page is there");
         let own = OwnDoorbell::new(mark).expect("memory is there");
-        let [memory, eventfd] = own.descriptors().map(|fd| fd.try_clone_to_owned().expect("dup"));
+        let [memory, eventfd] = own
+            .descriptors()
+            .map(|fd| fd.try_clone_to_owned().expect("dup"));
         let peer = PeerDoorbell::open(7, memory, eventfd, mark).expect("what was made fits");
         (own, peer)
     }

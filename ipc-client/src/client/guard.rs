@@ -28,7 +28,11 @@ pub enum ReadMetadataError {
 
 impl<'a> Message<'a> {
     fn check(&self) -> Result<(), ReceiveError> {
-        if self.mark.is_forked() { Err(ReceiveError::UsedAfterFork) } else { Ok(()) }
+        if self.mark.is_forked() {
+            Err(ReceiveError::UsedAfterFork)
+        } else {
+            Ok(())
+        }
     }
 
     /// Payload bytes.
@@ -123,12 +127,17 @@ pub struct Guard<'a> {
 }
 
 impl<'a> Guard<'a> {
-    pub(super) fn new(consumer: &'a mut Consumer, taken: Taken) -> Self {
-        Self { consumer, taken: Some(taken) }
+    pub(crate) fn new(consumer: &'a mut Consumer, taken: Taken) -> Self {
+        Self {
+            consumer,
+            taken: Some(taken),
+        }
     }
 
     fn message(&self) -> Message<'_> {
-        let Some(taken) = &self.taken else { unreachable!("a guard holds its message until it is dropped") };
+        let Some(taken) = &self.taken else {
+            unreachable!("a guard holds its message until it is dropped")
+        };
         self.consumer.message(taken)
     }
 

@@ -13,6 +13,15 @@ mod reservation;
 mod selector;
 mod waiting;
 
+/// What [`crate::async_io`] builds on.
+#[cfg(feature = "tokio")]
+pub(crate) mod internal {
+    pub(crate) use super::attachment::Attachment;
+    pub(crate) use super::doorbell::OwnDoorbell;
+    pub(crate) use super::selector::bind_doorbell;
+    pub(crate) use super::waiting::{Side, pass_on};
+}
+
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -84,7 +93,9 @@ impl Client {
     /// # Errors
     /// See [`Client`].
     pub fn connect(path: impl AsRef<Path>) -> Result<Self, ClientError> {
-        Ok(Self { inner: Inner::connect(path.as_ref().to_path_buf())? })
+        Ok(Self {
+            inner: Inner::connect(path.as_ref().to_path_buf())?,
+        })
     }
 
     /// Connects to the daemon at [`default_socket`].
@@ -110,7 +121,10 @@ impl Client {
     /// # Errors
     /// See [`Client`]; codes `Exists`, `Invalid`, `Limit`, `NotPermitted`.
     pub fn create_queue(&self, name: &str, spec: QueueSpec) -> Result<QueueInfo, ClientError> {
-        let request = Request::CreateQueue { name: name.to_owned(), spec };
+        let request = Request::CreateQueue {
+            name: name.to_owned(),
+            spec,
+        };
         match self.inner.request_once(&request, ErrorCode::Exists)? {
             Some(answer) => queue(answer.reply),
             None => self.queue_info(name),
@@ -122,7 +136,9 @@ impl Client {
     /// # Errors
     /// See [`Client`]; codes `NotFound`, `NotPermitted`.
     pub fn delete_queue(&self, name: &str) -> Result<(), ClientError> {
-        let request = Request::DeleteQueue { name: name.to_owned() };
+        let request = Request::DeleteQueue {
+            name: name.to_owned(),
+        };
         match self.inner.request_once(&request, ErrorCode::NotFound)? {
             Some(answer) => done(&answer.reply),
             None => Ok(()),
@@ -134,7 +150,9 @@ impl Client {
     /// # Errors
     /// See [`Client`]; codes `NotFound`, `NotPermitted`, `Busy`.
     pub fn purge_queue(&self, name: &str) -> Result<u64, ClientError> {
-        let answer = self.inner.request(&Request::PurgeQueue { name: name.to_owned() })?;
+        let answer = self.inner.request(&Request::PurgeQueue {
+            name: name.to_owned(),
+        })?;
         match answer.reply {
             Reply::Purged { messages } => Ok(messages),
             reply => Err(unexpected(&reply)),
@@ -148,9 +166,15 @@ impl Client {
     pub fn list_queues(&self) -> Result<Vec<QueueInfo>, ClientError> {
         let mut queues: Vec<QueueInfo> = Vec::new();
         loop {
-            let after = queues.last().map_or_else(String::new, |last| last.name.clone());
-            let answer = self.inner.request(&Request::ListQueues { after: after.clone() })?;
-            let Reply::Queues(page) = answer.reply else { return Err(unexpected(&answer.reply)) };
+            let after = queues
+                .last()
+                .map_or_else(String::new, |last| last.name.clone());
+            let answer = self.inner.request(&Request::ListQueues {
+                after: after.clone(),
+            })?;
+            let Reply::Queues(page) = answer.reply else {
+                return Err(unexpected(&answer.reply));
+            };
             // Ascending names: a daemon that does not come to an end is noticed.
             match page.first() {
                 None => return Ok(queues),
@@ -168,7 +192,13 @@ impl Client {
     /// # Errors
     /// See [`Client`]; codes `NotFound`, `NotPermitted`.
     pub fn queue_info(&self, name: &str) -> Result<QueueInfo, ClientError> {
-        queue(self.inner.request(&Request::QueueInfo { name: name.to_owned() })?.reply)
+        queue(
+            self.inner
+                .request(&Request::QueueInfo {
+                    name: name.to_owned(),
+                })?
+                .reply,
+        )
     }
 
     /// The daemon itself.
@@ -189,9 +219,15 @@ impl Client {
     pub fn upgrade(&self, binary: Option<&Path>) -> Result<(), ClientError> {
         let binary = match binary {
             None => String::new(),
-            Some(path) => std::path::absolute(path)?.into_os_string().into_string().map_err(|_| {
-                std::io::Error::new(std::io::ErrorKind::InvalidInput, "the binary's path is not UTF-8")
-            })?,
+            Some(path) => std::path::absolute(path)?
+                .into_os_string()
+                .into_string()
+                .map_err(|_| {
+                    std::io::Error::new(
+                        std::io::ErrorKind::InvalidInput,
+                        "the binary's path is not UTF-8",
+                    )
+                })?,
         };
         done(&self.inner.request(&Request::Upgrade { binary })?.reply)
     }
@@ -250,3 +286,25 @@ fn queue(reply: Reply) -> Result<QueueInfo, ClientError> {
         reply => Err(unexpected(&reply)),
     }
 }
+
+/// Handles may move between threads and are used by one at a time; the client may be shared.
+const _: () = {
+    const fn send<T: Send>() {}
+    const fn sync<T: Sync>() {}
+    send::<Client>();
+    sync::<Client>();
+    send::<Producer>();
+    send::<Consumer>();
+    send::<Selector>();
+
+    /// Ambiguous, and therefore no program, if `T` is `Sync`.
+    trait NotSync<Marker> {
+        const OK: () = ();
+    }
+    impl<T: ?Sized> NotSync<()> for T {}
+    struct IsSync;
+    impl<T: ?Sized + Sync> NotSync<IsSync> for T {}
+    let () = <Producer as NotSync<_>>::OK;
+    let () = <Consumer as NotSync<_>>::OK;
+    let () = <Selector as NotSync<_>>::OK;
+};

@@ -30,8 +30,8 @@ use crate::wait::WaitPolicy;
 #[derive(Debug)]
 pub struct Producer {
     // Before the attachment, which owns the mappings: fields are dropped in this order.
-    pub(super) ring: ring::Producer,
-    pub(super) attachment: Attachment,
+    pub(crate) ring: ring::Producer,
+    pub(crate) attachment: Attachment,
     metadata: Vec<u8>,
     /// `Send`, not `Sync`.
     not_sync: PhantomData<Cell<()>>,
@@ -45,7 +45,12 @@ impl Producer {
     ) -> Result<Self, ClientError> {
         let (attachment, memory) = Attachment::new(client, queue, Role::Produce, policy)?;
         let ring = ring::Producer::new(memory, attachment.geometry, attachment.key.handle)?;
-        Ok(Self { ring, attachment, metadata: Vec::new(), not_sync: PhantomData })
+        Ok(Self {
+            ring,
+            attachment,
+            metadata: Vec::new(),
+            not_sync: PhantomData,
+        })
     }
 
     /// Name of the queue.
@@ -99,11 +104,7 @@ impl Producer {
     }
 
     #[inline]
-    fn send_within(
-        &mut self,
-        payload: &[u8],
-        timeout: Option<Duration>,
-    ) -> Result<u64, SendError> {
+    fn send_within(&mut self, payload: &[u8], timeout: Option<Duration>) -> Result<u64, SendError> {
         self.wait(timeout, 1, |ring| ring.try_send(0, &[], payload))
     }
 
@@ -177,7 +178,9 @@ impl Producer {
     /// # Errors
     /// See [`Producer`].
     pub fn send_batch(&mut self, payloads: &[&[u8]]) -> Result<u64, SendError> {
-        self.wait(None, messages(payloads), |ring| ring.try_send_batch(payloads))
+        self.wait(None, messages(payloads), |ring| {
+            ring.try_send_batch(payloads)
+        })
     }
 
     /// As [`Self::try_send_batch`]; waits for room for all of them at most this long.
@@ -189,7 +192,9 @@ impl Producer {
         payloads: &[&[u8]],
         timeout: Duration,
     ) -> Result<u64, SendError> {
-        self.wait(Some(timeout), messages(payloads), |ring| ring.try_send_batch(payloads))
+        self.wait(Some(timeout), messages(payloads), |ring| {
+            ring.try_send_batch(payloads)
+        })
     }
 
     /// Claims a slot for a message of at most `length` bytes, to be written in place. The message must fit one slot.
@@ -241,12 +246,15 @@ impl Producer {
         if self.attachment.is_forked() {
             return Err(SendError::UsedAfterFork);
         }
-        let waited = wait_for(&mut self.attachment, &mut self.ring, timeout, |ring| {
-            match attempt(ring) {
+        let waited = wait_for(
+            &mut self.attachment,
+            &mut self.ring,
+            timeout,
+            |ring| match attempt(ring) {
                 Err(TrySendError::Full) => None,
                 result => Some(result),
-            }
-        });
+            },
+        );
         match waited {
             Ok(Ok(sent)) => {
                 self.wake(messages);
@@ -259,7 +267,7 @@ impl Producer {
     }
 
     #[inline]
-    fn after_try(
+    pub(crate) fn after_try(
         &mut self,
         sent: Result<u64, TrySendError>,
         messages: u32,
@@ -295,13 +303,25 @@ impl Producer {
 
     fn encode(&mut self, metadata: &Metadata) -> Result<(), SendError> {
         self.metadata.clear();
-        metadata.encode(&mut self.metadata).map_err(|error| match error {
-            MetadataError::TooLong(length) => {
-                SendError::TooLarge { length, max: usize::from(u16::MAX) }
-            }
-            _ => SendError::InvalidMetadata,
-        })
+        encode(metadata, &mut self.metadata)
     }
+
+    /// Metadata in a buffer of its own, for a future that may be dropped.
+    #[cfg(feature = "tokio")]
+    pub(crate) fn encoded(&self, metadata: &Metadata) -> Result<Vec<u8>, SendError> {
+        let mut encoded = Vec::new();
+        encode(metadata, &mut encoded).map(|()| encoded)
+    }
+}
+
+fn encode(metadata: &Metadata, into: &mut Vec<u8>) -> Result<(), SendError> {
+    metadata.encode(into).map_err(|error| match error {
+        MetadataError::TooLong(length) => SendError::TooLarge {
+            length,
+            max: usize::from(u16::MAX),
+        },
+        _ => SendError::InvalidMetadata,
+    })
 }
 
 fn messages(payloads: &[&[u8]]) -> u32 {

@@ -17,7 +17,11 @@ pub struct Reservation<'a> {
 impl<'a> Reservation<'a> {
     pub(super) fn new(producer: &'a mut Producer, reserved: Reserved) -> Self {
         let capacity = reserved.capacity();
-        Self { producer, reserved: Some(reserved), capacity }
+        Self {
+            producer,
+            reserved: Some(reserved),
+            capacity,
+        }
     }
 
     /// Payload bytes that fit: at least what was asked for.
@@ -34,11 +38,16 @@ impl<'a> Reservation<'a> {
         if self.producer.attachment.is_forked() {
             return Err(SendError::UsedAfterFork);
         }
-        let Some(reserved) = &self.reserved else { return Ok(()) };
-        self.producer.ring.write(reserved, offset, bytes).map_err(|_| SendError::TooLarge {
-            length: offset.saturating_add(bytes.len()),
-            max: self.capacity,
-        })
+        let Some(reserved) = &self.reserved else {
+            return Ok(());
+        };
+        self.producer
+            .ring
+            .write(reserved, offset, bytes)
+            .map_err(|_| SendError::TooLarge {
+                length: offset.saturating_add(bytes.len()),
+                max: self.capacity,
+            })
     }
 
     /// Address of the payload: [`Self::capacity`] bytes, aligned to 16 if the slot size is a multiple of 32, else
@@ -77,7 +86,10 @@ impl<'a> Reservation<'a> {
             return Err(SendError::UsedAfterFork);
         }
         if length > self.capacity {
-            return Err(SendError::TooLarge { length, max: self.capacity });
+            return Err(SendError::TooLarge {
+                length,
+                max: self.capacity,
+            });
         }
         let Some(reserved) = self.reserved.take() else {
             unreachable!("only commit and drop take the reservation, and both consume it")

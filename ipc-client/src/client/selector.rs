@@ -98,6 +98,30 @@ impl Member {
     }
 }
 
+/// Makes a doorbell known to the daemon; returns its number.
+fn register_doorbell(client: &Inner, doorbell: &OwnDoorbell) -> Result<u32, ClientError> {
+    let answer = client.request_with(&Request::RegisterDoorbell, &doorbell.descriptors())?;
+    match answer.reply {
+        Reply::Doorbell { doorbell } => Ok(doorbell),
+        reply => Err(unexpected(&reply)),
+    }
+}
+
+/// Makes a doorbell known to the daemon and binds it to one handle; returns its number.
+#[cfg(feature = "tokio")]
+pub(crate) fn bind_doorbell(
+    attachment: &super::attachment::Attachment,
+    doorbell: &OwnDoorbell,
+) -> Result<u32, ClientError> {
+    let client = &attachment.client;
+    let doorbell = register_doorbell(client, doorbell)?;
+    client.request(&Request::BindDoorbell {
+        handle: attachment.key,
+        doorbell,
+    })?;
+    Ok(doorbell)
+}
+
 impl Selector {
     /// Most queues of one selector.
     pub const QUEUES_MAX: usize = QUEUES_MAX;
@@ -109,11 +133,15 @@ impl Selector {
     pub fn new(client: &Client) -> Result<Self, ClientError> {
         let client = Arc::clone(client.inner());
         let doorbell = OwnDoorbell::new(client.mark())?;
-        let answer = client.request_with(&Request::RegisterDoorbell, &doorbell.descriptors())?;
-        let Reply::Doorbell { doorbell: doorbell_id } = answer.reply else {
-            return Err(unexpected(&answer.reply));
-        };
-        Ok(Self { client, doorbell, doorbell_id, members: Vec::new(), awake: Vec::new(), polled: 0 })
+        let doorbell_id = register_doorbell(&client, &doorbell)?;
+        Ok(Self {
+            client,
+            doorbell,
+            doorbell_id,
+            members: Vec::new(),
+            awake: Vec::new(),
+            polled: 0,
+        })
     }
 
     /// Queues in it.
@@ -133,16 +161,26 @@ impl Selector {
     /// # Errors
     /// The daemon refuses or does not answer; [`Self::QUEUES_MAX`] queues are in it. The consumer is dropped then.
     pub fn add(&mut self, consumer: Consumer) -> Result<Token, ClientError> {
-        let free = self.members.iter().position(Option::is_none).unwrap_or(self.members.len());
+        let free = self
+            .members
+            .iter()
+            .position(Option::is_none)
+            .unwrap_or(self.members.len());
         let bit = u32::try_from(free).unwrap_or(u32::MAX);
         if free >= QUEUES_MAX {
             let text = format!("a selector takes at most {QUEUES_MAX} queues");
             return Err(std::io::Error::new(std::io::ErrorKind::InvalidInput, text).into());
         }
         let handle = consumer.attachment.key;
-        self.client.request(&Request::BindDoorbell { handle, doorbell: self.doorbell_id })?;
+        self.client.request(&Request::BindDoorbell {
+            handle,
+            doorbell: self.doorbell_id,
+        })?;
         consumer.ring.line().set_doorbell(self.doorbell_id, bit);
-        let member = Member { consumer, armed: false };
+        let member = Member {
+            consumer,
+            armed: false,
+        };
         self.polled += usize::from(!member.may_park());
         if free == self.members.len() {
             self.members.push(Some(member));
@@ -253,9 +291,16 @@ impl Selector {
     }
 
     fn take_rung(&mut self) {
-        let Self { doorbell, members, awake, .. } = self;
+        let Self {
+            doorbell,
+            members,
+            awake,
+            ..
+        } = self;
         doorbell.take_pending(|bit| {
-            let place = usize::try_from(bit).ok().and_then(|place| members.get_mut(place));
+            let place = usize::try_from(bit)
+                .ok()
+                .and_then(|place| members.get_mut(place));
             if let Some(Some(member)) = place
                 && member.armed
             {
@@ -269,7 +314,9 @@ impl Selector {
         let Self { members, awake, .. } = self;
         let mut ready = Vec::new();
         for bit in awake.iter() {
-            let place = usize::try_from(*bit).ok().and_then(|place| members.get_mut(place));
+            let place = usize::try_from(*bit)
+                .ok()
+                .and_then(|place| members.get_mut(place));
             if let Some(Some(member)) = place
                 && member.is_ready()
             {
@@ -278,7 +325,9 @@ impl Selector {
             }
         }
         awake.retain(|bit| {
-            let place = usize::try_from(*bit).ok().and_then(|place| members.get(place));
+            let place = usize::try_from(*bit)
+                .ok()
+                .and_then(|place| members.get(place));
             place.is_some_and(|member| member.as_ref().is_some_and(|member| !member.armed))
         });
         ready
@@ -290,7 +339,9 @@ impl Selector {
         let Self { members, awake, .. } = self;
         let mut kernel = None;
         for bit in awake.iter() {
-            let place = usize::try_from(*bit).ok().and_then(|place| members.get_mut(place));
+            let place = usize::try_from(*bit)
+                .ok()
+                .and_then(|place| members.get_mut(place));
             if let Some(Some(member)) = place {
                 member.announce();
                 let own = member.consumer.attachment.kernel;
