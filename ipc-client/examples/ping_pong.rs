@@ -81,7 +81,10 @@ fn pong(name: &str) -> Result<(), Box<dyn Error>> {
 /// Keeps this thread on the n-th CPU that it may use, or on the last one.
 fn pin(nth: usize) -> Result<(), Box<dyn Error>> {
     let cpus = affinity::available_cpus()?;
-    let cpu = cpus.get(nth).or_else(|| cpus.last()).ok_or("no CPU is available")?;
+    let cpu = cpus
+        .get(nth)
+        .or_else(|| cpus.last())
+        .ok_or("no CPU is available")?;
     affinity::pin_current_thread(*cpu)?;
     Ok(())
 }

@@ -1,7 +1,7 @@
 //! Sending and receiving in tokio programs (cargo feature `tokio`).
 //!
-//! Each handle has its own doorbell, whose eventfd the runtime watches; the runtime needs its I/O driver. While
-//! messages (or room) are there, nothing but the ring is touched. All futures can be dropped at any time: what was not
+//! The runtime watches the eventfd of a doorbell, which needs its I/O driver. While messages (or room) are there, nothing
+//! but the ring is touched. All futures can be dropped at any time: what was not
 //! sent or received by then has not happened.
 //!
 //! ```no_run
@@ -23,37 +23,32 @@ use std::time::Duration;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
-use crate::client::internal::{Attachment, OwnDoorbell, Side, bind_doorbell, pass_on};
+use crate::client::internal::{Attachment, BellPlace, Side, pass_on};
 use crate::layout::metadata::Metadata;
 use crate::ring::{Kernel, TryReceiveError, TrySendError};
 use crate::{ClientError, Closed, Consumer, Guard, Producer, ReceiveError, Received, SendError};
 
-/// The only queue of a doorbell.
-const BIT: u32 = 0;
-
 /// How often a process that may not issue membarrier looks at its ring.
 const POLL: Duration = Duration::from_millis(1);
 
-/// The doorbell of one handle, as the runtime waits for it.
+/// One handle's doorbell, as the runtime waits for it.
 #[derive(Debug)]
 struct Bell {
-    doorbell: OwnDoorbell,
+    place: BellPlace,
     readable: AsyncFd<OwnedFd>,
     armed: bool,
 }
 
 impl Bell {
     fn new<R: Side>(attachment: &Attachment, ring: &R) -> Result<Self, ClientError> {
-        let doorbell = OwnDoorbell::new(attachment.mark())?;
-        let [_, eventfd] = doorbell.descriptors();
-        let watched = eventfd.try_clone_to_owned()?;
+        let (place, doorbell) = BellPlace::new(attachment)?;
         // SAFETY: an owned descriptor is open until it is dropped, always the same one, and the `AsyncFd` owns it.
-        let readable = unsafe { AsyncFd::register_with_interest(watched, Interest::READABLE) }
-            .map_err(std::io::Error::from)?;
-        let id = bind_doorbell(attachment, &doorbell)?;
-        ring.line().set_doorbell(id, BIT);
+        let readable =
+            unsafe { AsyncFd::register_with_interest(place.descriptor()?, Interest::READABLE) }
+                .map_err(std::io::Error::from)?;
+        ring.line().set_doorbell(doorbell, place.bit());
         Ok(Self {
-            doorbell,
+            place,
             readable,
             armed: false,
         })
@@ -61,7 +56,7 @@ impl Bell {
 
     /// Asks to be rung; the caller looks at its ring once more before it waits.
     fn announce<R: Side>(&mut self, attachment: &Attachment, ring: &R) {
-        self.doorbell.take_pending(|_| ());
+        self.place.take();
         self.armed = true;
         ring.own_park().announce(ring.handle());
         attachment.kernel.heavy_barrier();
@@ -69,20 +64,16 @@ impl Bell {
 
     fn retract<R: Side>(&mut self, ring: &R) {
         if std::mem::take(&mut self.armed) {
-            self.doorbell.awake();
             ring.own_park().retract(ring.handle());
         }
     }
 
-    /// Waits until the doorbell rings. May return for nothing.
+    /// Waits until the doorbell rings for this handle.
     async fn rung(&mut self) -> std::io::Result<()> {
-        if self.doorbell.arm_eventfd() {
-            return Ok(());
+        while !self.place.take() {
+            // Cleared before the bit is looked at: a ring that comes later makes the descriptor ready anew.
+            self.readable.readable().await?.clear_ready();
         }
-        let mut ready = self.readable.readable().await?;
-        // Emptied first: a ring that comes between the two makes the descriptor ready anew.
-        self.doorbell.eventfd().drain();
-        ready.clear_ready();
         Ok(())
     }
 

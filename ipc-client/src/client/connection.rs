@@ -18,6 +18,7 @@ use nix::sys::time::TimeVal;
 
 use super::attachment::Lost;
 use super::background::Background;
+use super::bells::Bells;
 use super::doorbell::PeerDoorbell;
 use super::error::ClientError;
 use crate::protocol::frame::CONTROL;
@@ -42,6 +43,7 @@ pub(crate) struct Inner {
     mark: ForkMark,
     state: Mutex<State>,
     pub(super) background: Background,
+    pub(super) bells: Bells,
 }
 
 #[derive(Debug)]
@@ -85,6 +87,7 @@ impl Inner {
                 sick_until: None,
             }),
             background: Background::default(),
+            bells: Bells::default(),
         };
         inner.ensure_connected()?;
         Ok(Arc::new(inner))
@@ -305,6 +308,7 @@ impl Inner {
         if !lost.is_empty() {
             // Another daemon counts its doorbells from one again.
             self.background.forget_doorbells();
+            self.bells.forget();
         }
     }
 

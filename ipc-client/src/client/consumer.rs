@@ -9,7 +9,7 @@ use super::attachment::Attachment;
 use super::connection::Inner;
 use super::error::{ClientError, ReceiveError};
 use super::guard::{Guard, Message};
-use super::waiting::{Stop, wait_for};
+use super::waiting::{Stop, leave, wait_for};
 use crate::protocol::{Kind, Role};
 use crate::ring::{self, Closed, Taken, TryReceiveError};
 use crate::wait::WaitPolicy;
@@ -255,5 +255,6 @@ impl Drop for Consumer {
             }
         }
         self.pending.clear();
+        leave(&self.ring);
     }
 }

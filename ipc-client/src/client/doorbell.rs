@@ -181,6 +181,28 @@ impl OwnDoorbell {
             .store(MODE_AWAKE, Ordering::Relaxed);
     }
 
+    /// As new, for another user. A ring that comes late finds nobody and harms nobody.
+    pub(crate) fn reset(&self) {
+        self.awake();
+        self.take_pending(|_| ());
+        self.eventfd().drain();
+    }
+
+    /// Takes one pending bit; whether it was set.
+    #[cfg(feature = "tokio")]
+    pub(crate) fn take_bit(&self, bit: u32) -> bool {
+        let Some((word, mask)) = place(bit) else {
+            return false;
+        };
+        // AcqRel: partner of the fetch_or in `ring`.
+        self.bell
+            .region()
+            .u64_at(word)
+            .fetch_and(!mask, Ordering::AcqRel)
+            & mask
+            != 0
+    }
+
     fn before_sleep(&self, region: &Region, mode: u32) -> bool {
         // Relaxed: ordered by the fence.
         region.u32_at(MODE).store(mode, Ordering::Relaxed);

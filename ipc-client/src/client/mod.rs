@@ -3,6 +3,7 @@
 mod attachment;
 mod background;
 mod batch;
+mod bells;
 mod connection;
 mod consumer;
 mod doorbell;
@@ -17,8 +18,7 @@ mod waiting;
 #[cfg(feature = "tokio")]
 pub(crate) mod internal {
     pub(crate) use super::attachment::Attachment;
-    pub(crate) use super::doorbell::OwnDoorbell;
-    pub(crate) use super::selector::bind_doorbell;
+    pub(crate) use super::bells::shared::BellPlace;
     pub(crate) use super::waiting::{Side, pass_on};
 }
 

@@ -9,7 +9,7 @@ use super::attachment::Attachment;
 use super::connection::Inner;
 use super::error::{ClientError, SendError};
 use super::reservation::Reservation;
-use super::waiting::{Stop, wait_for};
+use super::waiting::{Stop, leave, wait_for};
 use crate::layout::metadata::{Metadata, MetadataError};
 use crate::protocol::{Kind, Role};
 use crate::ring::{self, Closed, TrySendError};
@@ -311,6 +311,14 @@ impl Producer {
     pub(crate) fn encoded(&self, metadata: &Metadata) -> Result<Vec<u8>, SendError> {
         let mut encoded = Vec::new();
         encode(metadata, &mut encoded).map(|()| encoded)
+    }
+}
+
+impl Drop for Producer {
+    fn drop(&mut self) {
+        if !self.attachment.is_forked() {
+            leave(&self.ring);
+        }
     }
 }
 

@@ -10,12 +10,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::Client;
-use super::connection::{Inner, unexpected};
+use super::bells::LeasedBell;
+use super::connection::Inner;
 use super::consumer::Consumer;
-use super::doorbell::OwnDoorbell;
 use super::error::ClientError;
 use crate::layout::doorbell::QUEUES_MAX;
-use crate::protocol::{Reply, Request};
 use crate::ring::Kernel;
 
 /// Longest sleep at a stretch: after it all queues are looked at, whatever became of their rings.
@@ -58,8 +57,7 @@ pub struct Token(pub u32);
 #[derive(Debug)]
 pub struct Selector {
     client: Arc<Inner>,
-    doorbell: OwnDoorbell,
-    doorbell_id: u32,
+    bell: LeasedBell,
     members: Vec<Option<Member>>,
     /// Tokens that are awake, each once.
     awake: Vec<u32>,
@@ -98,30 +96,6 @@ impl Member {
     }
 }
 
-/// Makes a doorbell known to the daemon; returns its number.
-fn register_doorbell(client: &Inner, doorbell: &OwnDoorbell) -> Result<u32, ClientError> {
-    let answer = client.request_with(&Request::RegisterDoorbell, &doorbell.descriptors())?;
-    match answer.reply {
-        Reply::Doorbell { doorbell } => Ok(doorbell),
-        reply => Err(unexpected(&reply)),
-    }
-}
-
-/// Makes a doorbell known to the daemon and binds it to one handle; returns its number.
-#[cfg(feature = "tokio")]
-pub(crate) fn bind_doorbell(
-    attachment: &super::attachment::Attachment,
-    doorbell: &OwnDoorbell,
-) -> Result<u32, ClientError> {
-    let client = &attachment.client;
-    let doorbell = register_doorbell(client, doorbell)?;
-    client.request(&Request::BindDoorbell {
-        handle: attachment.key,
-        doorbell,
-    })?;
-    Ok(doorbell)
-}
-
 impl Selector {
     /// Most queues of one selector.
     pub const QUEUES_MAX: usize = QUEUES_MAX;
@@ -132,12 +106,10 @@ impl Selector {
     /// No memory or descriptor is left, or the daemon refuses or does not answer.
     pub fn new(client: &Client) -> Result<Self, ClientError> {
         let client = Arc::clone(client.inner());
-        let doorbell = OwnDoorbell::new(client.mark())?;
-        let doorbell_id = register_doorbell(&client, &doorbell)?;
+        let bell = LeasedBell::new(&client)?;
         Ok(Self {
             client,
-            doorbell,
-            doorbell_id,
+            bell,
             members: Vec::new(),
             awake: Vec::new(),
             polled: 0,
@@ -172,11 +144,8 @@ impl Selector {
             return Err(std::io::Error::new(std::io::ErrorKind::InvalidInput, text).into());
         }
         let handle = consumer.attachment.key;
-        self.client.request(&Request::BindDoorbell {
-            handle,
-            doorbell: self.doorbell_id,
-        })?;
-        consumer.ring.line().set_doorbell(self.doorbell_id, bit);
+        self.bell.bind(handle)?;
+        consumer.ring.line().set_doorbell(self.bell.id(), bit);
         let member = Member {
             consumer,
             armed: false,
@@ -240,7 +209,7 @@ impl Selector {
             }
             let before = Instant::now();
             if self.polled == 0 {
-                self.doorbell.sleep(left);
+                self.bell.own().sleep(left);
             } else {
                 std::thread::sleep(POLL.min(left));
             }
@@ -260,10 +229,10 @@ impl Selector {
     /// # Errors
     /// [`ClientError::UsedAfterFork`] in a forked child.
     pub fn arm(&mut self) -> Result<bool, ClientError> {
-        self.doorbell.eventfd().drain();
+        self.bell.own().eventfd().drain();
         let ready = self.look()?;
-        if !ready.is_empty() || self.doorbell.arm_eventfd() {
-            self.doorbell.awake();
+        if !ready.is_empty() || self.bell.own().arm_eventfd() {
+            self.bell.own().awake();
             return Ok(true);
         }
         Ok(false)
@@ -280,7 +249,7 @@ impl Selector {
         if self.client.mark().is_forked() {
             return Err(ClientError::UsedAfterFork);
         }
-        self.doorbell.awake();
+        self.bell.own().awake();
         self.take_rung();
         let ready = self.ready_now();
         if !ready.is_empty() {
@@ -292,12 +261,12 @@ impl Selector {
 
     fn take_rung(&mut self) {
         let Self {
-            doorbell,
+            bell,
             members,
             awake,
             ..
         } = self;
-        doorbell.take_pending(|bit| {
+        bell.own().take_pending(|bit| {
             let place = usize::try_from(bit)
                 .ok()
                 .and_then(|place| members.get_mut(place));
@@ -373,7 +342,7 @@ impl AsFd for Selector {
     /// An eventfd that becomes readable when a queue may be ready, after [`Selector::arm`] returned `false`. Only to be
     /// waited for: the selector reads it.
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.doorbell.eventfd().as_fd()
+        self.bell.own().eventfd().as_fd()
     }
 }
 

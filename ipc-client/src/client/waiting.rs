@@ -183,6 +183,13 @@ pub(crate) fn pass_on<R: Side>(attachment: &mut Attachment, ring: &mut R) {
     }
 }
 
+/// Before a handle goes: nobody is to wake it any more.
+pub(crate) fn leave<R: Side>(ring: &R) {
+    ring.own_park().retract(ring.handle());
+    ring.line().set_doorbell(0, 0);
+    ring.line().clear_waiting();
+}
+
 /// What a handle does beside waiting.
 struct House {
     /// The handle line says that it waits.
