@@ -70,10 +70,7 @@ enum Found {
 
 impl Ring {
     pub(super) fn new(ring: &Region, geometry: Geometry) -> Result<Self, Fault> {
-        Ok(Self {
-            ring: ring.clone(),
-            slots: Slots::new(ring.clone(), mpmc::SLOTS, geometry)?,
-        })
+        Ok(Self { ring: ring.clone(), slots: Slots::new(ring.clone(), mpmc::SLOTS, geometry)? })
     }
 
     #[inline(always)]
@@ -101,11 +98,7 @@ impl Ring {
     pub(super) fn fault_flag(&self) -> Option<Fault> {
         // Relaxed: a late view only delays the refusal.
         let value = self.ring.u64_at(mpmc::FAULT).load(Ordering::Relaxed);
-        (value != 0).then_some(Fault {
-            invariant: Invariant::SeenByMember,
-            position: 0,
-            value,
-        })
+        (value != 0).then_some(Fault { invariant: Invariant::SeenByMember, position: 0, value })
     }
 
     /// Tells all members that this ring is broken.
@@ -176,18 +169,14 @@ impl Ring {
     /// Publishes one message that spans `n` slots at the start of a claim. Only its owner may call this.
     #[inline(always)]
     pub(super) fn publish(&self, position: u64, n: u32, owner: u8) {
-        self.slots.store(
-            position,
-            Word::new(self.slots.lap(position), n, owner, State::Published),
-        );
+        self.slots.store(position, Word::new(self.slots.lap(position), n, owner, State::Published));
     }
 
     /// Turns a claim into something to be skipped. Only its owner, or the daemon after its death, may call this.
     pub(super) fn bury(&self, claim: Claim) {
         self.slots.reset_continuations(claim.position, claim.n);
         let lap = self.slots.lap(claim.position);
-        self.slots
-            .store(claim.position, Word::new(lap, claim.n, 0, State::Tombstone));
+        self.slots.store(claim.position, Word::new(lap, claim.n, 0, State::Tombstone));
     }
 
     /// Takes the next message: one that a dead consumer left, else the one at the head.
@@ -198,10 +187,7 @@ impl Ring {
         if hint & 1 != 0
             && let Some(claim) = self.take_returned(owner, hint, scan_from)?
         {
-            return Ok(Hold {
-                claim,
-                redelivered: true,
-            });
+            return Ok(Hold { claim, redelivered: true });
         }
         for _ in 0..ATTEMPTS_MAX {
             // Acquire: partner of `advance`.
@@ -212,15 +198,9 @@ impl Ring {
             }) else {
                 continue;
             };
-            let claim = Claim {
-                position: head,
-                n: self.slots.claim_length(head, word)?,
-            };
+            let claim = Claim { position: head, n: self.slots.claim_length(head, word)? };
             if word.state() == Some(State::Tombstone) {
-                if self
-                    .slots
-                    .exchange(head, word, word.with(owner, State::Skipping))
-                {
+                if self.slots.exchange(head, word, word.with(owner, State::Skipping)) {
                     self.advance(self.head(), claim);
                     self.slots.free(claim.position, claim.n);
                 }
@@ -229,15 +209,9 @@ impl Ring {
             if planted(Canary::HeadBeforeUse) {
                 self.advance(self.head(), claim);
             }
-            if self
-                .slots
-                .exchange(head, word, word.with(owner, State::Held))
-            {
+            if self.slots.exchange(head, word, word.with(owner, State::Held)) {
                 self.advance(self.head(), claim);
-                return Ok(Hold {
-                    claim,
-                    redelivered: false,
-                });
+                return Ok(Hold { claim, redelivered: false });
             }
         }
         Err(self.no_progress(self.head_position()).into())
@@ -298,11 +272,7 @@ impl Ring {
     #[inline(always)]
     fn nothing_or_stale(&self, end: &AtomicU64, seen: u64) -> Found {
         // Acquire: partner of `advance`.
-        if end.load(Ordering::Acquire) == seen {
-            Found::Nothing
-        } else {
-            Found::Again
-        }
+        if end.load(Ordering::Acquire) == seen { Found::Nothing } else { Found::Again }
     }
 
     /// A word that can only be there if the end has moved on.
@@ -317,11 +287,7 @@ impl Ring {
 
     #[cold]
     fn no_progress(&self, position: u64) -> Fault {
-        Fault {
-            invariant: Invariant::Progress,
-            position,
-            value: self.slots.load(position).0,
-        }
+        Fault { invariant: Invariant::Progress, position, value: self.slots.load(position).0 }
     }
 
     /// Looks through all slots for a message that a dead consumer left, from where the last search ended. When there
@@ -344,10 +310,7 @@ impl Ring {
             }
             let position = self.position_of(index, word, head);
             let n = self.slots.claim_length(position, word)?;
-            if self
-                .slots
-                .exchange(position, word, word.with(owner, State::Held))
-            {
+            if self.slots.exchange(position, word, word.with(owner, State::Held)) {
                 *scan_from = index + 1;
                 return Ok(Some(Claim { position, n }));
             }
@@ -367,11 +330,8 @@ impl Ring {
         let near_lap = self.slots.geometry.lap(near);
         let behind = near_lap.wrapping_sub(word.lap()) & Word::LAP_MASK;
         // The tail may be in the lap after the head's.
-        let lap = if behind == Word::LAP_MASK {
-            near_lap + 1
-        } else {
-            near_lap.wrapping_sub(behind)
-        };
+        let lap =
+            if behind == Word::LAP_MASK { near_lap + 1 } else { near_lap.wrapping_sub(behind) };
         (lap << self.slots.geometry.slots().trailing_zeros()) | index
     }
 
@@ -404,10 +364,7 @@ impl Ring {
         let head = self.head().load(Ordering::Acquire);
         let word = self.slots.load(head);
         if word.lap() == self.slots.lap(head)
-            && matches!(
-                word.state(),
-                Some(State::Held | State::Returned | State::Skipping)
-            )
+            && matches!(word.state(), Some(State::Held | State::Returned | State::Skipping))
         {
             let n = self.slots.claim_length(head, word)?;
             self.advance(self.head(), Claim { position: head, n });

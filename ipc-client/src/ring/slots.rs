@@ -47,17 +47,9 @@ impl Slots {
     pub(super) fn new(region: Region, first: usize, geometry: Geometry) -> Result<Self, Fault> {
         if region.len() < first + geometry.slots_bytes() {
             let value = region.len() as u64;
-            return Err(Fault {
-                invariant: Invariant::RegionLength,
-                position: 0,
-                value,
-            });
+            return Err(Fault { invariant: Invariant::RegionLength, position: 0, value });
         }
-        Ok(Self {
-            region,
-            first,
-            geometry,
-        })
+        Ok(Self { region, first, geometry })
     }
 
     #[inline(always)]
@@ -70,10 +62,7 @@ impl Slots {
     pub(super) fn word(&self, position: u64) -> &AtomicU64 {
         // SAFETY: `slot_offset` masks the position into the ring, which `new` found to lie within the region; slot
         // sizes and the first offset are multiples of eight.
-        unsafe {
-            self.region
-                .u64_at_unchecked(self.offset(position) + slot::WORD)
-        }
+        unsafe { self.region.u64_at_unchecked(self.offset(position) + slot::WORD) }
     }
 
     /// Loads a word. Acquire: partner of every Release store and AcqRel exchange of a word, so that what its writer
@@ -116,11 +105,7 @@ impl Slots {
     pub(super) fn claim_length(&self, position: u64, word: Word) -> Result<u32, Fault> {
         let n = word.n();
         if n == 0 || n > self.geometry.claim_slots_max() {
-            return Err(Fault {
-                invariant: Invariant::ClaimLength,
-                position,
-                value: word.0,
-            });
+            return Err(Fault { invariant: Invariant::ClaimLength, position, value: word.0 });
         }
         Ok(n)
     }
@@ -128,10 +113,7 @@ impl Slots {
     #[inline(always)]
     pub(super) fn write_header(&self, position: u64, header: Header) {
         // SAFETY: in bounds as in `word`: a slot has at least 64 bytes.
-        unsafe {
-            self.region
-                .write_cell(self.offset(position) + slot::HEADER, header.pack())
-        };
+        unsafe { self.region.write_cell(self.offset(position) + slot::HEADER, header.pack()) };
     }
 
     /// Reads the header once and bounds it: the body needs exactly the `n` slots of its claim.
@@ -144,11 +126,7 @@ impl Slots {
         if header.length as usize > self.geometry.max_message()
             || self.geometry.slots_for(body) != u64::from(n)
         {
-            return Err(Fault {
-                invariant: Invariant::MessageLength,
-                position,
-                value,
-            });
+            return Err(Fault { invariant: Invariant::MessageLength, position, value });
         }
         Ok(header)
     }
@@ -183,7 +161,13 @@ impl Slots {
     }
 
     /// Cuts a range of a body at the slot boundaries and calls `each` with offset and length in the region.
-    fn pieces(&self, position: u64, offset: usize, length: usize, each: &mut dyn FnMut(usize, usize)) {
+    fn pieces(
+        &self,
+        position: u64,
+        offset: usize,
+        length: usize,
+        each: &mut dyn FnMut(usize, usize),
+    ) {
         let first = self.geometry.first_body_bytes();
         let next = self.geometry.next_body_bytes();
         let (mut offset, mut left) = (offset, length);
@@ -228,15 +212,7 @@ impl Slots {
     /// The fault for a word that cannot be where it was found.
     #[cold]
     pub(super) fn word_fault(position: u64, word: Word, state: Option<State>) -> Fault {
-        let invariant = if state.is_none() {
-            Invariant::WordState
-        } else {
-            Invariant::WordLap
-        };
-        Fault {
-            invariant,
-            position,
-            value: word.0,
-        }
+        let invariant = if state.is_none() { Invariant::WordState } else { Invariant::WordLap };
+        Fault { invariant, position, value: word.0 }
     }
 }
