@@ -81,18 +81,30 @@ fn lock_data_dir(path: &Path) -> Result<Lock, DaemonError> {
     match std::fs::metadata(path) {
         Ok(metadata) if metadata.is_dir() => {}
         Ok(_) => {
-            let text = format!("data folder {} is no folder: choose another one", path.display());
+            let text = format!(
+                "data folder {} is no folder: choose another one",
+                path.display()
+            );
             return Err(DaemonError::Config(text));
         }
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            let text = format!("data folder {} does not exist: create it first", path.display());
+            let text = format!(
+                "data folder {} does not exist: create it first",
+                path.display()
+            );
             return Err(DaemonError::Config(text));
         }
         Err(error) => {
-            return Err(DaemonError::io(format_args!("data folder {}", path.display()), &error));
+            return Err(DaemonError::io(
+                format_args!("data folder {}", path.display()),
+                &error,
+            ));
         }
     }
-    Lock::take(&path.join("ringmain.lock"), &format!("data folder {}", path.display()))
+    Lock::take(
+        &path.join("ringmain.lock"),
+        &format!("data folder {}", path.display()),
+    )
 }
 
 /// Every queue costs the keeper and the broker up to four descriptors each, every client one or two.
@@ -249,15 +261,23 @@ impl Keeper {
             self.restart_at = None;
             self.start_broker(now);
         }
-        for broker in [&mut self.broker, &mut self.successor].into_iter().flatten() {
+        for broker in [&mut self.broker, &mut self.successor]
+            .into_iter()
+            .flatten()
+        {
             if broker.deadline.is_some_and(|deadline| deadline <= now) {
-                log!("broker (pid {}) does not answer: killed", broker.process.pid());
+                log!(
+                    "broker (pid {}) does not answer: killed",
+                    broker.process.pid()
+                );
                 broker.deadline = None;
                 broker.process.kill();
             }
         }
         if self.stop_deadline.is_some_and(|deadline| deadline <= now) {
-            log!("the broker did not stop in time: the rings were not closed, their members go on without a daemon");
+            log!(
+                "the broker did not stop in time: the rings were not closed, their members go on without a daemon"
+            );
             self.stop_deadline = None;
             self.stopped = true;
             self.broker = None;
@@ -339,7 +359,11 @@ impl Keeper {
         if !exited {
             return Some(broker);
         }
-        if is_successor { self.on_successor_exit(broker) } else { self.on_broker_exit(broker) }
+        if is_successor {
+            self.on_successor_exit(broker)
+        } else {
+            self.on_broker_exit(broker)
+        }
         None
     }
 
@@ -354,14 +378,25 @@ impl Keeper {
             return;
         }
         self.successor = None;
-        log!("broker (pid {pid}) ended ({how}): starting it again, {} entries kept", self.store.len());
+        log!(
+            "broker (pid {pid}) ended ({how}): starting it again, {} entries kept",
+            self.store.len()
+        );
         if broker.binary.name != self.binary.name {
-            log!("{} did not become ready: back to {}", broker.binary.name, self.binary.name);
+            log!(
+                "{} did not become ready: back to {}",
+                broker.binary.name,
+                self.binary.name
+            );
         }
         if phase == Phase::Ready && lived >= HEALTHY {
             self.failures = 0;
         }
-        let free = if phase == Phase::Ready { FAILURES_FREE_READY } else { FAILURES_FREE };
+        let free = if phase == Phase::Ready {
+            FAILURES_FREE_READY
+        } else {
+            FAILURES_FREE
+        };
         self.plan_restart(now, free);
     }
 
@@ -374,7 +409,9 @@ impl Keeper {
 
     fn refuse_upgrade(&mut self, reason: String) {
         log!("upgrade refused: {reason}");
-        let Some(broker) = &mut self.broker else { return };
+        let Some(broker) = &mut self.broker else {
+            return;
+        };
         let message = FromKeeper::UpgradeRefused { reason };
         if link::send(broker.process.socket(), &message, &[]).is_err() {
             broker.process.kill();
@@ -432,7 +469,11 @@ impl Keeper {
             }
             (ToKeeper::Load { after }, _) => {
                 let (items, descriptors) = self.store.page(&after);
-                link::send(broker.process.socket(), &FromKeeper::Entries(items), &descriptors)
+                link::send(
+                    broker.process.socket(),
+                    &FromKeeper::Entries(items),
+                    &descriptors,
+                )
             }
             (ToKeeper::Apply { deletes, puts }, _) if !is_successor => {
                 let answer = match self.store.apply(&deletes, puts, descriptors) {
@@ -455,7 +496,10 @@ impl Keeper {
                 Ok(())
             }
             (message, phase) => {
-                log!("broker (pid {}): {message:?} while {phase:?}: killed", broker.process.pid());
+                log!(
+                    "broker (pid {}): {message:?} while {phase:?}: killed",
+                    broker.process.pid()
+                );
                 broker.process.kill();
                 Ok(())
             }

@@ -17,7 +17,10 @@ use serde::{Deserialize, Serialize};
 use super::Limits;
 
 /// The keeper protocol.
-pub(super) const KEEPER: Framing = Framing { magic: *b"RMKP", version: 1 };
+pub(super) const KEEPER: Framing = Framing {
+    magic: *b"RMKP",
+    version: 1,
+};
 
 /// One entry of the store on its way. Its descriptors travel beside the message.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -49,7 +52,10 @@ pub(super) enum ToKeeper {
     /// Entries behind this key. Answer: [`FromKeeper::Entries`].
     Load { after: Vec<u8> },
     /// Deletes, then puts, at once. Answer: [`FromKeeper::Applied`] or [`FromKeeper::NotApplied`].
-    Apply { deletes: Vec<Vec<u8>>, puts: Vec<Item> },
+    Apply {
+        deletes: Vec<Vec<u8>>,
+        puts: Vec<Item>,
+    },
     /// Everything is adopted, requests are served from now on.
     Ready,
     /// A client wants the broker replaced; empty: by the same binary. Answer, some time later: [`FromKeeper::Leave`] or
@@ -66,12 +72,16 @@ pub(super) enum FromKeeper {
     /// A page of the store, with its descriptors; empty at the end.
     Entries(Vec<Item>),
     Applied,
-    NotApplied { reason: String },
+    NotApplied {
+        reason: String,
+    },
     /// Close the rings and leave.
     Stop,
     /// Your successor stands by: leave, touching nothing.
     Leave,
-    UpgradeRefused { reason: String },
+    UpgradeRefused {
+        reason: String,
+    },
 }
 
 /// The other side is gone or talks nonsense: there is no way to go on.
@@ -85,7 +95,9 @@ pub(super) fn send<T: Serialize>(
     message: &T,
     descriptors: &[BorrowedFd<'_>],
 ) -> Result<(), LinkLost> {
-    let frame = KEEPER.encode(message).map_err(|error| LinkLost(error.to_string()))?;
+    let frame = KEEPER
+        .encode(message)
+        .map_err(|error| LinkLost(error.to_string()))?;
     send_packet(socket, &frame, descriptors, Blocking::Wait)
         .map_err(|error| LinkLost(error.to_string()))
 }
@@ -118,7 +130,11 @@ pub(super) struct KeeperLink {
 
 impl KeeperLink {
     pub(super) fn new(socket: OwnedFd) -> Self {
-        Self { socket, buffer: vec![0; FRAME_BYTES_MAX], events: VecDeque::new() }
+        Self {
+            socket,
+            buffer: vec![0; FRAME_BYTES_MAX],
+            events: VecDeque::new(),
+        }
     }
 
     pub(super) fn socket(&self) -> BorrowedFd<'_> {
@@ -146,20 +162,27 @@ impl KeeperLink {
     /// Waits for the keeper's first message.
     pub(super) fn start(&mut self) -> Result<(BrokerConfig, OwnedFd), LinkLost> {
         match self.answer()? {
-            (FromKeeper::Start(config), descriptors) => match <[OwnedFd; 1]>::try_from(descriptors) {
+            (FromKeeper::Start(config), descriptors) => match <[OwnedFd; 1]>::try_from(descriptors)
+            {
                 Ok([listener]) => Ok((config, listener)),
                 Err(_) => Err(LinkLost("the keeper sent no listening socket".to_owned())),
             },
-            (other, _) => Err(LinkLost(format!("unexpected message of the keeper: {other:?}"))),
+            (other, _) => Err(LinkLost(format!(
+                "unexpected message of the keeper: {other:?}"
+            ))),
         }
     }
 
     /// One page of the store.
     pub(super) fn load(&mut self, after: &[u8]) -> Result<(Vec<Item>, Vec<OwnedFd>), LinkLost> {
-        self.send(&ToKeeper::Load { after: after.to_vec() })?;
+        self.send(&ToKeeper::Load {
+            after: after.to_vec(),
+        })?;
         match self.answer()? {
             (FromKeeper::Entries(items), descriptors) => Ok((items, descriptors)),
-            (other, _) => Err(LinkLost(format!("unexpected message of the keeper: {other:?}"))),
+            (other, _) => Err(LinkLost(format!(
+                "unexpected message of the keeper: {other:?}"
+            ))),
         }
     }
 
@@ -170,13 +193,19 @@ impl KeeperLink {
         puts: Vec<Item>,
         descriptors: &[BorrowedFd<'_>],
     ) -> Result<(), LinkLost> {
-        send(self.socket.as_fd(), &ToKeeper::Apply { deletes, puts }, descriptors)?;
+        send(
+            self.socket.as_fd(),
+            &ToKeeper::Apply { deletes, puts },
+            descriptors,
+        )?;
         match self.answer()? {
             (FromKeeper::Applied, _) => Ok(()),
-            (FromKeeper::NotApplied { reason }, _) => {
-                Err(LinkLost(format!("the keeper did not store an entry: {reason}")))
-            }
-            (other, _) => Err(LinkLost(format!("unexpected message of the keeper: {other:?}"))),
+            (FromKeeper::NotApplied { reason }, _) => Err(LinkLost(format!(
+                "the keeper did not store an entry: {reason}"
+            ))),
+            (other, _) => Err(LinkLost(format!(
+                "unexpected message of the keeper: {other:?}"
+            ))),
         }
     }
 

@@ -27,7 +27,9 @@ pub(super) struct Lock {
 impl Lock {
     /// Takes the lock at `path`; `what` is what it stands for, in the error text.
     pub(super) fn take(path: &Path, what: &str) -> Result<Self, DaemonError> {
-        let failed = |error: &io::Error| DaemonError::io(format_args!("lock file {}", path.display()), error);
+        let failed = |error: &io::Error| {
+            DaemonError::io(format_args!("lock file {}", path.display()), error)
+        };
         loop {
             let file = OpenOptions::new()
                 .read(true)
@@ -42,7 +44,10 @@ impl Lock {
                 Ok(file) => file,
                 Err((mut file, Errno::EWOULDBLOCK)) => {
                     let pid = holder(&mut file);
-                    return Err(DaemonError::Held { what: what.to_owned(), pid });
+                    return Err(DaemonError::Held {
+                        what: what.to_owned(),
+                        pid,
+                    });
                 }
                 Err((_, errno)) => return Err(failed(&errno.into())),
             };
@@ -57,7 +62,10 @@ impl Lock {
             file.set_len(0)
                 .and_then(|()| file.write_all(format!("{}\n", std::process::id()).as_bytes()))
                 .map_err(|error| failed(&error))?;
-            return Ok(Self { path: path.to_owned(), _file: file });
+            return Ok(Self {
+                path: path.to_owned(),
+                _file: file,
+            });
         }
     }
 }
@@ -72,7 +80,9 @@ impl Drop for Lock {
 fn holder(file: &mut File) -> Option<u32> {
     for _ in 0..PID_READS {
         let mut text = String::new();
-        let read = file.rewind().and_then(|()| file.by_ref().take(32).read_to_string(&mut text));
+        let read = file
+            .rewind()
+            .and_then(|()| Read::by_ref(file).take(32).read_to_string(&mut text));
         if read.is_ok()
             && text.ends_with('\n')
             && let Ok(pid) = text.trim().parse()
@@ -96,7 +106,10 @@ mod tests {
         let error = Lock::take(&path, "the thing").unwrap_err();
         assert_eq!(error.exit_code(), 73);
         let text = error.to_string();
-        assert!(text.contains(&format!("pid {}", std::process::id())), "{text}");
+        assert!(
+            text.contains(&format!("pid {}", std::process::id())),
+            "{text}"
+        );
         drop(first);
         assert!(!path.exists());
         Lock::take(&path, "the thing").unwrap();
