@@ -144,6 +144,12 @@ impl Consumer {
         Ok(())
     }
 
+    /// Whether [`Self::try_take`] would probably not answer `Empty`: there is a message, the queue is closed, or it is
+    /// damaged. Takes nothing; another consumer may be faster.
+    pub fn has_message(&self) -> bool {
+        self.closed().is_some() || with_end!(&self.end, end => end.has_message())
+    }
+
     /// Copies payload bytes from `offset` on; returns how many.
     #[inline(always)]
     pub fn read(&self, taken: &Taken, offset: usize, into: &mut [u8]) -> usize {

@@ -32,6 +32,8 @@ pub(super) trait ReceiveEnd {
     fn slots(&self) -> &Slots;
     /// Takes the next message; and whether a consumer that died may have seen it.
     fn take(&mut self) -> Result<(Claim, bool), TryReceiveError>;
+    /// Whether a take would probably not answer `Empty`: a message, a tombstone to free, or a violation.
+    fn has_message(&self) -> bool;
     /// The header of a taken message was found to be right.
     fn accept(&mut self, claim: Claim);
     /// Gives the slots of a message back.

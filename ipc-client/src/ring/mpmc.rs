@@ -123,6 +123,10 @@ impl ReceiveEnd for ConsumerEnd {
         taken
     }
 
+    fn has_message(&self) -> bool {
+        self.ring.refuse_faulty().is_err() || self.ring.has_message()
+    }
+
     #[inline(always)]
     fn accept(&mut self, _claim: Claim) {}
 
@@ -329,6 +333,21 @@ impl Ring {
             Some(State::Published) => Ok(Found::Again),
             None => Err(Slots::word_fault(head, word, None)),
         }
+    }
+
+    /// Whether a take would find something to do. A head that has just moved counts as something.
+    fn has_message(&self) -> bool {
+        // Acquire: partner of the Release in `hint_returned`.
+        if self.field(mpmc::RETURNED).load(Ordering::Acquire) & 1 != 0 {
+            return true;
+        }
+        // Acquire: partner of `advance`.
+        let head = self.head().load(Ordering::Acquire);
+        let word = self.slots.load(head);
+        let lap = self.slots.lap(head);
+        let none = (word.lap() == lap && (word.is(State::Free) || word.is(State::Writing)))
+            || is_previous_lap(word, lap);
+        !none || matches!(self.nothing_or_stale(self.head(), head), Found::Again)
     }
 
     /// A word that stops the claim: final if the end still stands there.

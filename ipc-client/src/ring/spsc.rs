@@ -200,6 +200,11 @@ impl ReceiveEnd for ConsumerEnd {
         Ok((claim, redelivered))
     }
 
+    fn has_message(&self) -> bool {
+        let word = self.slots.load(self.next);
+        !matches!(self.take_other(self.next, word), Err(TryReceiveError::Empty))
+    }
+
     #[inline(always)]
     fn accept(&mut self, claim: Claim) {
         self.next = claim.position + u64::from(claim.n);
