@@ -79,7 +79,7 @@ impl Counters {
             bytes: encode(&reserved),
             descriptors: 0,
         };
-        keeper.apply(Vec::new(), vec![item], &[])?;
+        keeper.apply(Vec::new(), vec![item])?;
         self.reserved = reserved;
         Ok(())
     }

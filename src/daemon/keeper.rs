@@ -16,7 +16,7 @@ use ringmain_client::protocol::FRAME_BYTES_MAX;
 use ringmain_client::sys::clock::monotonic_ns;
 use ringmain_client::sys::packet::Blocking;
 
-use super::link::{self, BrokerConfig, FromKeeper, ToKeeper};
+use super::link::{self, BrokerConfig, FromKeeper, Incoming, ToKeeper};
 use super::lock::Lock;
 use super::log::log;
 use super::process::{Binary, BrokerProcess, has_exited};
@@ -343,10 +343,18 @@ impl Keeper {
         while !broker.mute {
             let socket = broker.process.socket();
             match link::receive::<ToKeeper>(socket, &mut self.buffer, Blocking::Return) {
-                Ok(Some((message, descriptors))) => {
+                Ok(Incoming::Message(message, descriptors)) => {
                     self.on_message(&mut broker, message, descriptors, is_successor);
                 }
-                Ok(None) => break,
+                // Only Apply carries descriptors: its sender waits for the answer.
+                Ok(Incoming::NoRoom(reason)) => {
+                    log!("{reason}");
+                    let answer = FromKeeper::NotApplied { reason };
+                    if link::send(socket, &answer, &[]).is_err() {
+                        broker.process.kill();
+                    }
+                }
+                Ok(Incoming::Nothing) => break,
                 Err(error) => {
                     broker.mute = true;
                     if !exited && broker.phase != Phase::Leaving {

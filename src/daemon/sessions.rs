@@ -199,7 +199,7 @@ impl Broker {
                 self.sessions.remove(&number);
                 if stored {
                     self.keeper
-                        .apply(vec![Key::Session(number).bytes()], Vec::new(), &[])?;
+                        .apply(vec![Key::Session(number).bytes()], Vec::new())?;
                 }
                 Ok(())
             }
