@@ -239,7 +239,13 @@ impl Wait {
         self.started_ns
     }
 
-    fn elapsed_ns(&self) -> u64 {
+    /// The last time that [`Self::clock`] was told; zero before the first.
+    pub fn now_ns(&self) -> u64 {
+        self.now_ns
+    }
+
+    /// How long it lasts already, in nanoseconds, by what [`Self::clock`] was told.
+    pub fn elapsed_ns(&self) -> u64 {
         self.now_ns.saturating_sub(self.started_ns)
     }
 }

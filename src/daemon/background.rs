@@ -19,13 +19,11 @@ pub(super) fn run(name: &str, work: impl FnOnce() + Send + 'static) {
     let take =
         |work: &std::sync::Mutex<Option<_>>| work.lock().ok().and_then(|mut work| work.take());
     let mask = SigSet::all().thread_swap_mask(nix::sys::signal::SigmaskHow::SIG_SETMASK);
-    let started = std::thread::Builder::new()
-        .name(name.to_owned())
-        .spawn(move || {
-            if let Some(work) = take(&theirs) {
-                work();
-            }
-        });
+    let started = std::thread::Builder::new().name(name.to_owned()).spawn(move || {
+        if let Some(work) = take(&theirs) {
+            work();
+        }
+    });
     if let Ok(mask) = mask {
         let _ = mask.thread_set_mask();
     }
@@ -47,11 +45,7 @@ pub(super) struct Results<T> {
 impl<T: Send + 'static> Results<T> {
     pub(super) fn new() -> io::Result<Self> {
         let (sender, receiver) = channel();
-        Ok(Self {
-            sender,
-            receiver,
-            bell: Arc::new(EventFd::new()?),
-        })
+        Ok(Self { sender, receiver, bell: Arc::new(EventFd::new()?) })
     }
 
     /// Readable while there may be a result.
