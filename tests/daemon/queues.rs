@@ -232,20 +232,28 @@ fn more_than_the_host_has_is_refused() {
     let daemon = Daemon::start_with(&["--limit-bytes", "999999999999999"]);
     // Four thousand million bytes fit some hosts: a file-size limit makes the refusal certain.
     let status = daemon.status();
-    let limited = std::process::Command::new("prlimit")
-        .args(["--fsize=65536", "--pid", &status.broker_pid.to_string()])
-        .status();
-    let Ok(true) = limited.map(|status| status.success()) else {
-        eprintln!("skipped: no prlimit here");
-        return;
-    };
     let mut raw = Raw::hello(&daemon.socket, 1);
-    let spec = QueueSpec { slots: Some(4096), ..mpmc() };
-    let request = Request::CreateQueue { name: "q".into(), spec };
-    let (code, text) = raw.refused(&request);
-    assert_eq!(code, ErrorCode::Limit, "{text}");
-    assert!(text.contains("fewer or smaller slots"), "{text}");
-    raw.create("small", spsc());
+    for (number, limit, lifted) in
+        [(1, "--fsize=65536:", "--fsize=unlimited:"), (2, "--as=100000000:", "--as=unlimited:")]
+    {
+        let set = |limit: &str| {
+            std::process::Command::new("prlimit")
+                .args([limit, "--pid", &status.broker_pid.to_string()])
+                .status()
+                .is_ok_and(|status| status.success())
+        };
+        if !set(limit) {
+            eprintln!("skipped: no prlimit here");
+            return;
+        }
+        let spec = QueueSpec { slots: Some(1 << 19), slot_size: Some(256), ..mpmc() };
+        let request = Request::CreateQueue { name: "q".into(), spec };
+        let (code, text) = raw.refused(&request);
+        assert_eq!(code, ErrorCode::Limit, "{text}");
+        assert!(text.contains("fewer or smaller slots"), "{text}");
+        raw.create(&format!("small-{number}"), spsc());
+        assert!(set(lifted));
+    }
     assert_eq!(raw.status().broker_pid, status.broker_pid);
 }
 
