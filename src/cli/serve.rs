@@ -1,0 +1,1 @@
+//! `ringmain serve` and the hidden `broker`.
