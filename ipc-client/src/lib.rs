@@ -1,1 +1,7 @@
 //! Client library of ringmain.
+
+pub mod layout;
+pub mod protocol;
+pub mod sync;
+#[cfg(not(loom))]
+pub mod sys;
