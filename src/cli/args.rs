@@ -87,7 +87,7 @@ pub(crate) struct ServeArgs {
     /// Folder that belongs to this daemon alone
     #[arg(long, value_name = "DIR")]
     pub(crate) data_dir: Option<PathBuf>,
-    /// Limits as JSON: {"queues_per_user": 1024, "bytes_per_user": "1GiB", "handles_per_user": 4096}
+    /// Limits as JSON; flags take precedence
     #[arg(long, value_name = "FILE")]
     pub(crate) config: Option<PathBuf>,
     /// Queues that one user may have [default: 1024]
@@ -99,6 +99,12 @@ pub(crate) struct ServeArgs {
     /// Handles that one user may have [default: 4096]
     #[arg(long, value_name = "N")]
     pub(crate) handles_per_user: Option<u32>,
+    /// Make rings as on a kernel without membarrier
+    #[arg(long, hide = true)]
+    pub(crate) force_no_membarrier: bool,
+    /// Identify peers as on a kernel without SO_PEERPIDFD
+    #[arg(long, hide = true)]
+    pub(crate) force_no_peer_pidfd: bool,
 }
 
 #[derive(Debug, Args)]
@@ -444,6 +450,7 @@ const SERVE_EXAMPLES: &str = "\
 Examples:
   ringmain serve
   ringmain serve --socket /tmp/test.sock --bytes-per-user 256MiB
+  ringmain serve --config limits.json      {"queues_per_user": 64, "bytes_per_user": "4GiB", "handles_per_user": 256}
 
 Prints one line that begins with 'ready' when it accepts connections. SIGTERM stops it. The rings outlive the broker
 process: when it dies, it is started again and takes them over.";

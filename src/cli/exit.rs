@@ -6,9 +6,10 @@ use std::path::Path;
 
 use ringmain_client::protocol::ErrorCode;
 use ringmain_client::{ClientError, Closed, ReceiveError, SendError};
+use serde::{Deserialize, Serialize};
 
 /// Exit codes as of sysexits(3). 0 is success.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Exit {
     /// The command line is wrong.
     Usage = 64,
