@@ -83,11 +83,20 @@ impl Geometry {
         if u64::from(slots) * u64::from(slot_size) > Self::RING_BYTES_MAX {
             return Err(GeometryError::RingBytes { slots, slot_size });
         }
-        let mut geometry = Self { slots_log2: slots.trailing_zeros(), slot_size, max_message: 0 };
+        let mut geometry = Self {
+            slots_log2: slots.trailing_zeros(),
+            slot_size,
+            max_message: 0,
+        };
         let limit = geometry.body_bytes(geometry.claim_slots_max());
-        let max_message = max_message.unwrap_or(Self::MAX_MESSAGE_DEFAULT.min(limit));
+        let max_message = max_message.unwrap_or_else(|| Self::MAX_MESSAGE_DEFAULT.min(limit));
         if max_message > limit {
-            return Err(GeometryError::MaxMessage { max_message, limit, slots, slot_size });
+            return Err(GeometryError::MaxMessage {
+                max_message,
+                limit,
+                slots,
+                slot_size,
+            });
         }
         geometry.max_message = max_message;
         Ok(geometry)
@@ -115,7 +124,11 @@ impl Geometry {
     #[inline]
     pub const fn claim_slots_max(&self) -> u32 {
         let quarter = 1 << (self.slots_log2 - 2);
-        if quarter < Word::N_MAX { quarter } else { Word::N_MAX }
+        if quarter < Word::N_MAX {
+            quarter
+        } else {
+            Word::N_MAX
+        }
     }
 
     /// Lap of a position, not yet reduced to the bits of a word.
@@ -144,9 +157,14 @@ impl Geometry {
     }
 
     /// Body bytes that fit `n` slots (n >= 1).
+    #[allow(clippy::cast_possible_truncation)] // bounded by the branch
     pub const fn body_bytes(&self, n: u32) -> u32 {
         let bytes = self.first_body_bytes() as u64 + (n as u64 - 1) * self.next_body_bytes() as u64;
-        if bytes > u32::MAX as u64 { u32::MAX } else { bytes as u32 }
+        if bytes > u32::MAX as u64 {
+            u32::MAX
+        } else {
+            bytes as u32
+        }
     }
 
     /// Slots that a body of this many bytes needs; may exceed [`Self::claim_slots_max`].
@@ -160,6 +178,7 @@ impl Geometry {
     }
 
     /// Bytes of all slots.
+    #[allow(clippy::cast_possible_truncation)] // below RING_BYTES_MAX, and usize has 64 bits on every target
     pub const fn slots_bytes(&self) -> usize {
         self.slots() as usize * self.slot_size as usize
     }

@@ -5,7 +5,7 @@
 pub use loom::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 
 #[cfg(not(loom))]
-pub use core::sync::atomic::{Ordering, compiler_fence, fence};
+pub use core::sync::atomic::{AtomicU8, Ordering, compiler_fence, fence};
 
 #[cfg(all(not(loom), not(feature = "steps")))]
 pub use core::sync::atomic::{AtomicU32, AtomicU64};

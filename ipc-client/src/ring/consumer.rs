@@ -1,0 +1,275 @@
+//! The receiving end of either kind.
+
+use super::RingMemory;
+use super::error::{Closed, Fault, TryReceiveError};
+use super::line::HandleLine;
+use super::mpmc::{Claim, Ring};
+use super::park::Park;
+use super::slots::{Header, Slots};
+use super::spsc::ConsumerEnd;
+use crate::layout::Geometry;
+use crate::protocol::Role;
+use crate::sync::canary::{Canary, planted};
+
+/// Receives messages from one ring. Never waits; waking the producers is up to the caller.
+#[derive(Debug)]
+pub struct Consumer {
+    memory: RingMemory,
+    end: End,
+    handle: u8,
+    own_park: Park,
+    peer_park: Park,
+    line: HandleLine,
+    messages: u64,
+    payload_bytes: u64,
+}
+
+#[derive(Debug)]
+enum End {
+    Spsc(ConsumerEnd),
+    Mpmc {
+        ring: Ring,
+        /// Slot at which the search for messages of dead consumers goes on.
+        scan_from: u64,
+    },
+}
+
+/// A message that this consumer holds: its slots stay where they are until it is released.
+#[derive(Debug)]
+#[must_use = "a held message keeps its slots until it is released"]
+pub struct Taken {
+    claim: Claim,
+    header: Header,
+    redelivered: bool,
+}
+
+impl Taken {
+    /// Payload bytes.
+    #[inline(always)]
+    pub fn length(&self) -> usize {
+        self.header.length as usize
+    }
+
+    /// Metadata bytes.
+    pub fn metadata_length(&self) -> usize {
+        usize::from(self.header.metadata_length)
+    }
+
+    /// Flags of the message, see [`crate::layout::slot`].
+    pub fn flags(&self) -> u16 {
+        self.header.flags
+    }
+
+    /// Position of the message's claim: increasing, not dense.
+    #[inline(always)]
+    pub fn sequence(&self) -> u64 {
+        self.claim.position
+    }
+
+    /// Whether a consumer that died may have seen it.
+    #[inline(always)]
+    pub fn redelivered(&self) -> bool {
+        self.redelivered
+    }
+}
+
+impl Consumer {
+    /// The consumer of an attached handle. Fails if the memory contradicts the geometry.
+    pub fn new(memory: RingMemory, geometry: Geometry, handle: u8) -> Result<Self, Fault> {
+        let end = match &memory {
+            RingMemory::Spsc {
+                slots,
+                producer,
+                consumer,
+                ..
+            } => End::Spsc(ConsumerEnd::new(slots, consumer, producer, geometry)?),
+            RingMemory::Mpmc { ring, .. } => End::Mpmc {
+                ring: Ring::new(ring, geometry)?,
+                scan_from: 0,
+            },
+        };
+        let line = memory.line(Role::Consume, handle);
+        line.clear();
+        let own_park = memory.park(Role::Consume);
+        let peer_park = memory.park(Role::Produce);
+        Ok(Self {
+            memory,
+            end,
+            handle,
+            own_park,
+            peer_park,
+            line,
+            messages: 0,
+            payload_bytes: 0,
+        })
+    }
+
+    #[inline(always)]
+    fn slots(&self) -> &Slots {
+        match &self.end {
+            End::Spsc(end) => &end.slots,
+            End::Mpmc { ring, .. } => &ring.slots,
+        }
+    }
+
+    /// Why nothing will come any more, if so; what was sent before `Draining` can still be received.
+    pub fn closed(&self) -> Option<Closed> {
+        self.memory.closed()
+    }
+
+    /// Takes the next message and holds it. Several may be held at once.
+    #[inline(always)]
+    pub fn try_take(&mut self) -> Result<Taken, TryReceiveError> {
+        // Looked at before the ring: what was sent before the queue was closed is still found.
+        let closed = self.memory.closed();
+        if let Some(closed @ (Closed::Deleted | Closed::Fault)) = closed {
+            return Err(TryReceiveError::Closed(closed));
+        }
+        let taken = match self.take_any() {
+            Err(TryReceiveError::Empty) => {
+                Err(closed.map_or(TryReceiveError::Empty, TryReceiveError::Closed))
+            }
+            taken => taken,
+        };
+        if let (Err(TryReceiveError::Fault(_)), End::Mpmc { ring, .. }) = (&taken, &self.end) {
+            ring.set_fault_flag();
+        }
+        taken
+    }
+
+    #[inline(always)]
+    fn take_any(&mut self) -> Result<Taken, TryReceiveError> {
+        let (claim, redelivered) = match &mut self.end {
+            End::Spsc(end) => end.peek()?,
+            End::Mpmc { ring, scan_from } => {
+                if let Some(fault) = ring.fault_flag() {
+                    return Err(fault.into());
+                }
+                let hold = ring.take(self.handle, scan_from)?;
+                (hold.claim, hold.redelivered)
+            }
+        };
+        let header = self.slots().read_header(claim.position, claim.n)?;
+        if let End::Spsc(end) = &mut self.end {
+            end.accept(claim);
+        }
+        let taken = Taken {
+            claim,
+            header,
+            redelivered,
+        };
+        if planted(Canary::ReleaseBeforeCopy) {
+            self.release_slots(claim);
+        }
+        Ok(taken)
+    }
+
+    /// Takes up to `max` messages, at least one, into a vector that has room for them. An error only if there is none.
+    pub fn try_take_batch(
+        &mut self,
+        taken: &mut Vec<Taken>,
+        max: usize,
+    ) -> Result<(), TryReceiveError> {
+        let room = max.min(taken.capacity() - taken.len());
+        if room == 0 {
+            return Ok(());
+        }
+        taken.push(self.try_take()?);
+        for _ in 1..room {
+            match self.take_any() {
+                Ok(next) => taken.push(next),
+                Err(_) => break,
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether [`Self::try_take`] would probably not answer `Empty`: there is a message, the queue is closed, or it is
+    /// damaged. Takes nothing; another consumer may be faster.
+    pub fn has_message(&self) -> bool {
+        if self.memory.closed().is_some() {
+            return true;
+        }
+        match &self.end {
+            End::Spsc(end) => !matches!(end.peek(), Err(TryReceiveError::Empty)),
+            End::Mpmc { ring, .. } => ring.fault_flag().is_some() || ring.has_message(),
+        }
+    }
+
+    /// Copies payload bytes from `offset` on; returns how many.
+    #[inline(always)]
+    pub fn read(&self, taken: &Taken, offset: usize, into: &mut [u8]) -> usize {
+        let length = into.len().min(taken.length().saturating_sub(offset));
+        let start = Header::payload_offset(taken.metadata_length());
+        self.slots()
+            .read_body(taken.claim.position, start + offset, &mut into[..length]);
+        length
+    }
+
+    /// Copies the metadata; returns how many bytes, at most `into.len()`.
+    pub fn read_metadata(&self, taken: &Taken, into: &mut [u8]) -> usize {
+        let length = into.len().min(taken.metadata_length());
+        self.slots()
+            .read_body(taken.claim.position, 0, &mut into[..length]);
+        length
+    }
+
+    /// Address of the payload if the message lies in one slot. The bytes may be changed by a peer that breaks the
+    /// rules.
+    pub fn payload_ptr(&self, taken: &Taken) -> Option<*const u8> {
+        if taken.claim.n != 1 {
+            return None;
+        }
+        let start = Header::payload_offset(taken.metadata_length());
+        // SAFETY: the header was checked: metadata and payload fit the body of one slot.
+        Some(unsafe { self.slots().body_address(taken.claim.position).add(start) })
+    }
+
+    /// Gives the slots of a message back. On an spsc ring messages are released in the order in which they were taken.
+    #[inline(always)]
+    pub fn release(&mut self, taken: Taken) {
+        self.messages += 1;
+        self.payload_bytes += u64::from(taken.header.length);
+        if !planted(Canary::ReleaseBeforeCopy) {
+            self.release_slots(taken.claim);
+        }
+        self.line.set_counters(self.messages, self.payload_bytes);
+    }
+
+    #[inline(always)]
+    fn release_slots(&mut self, claim: Claim) {
+        match &mut self.end {
+            End::Spsc(end) => end.release(claim),
+            End::Mpmc { ring, .. } => ring.release(claim),
+        }
+    }
+
+    /// Position of the next message.
+    pub fn position(&self) -> u64 {
+        match &self.end {
+            End::Spsc(end) => end.position(),
+            End::Mpmc { ring, .. } => ring.head_position(),
+        }
+    }
+
+    /// Where consumers of this ring sleep.
+    pub fn own_park(&self) -> &Park {
+        &self.own_park
+    }
+
+    /// Where producers of this ring sleep: to be woken after releasing.
+    #[inline(always)]
+    pub fn peer_park(&self) -> &Park {
+        &self.peer_park
+    }
+
+    /// This handle's line.
+    pub fn line(&self) -> &HandleLine {
+        &self.line
+    }
+
+    /// This handle's index.
+    pub fn handle(&self) -> u8 {
+        self.handle
+    }
+}

@@ -1,0 +1,90 @@
+//! What a handle tells about itself in its line of shared memory.
+
+use super::region::Region;
+use crate::layout::handle_line;
+use crate::sync::atomic::Ordering;
+
+/// One handle's line. All accesses are Relaxed: the fields are for people and for wakers that read them after the
+/// handle's sleeper bit; nothing else depends on them.
+#[derive(Debug, Clone)]
+pub struct HandleLine {
+    region: Region,
+    offset: usize,
+}
+
+/// A racy copy of a line.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct LineSnapshot {
+    /// Messages that passed through the handle.
+    pub messages: u64,
+    /// Payload bytes that passed through the handle.
+    pub payload_bytes: u64,
+    /// Position at which it waits.
+    pub waiting_at: u64,
+    /// `CLOCK_MONOTONIC` nanoseconds since when it waits; zero: it does not.
+    pub waiting_since_ns: u64,
+}
+
+impl HandleLine {
+    pub(super) fn new(region: &Region, offset: usize) -> Self {
+        Self {
+            region: region.clone(),
+            offset,
+        }
+    }
+
+    #[inline]
+    fn set(&self, field: usize, value: u64) {
+        self.region
+            .u64_at(self.offset + field)
+            .store(value, Ordering::Relaxed);
+    }
+
+    fn get(&self, field: usize) -> u64 {
+        self.region
+            .u64_at(self.offset + field)
+            .load(Ordering::Relaxed)
+    }
+
+    /// Everything zero: a handle's first act and, after its death, the daemon's.
+    pub fn clear(&self) {
+        for field in (0..handle_line::BYTES).step_by(8).take(5) {
+            self.set(field, 0);
+        }
+    }
+
+    #[inline]
+    pub(super) fn set_counters(&self, messages: u64, payload_bytes: u64) {
+        self.set(handle_line::MESSAGES, messages);
+        self.set(handle_line::PAYLOAD_BYTES, payload_bytes);
+    }
+
+    /// The handle waits at this position since this time (`CLOCK_MONOTONIC` nanoseconds, not zero).
+    pub fn set_waiting(&self, position: u64, since_ns: u64) {
+        self.set(handle_line::WAITING_AT, position);
+        self.set(handle_line::WAITING_SINCE_NS, since_ns);
+    }
+
+    /// The handle no longer waits.
+    pub fn clear_waiting(&self) {
+        self.set(handle_line::WAITING_SINCE_NS, 0);
+    }
+
+    /// Doorbell to ring (zero: none) and the bit of this queue in it. Before the sleeper bit is set.
+    pub fn set_doorbell(&self, doorbell: u32, bit: u32) {
+        self.set(
+            handle_line::DOORBELL,
+            u64::from(doorbell) | u64::from(bit) << 32,
+        );
+    }
+
+    /// A racy copy.
+    pub fn snapshot(&self) -> LineSnapshot {
+        LineSnapshot {
+            messages: self.get(handle_line::MESSAGES),
+            payload_bytes: self.get(handle_line::PAYLOAD_BYTES),
+            waiting_at: self.get(handle_line::WAITING_AT),
+            waiting_since_ns: self.get(handle_line::WAITING_SINCE_NS),
+        }
+    }
+}

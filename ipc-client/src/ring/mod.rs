@@ -1,0 +1,120 @@
+//! The rings: algorithms over the shared-memory layout, without system calls and without allocation.
+//!
+//! [`Producer`] and [`Consumer`] are what both kinds have in common: lengths, headers, bodies, batches, counters. The kinds
+//! differ in how slots are claimed and given back ([`spsc`], [`mpmc`]). [`park`] has the rules of sleeping and waking,
+//! [`repair`] what the daemon does after a death.
+
+mod consumer;
+mod copy;
+mod error;
+mod line;
+mod mpmc;
+pub mod park;
+mod producer;
+mod region;
+pub mod repair;
+mod slots;
+mod spsc;
+
+pub use consumer::{Consumer, Taken};
+pub use error::{Closed, Fault, Invariant, TryReceiveError, TrySendError};
+pub use line::{HandleLine, LineSnapshot};
+pub use park::{Kernel, Park, sleep_once, wake_sleepers};
+pub use producer::{OutOfBounds, Producer, Reserved};
+pub use region::Region;
+
+use crate::layout::{control, handle_line, mpmc as mpmc_layout, spsc_page};
+use crate::protocol::Role;
+use crate::sync::atomic::Ordering;
+
+/// The mapped regions of one queue.
+#[derive(Debug, Clone)]
+pub enum RingMemory {
+    /// One producer, one consumer.
+    Spsc {
+        /// The daemon's page.
+        control: Region,
+        /// Slots, written by the producer.
+        slots: Region,
+        /// The producer's page.
+        producer: Region,
+        /// The consumer's page.
+        consumer: Region,
+    },
+    /// Any number of both.
+    Mpmc {
+        /// The daemon's page.
+        control: Region,
+        /// Header, handle lines and slots.
+        ring: Region,
+    },
+}
+
+impl RingMemory {
+    /// The page that only the daemon writes.
+    pub fn control(&self) -> &Region {
+        match self {
+            Self::Spsc { control, .. } | Self::Mpmc { control, .. } => control,
+        }
+    }
+
+    /// Where the handles of one role sleep.
+    pub fn park(&self, role: Role) -> Park {
+        match (self, role) {
+            (
+                Self::Spsc {
+                    producer, consumer, ..
+                },
+                Role::Produce,
+            ) => Park::spsc(producer, consumer),
+            (
+                Self::Spsc {
+                    producer, consumer, ..
+                },
+                Role::Consume,
+            ) => Park::spsc(consumer, producer),
+            (Self::Mpmc { ring, .. }, Role::Produce) => Park::mpmc(
+                ring,
+                mpmc_layout::PRODUCER_SLEEPERS,
+                mpmc_layout::PRODUCER_EVENT,
+            ),
+            (Self::Mpmc { ring, .. }, Role::Consume) => Park::mpmc(
+                ring,
+                mpmc_layout::CONSUMER_SLEEPERS,
+                mpmc_layout::CONSUMER_EVENT,
+            ),
+        }
+    }
+
+    /// The line of a handle.
+    pub fn line(&self, role: Role, handle: u8) -> HandleLine {
+        match (self, role) {
+            (Self::Spsc { producer, .. }, Role::Produce) => {
+                HandleLine::new(producer, spsc_page::HANDLE_LINE)
+            }
+            (Self::Spsc { consumer, .. }, Role::Consume) => {
+                HandleLine::new(consumer, spsc_page::HANDLE_LINE)
+            }
+            (Self::Mpmc { ring, .. }, _) => {
+                let offset = mpmc_layout::HANDLE_LINES + usize::from(handle) * handle_line::BYTES;
+                HandleLine::new(ring, offset)
+            }
+        }
+    }
+
+    /// Whether the daemon has closed the queue. An unknown value counts as a fault.
+    #[inline]
+    pub fn closed(&self) -> Option<Closed> {
+        // Acquire: partner of the Release in `repair::close`; what was published before it is seen after it.
+        match self
+            .control()
+            .u64_at(control::CLOSED)
+            .load(Ordering::Acquire)
+        {
+            control::CLOSED_OPEN => None,
+            control::CLOSED_DRAINING => Some(Closed::Draining),
+            control::CLOSED_DELETED => Some(Closed::Deleted),
+            _ => Some(Closed::Fault),
+        }
+    }
+}

@@ -1,0 +1,417 @@
+//! The mpmc ring: a bounded queue whose every claim has an owner at every instant.
+//!
+//! Derived from D. Vyukov's bounded MPMC queue (a lap number in every slot), with the claim turned round: Vyukov moves
+//! the tail and thereby owns a slot that says nothing about its owner; here the first slot's word is exchanged from
+//! `Free` to `Writing` with the owner in it, and only then the tail is moved, by whoever comes first. What a dead
+//! process owned can be read off the words.
+//!
+//! ```text
+//! claim n slots at the tail t                     take the message at the head h
+//!  1  t = tail                                     1  h = head, w = word[h]
+//!  2  word[t] free in t's lap, and so are          2  w published in h's lap?
+//!     the n - 1 behind it?                         3  word[h]: Published -> Held(me)
+//!  3  word[t]: Free -> Writing(n, me)              4  head: h -> h + n
+//!  4  tail: t -> t + n                             5  copy out
+//!  5  write header and body                        6  words behind the first: free in the next lap
+//!  6  word[t]: Writing -> Published                7  word[h]: free in the next lap
+//! ```
+//!
+//! Invariants:
+//! - **Boundary.** Head and tail only take values at which a claim starts. Step 3 can succeed only while the tail is t,
+//!   because a claim at t leaves no free word in t's lap.
+//! - **Order.** The tail passes a claim before the claim is published, the head before it is freed. So a word that is
+//!   published (held, ...) in the lap of the tail, while the tail does not move, is a violation.
+//! - **All or nothing.** The first word of a free stretch is freed last: who sees it free in lap L sees those behind it
+//!   free in L, until they are claimed as part of a claim that starts at or before them.
+//! - **Ownership.** A word in `Writing`, `Held` or `Skipping` is changed by its owner, or by the daemon once the owner's
+//!   process is known to be dead. A word behind the first of a claim belongs to the owner of the first.
+
+use super::error::{Fault, Invariant, TryReceiveError, TrySendError};
+use super::region::Region;
+use super::slots::Slots;
+use crate::layout::{Geometry, State, Word, mpmc};
+use crate::sync::atomic::{AtomicU64, Ordering};
+use crate::sync::canary::{Canary, planted};
+
+/// Attempts before an operation is taken for a victim of random writes rather than of contention. Each failed attempt
+/// means that some other member completed a step, so honest members never come near it.
+const ATTEMPTS_MAX: u32 = 1 << 20;
+
+/// The shared state of one ring and the words of its slots.
+#[derive(Debug, Clone)]
+pub(super) struct Ring {
+    ring: Region,
+    pub(super) slots: Slots,
+}
+
+/// A stretch of slots that a handle owns.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Claim {
+    pub(super) position: u64,
+    pub(super) n: u32,
+}
+
+/// A message that a consumer holds, and whether another one held it before.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Hold {
+    pub(super) claim: Claim,
+    pub(super) redelivered: bool,
+}
+
+/// What is found at the tail or the head.
+enum Found {
+    /// The claim can be attempted on this word.
+    Ready(Word),
+    /// Somebody else moved on, or was helped: look again.
+    Again,
+    /// Nothing to claim there now.
+    Nothing,
+}
+
+impl Ring {
+    pub(super) fn new(ring: &Region, geometry: Geometry) -> Result<Self, Fault> {
+        Ok(Self {
+            ring: ring.clone(),
+            slots: Slots::new(ring.clone(), mpmc::SLOTS, geometry)?,
+        })
+    }
+
+    #[inline(always)]
+    fn tail(&self) -> &AtomicU64 {
+        self.ring.u64_at(mpmc::TAIL)
+    }
+
+    #[inline(always)]
+    fn head(&self) -> &AtomicU64 {
+        self.ring.u64_at(mpmc::HEAD)
+    }
+
+    /// A racy look at the position of the next claim.
+    pub(super) fn tail_position(&self) -> u64 {
+        self.tail().load(Ordering::Relaxed)
+    }
+
+    /// A racy look at the position of the next take.
+    pub(super) fn head_position(&self) -> u64 {
+        self.head().load(Ordering::Relaxed)
+    }
+
+    /// Whether a member saw a violation.
+    #[inline(always)]
+    pub(super) fn fault_flag(&self) -> Option<Fault> {
+        // Relaxed: a late view only delays the refusal.
+        let value = self.ring.u64_at(mpmc::FAULT).load(Ordering::Relaxed);
+        (value != 0).then_some(Fault {
+            invariant: Invariant::SeenByMember,
+            position: 0,
+            value,
+        })
+    }
+
+    /// Tells all members that this ring is broken.
+    #[cold]
+    pub(super) fn set_fault_flag(&self) {
+        self.ring.u64_at(mpmc::FAULT).store(1, Ordering::Relaxed);
+    }
+
+    /// Moves head or tail past a claim, unless somebody did already.
+    #[inline(always)]
+    fn advance(&self, end: &AtomicU64, claim: Claim) {
+        // AcqRel: partner of the Acquire loads of head and tail; hands on the word's exchange that came before.
+        // Failure, Relaxed: somebody helped; their exchange is as good.
+        let next = claim.position + u64::from(claim.n);
+        let _ = end.compare_exchange(claim.position, next, Ordering::AcqRel, Ordering::Relaxed);
+    }
+
+    /// Claims `n` slots (1 to a quarter of the ring) for writing.
+    #[inline(always)]
+    pub(super) fn claim(&self, n: u32, owner: u8) -> Result<Claim, TrySendError> {
+        for _ in 0..ATTEMPTS_MAX {
+            // Acquire: partner of `advance`.
+            let tail = self.tail().load(Ordering::Acquire);
+            match self.at_tail(tail, n)? {
+                Found::Ready(free) => {
+                    let writing = Word::new(self.slots.lap(tail), n, owner, State::Writing);
+                    if self.slots.exchange(tail, free, writing) {
+                        let claim = Claim { position: tail, n };
+                        self.advance(self.tail(), claim);
+                        return Ok(claim);
+                    }
+                }
+                Found::Again => {}
+                Found::Nothing => return Err(TrySendError::Full),
+            }
+        }
+        Err(self.no_progress(self.tail_position()).into())
+    }
+
+    /// Looks at the word under the tail; helps a claimer that has not moved the tail yet.
+    #[inline(always)]
+    fn at_tail(&self, tail: u64, n: u32) -> Result<Found, Fault> {
+        let word = self.slots.load(tail);
+        let free = self.slots.free_word(tail, 0);
+        if word == free {
+            for behind in 1..u64::from(n) {
+                if self.slots.load(tail + behind) != self.slots.free_word(tail + behind, 0) {
+                    return Ok(self.nothing_or_stale(self.tail(), tail));
+                }
+            }
+            return Ok(Found::Ready(free));
+        }
+        if word.lap() == free.lap() {
+            if word.state() == Some(State::Writing) {
+                let n = self.slots.claim_length(tail, word)?;
+                self.advance(self.tail(), Claim { position: tail, n });
+                return Ok(Found::Again);
+            }
+            // Order: whatever is beyond `Writing` has been passed by the tail, and the load of the word shows it.
+            return self.stale_or_fault(self.tail(), tail, word);
+        }
+        if self.is_previous_lap(word, free) {
+            return Ok(self.nothing_or_stale(self.tail(), tail));
+        }
+        self.stale_or_fault(self.tail(), tail, word)
+    }
+
+    /// Publishes one message that spans `n` slots at the start of a claim. Only its owner may call this.
+    #[inline(always)]
+    pub(super) fn publish(&self, position: u64, n: u32, owner: u8) {
+        self.slots.store(
+            position,
+            Word::new(self.slots.lap(position), n, owner, State::Published),
+        );
+    }
+
+    /// Turns a claim into something to be skipped. Only its owner, or the daemon after its death, may call this.
+    pub(super) fn bury(&self, claim: Claim) {
+        self.slots.reset_continuations(claim.position, claim.n);
+        let lap = self.slots.lap(claim.position);
+        self.slots
+            .store(claim.position, Word::new(lap, claim.n, 0, State::Tombstone));
+    }
+
+    /// Takes the next message: one that a dead consumer left, else the one at the head.
+    #[inline(always)]
+    pub(super) fn take(&self, owner: u8, scan_from: &mut u64) -> Result<Hold, TryReceiveError> {
+        // Acquire: partner of the Release in `hint_returned`.
+        let hint = self.ring.u64_at(mpmc::RETURNED).load(Ordering::Acquire);
+        if hint & 1 != 0
+            && let Some(claim) = self.take_returned(owner, hint, scan_from)?
+        {
+            return Ok(Hold {
+                claim,
+                redelivered: true,
+            });
+        }
+        for _ in 0..ATTEMPTS_MAX {
+            // Acquire: partner of `advance`.
+            let head = self.head().load(Ordering::Acquire);
+            let Found::Ready(word) = (match self.at_head(head)? {
+                Found::Nothing => return Err(TryReceiveError::Empty),
+                found => found,
+            }) else {
+                continue;
+            };
+            let claim = Claim {
+                position: head,
+                n: self.slots.claim_length(head, word)?,
+            };
+            if word.state() == Some(State::Tombstone) {
+                if self
+                    .slots
+                    .exchange(head, word, word.with(owner, State::Skipping))
+                {
+                    self.advance(self.head(), claim);
+                    self.slots.free(claim.position, claim.n);
+                }
+                continue;
+            }
+            if planted(Canary::HeadBeforeUse) {
+                self.advance(self.head(), claim);
+            }
+            if self
+                .slots
+                .exchange(head, word, word.with(owner, State::Held))
+            {
+                self.advance(self.head(), claim);
+                return Ok(Hold {
+                    claim,
+                    redelivered: false,
+                });
+            }
+        }
+        Err(self.no_progress(self.head_position()).into())
+    }
+
+    /// Looks at the word under the head; helps a consumer that has not moved the head yet.
+    #[inline(always)]
+    fn at_head(&self, head: u64) -> Result<Found, Fault> {
+        let word = self.slots.load(head);
+        let free = self.slots.free_word(head, 0);
+        if word.lap() == free.lap() {
+            return match word.state() {
+                Some(State::Published | State::Tombstone) => Ok(Found::Ready(word)),
+                Some(State::Free | State::Writing) => Ok(self.nothing_or_stale(self.head(), head)),
+                Some(State::Held | State::Returned | State::Skipping) => {
+                    let n = self.slots.claim_length(head, word)?;
+                    self.advance(self.head(), Claim { position: head, n });
+                    Ok(Found::Again)
+                }
+                None => Err(Slots::word_fault(head, word, None)),
+            };
+        }
+        if self.is_previous_lap(word, free) {
+            return Ok(self.nothing_or_stale(self.head(), head));
+        }
+        self.stale_or_fault(self.head(), head, word)
+    }
+
+    /// Whether a take would find something: a message, one to be given out again, or a violation.
+    pub(super) fn has_message(&self) -> bool {
+        // Acquire: partner of the Release in `hint_returned`.
+        if self.ring.u64_at(mpmc::RETURNED).load(Ordering::Acquire) & 1 != 0 {
+            return true;
+        }
+        for _ in 0..ATTEMPTS_MAX {
+            // Acquire: partner of `advance`.
+            let head = self.head().load(Ordering::Acquire);
+            match self.at_head(head) {
+                Ok(Found::Again) => {}
+                Ok(Found::Nothing) => return false,
+                Ok(Found::Ready(_)) | Err(_) => return true,
+            }
+        }
+        true
+    }
+
+    /// Gives a message back to the producers. Only its holder may call this.
+    #[inline(always)]
+    pub(super) fn release(&self, claim: Claim) {
+        self.slots.free(claim.position, claim.n);
+    }
+
+    fn is_previous_lap(&self, word: Word, free: Word) -> bool {
+        word.lap() == free.lap().wrapping_sub(1) & Word::LAP_MASK
+    }
+
+    /// A word that stops the claim: final if the end still stands there.
+    #[inline(always)]
+    fn nothing_or_stale(&self, end: &AtomicU64, seen: u64) -> Found {
+        // Acquire: partner of `advance`.
+        if end.load(Ordering::Acquire) == seen {
+            Found::Nothing
+        } else {
+            Found::Again
+        }
+    }
+
+    /// A word that can only be there if the end has moved on.
+    fn stale_or_fault(&self, end: &AtomicU64, seen: u64, word: Word) -> Result<Found, Fault> {
+        // Acquire: partner of `advance`.
+        if end.load(Ordering::Acquire) == seen {
+            Err(Slots::word_fault(seen, word, word.state()))
+        } else {
+            Ok(Found::Again)
+        }
+    }
+
+    #[cold]
+    fn no_progress(&self, position: u64) -> Fault {
+        Fault {
+            invariant: Invariant::Progress,
+            position,
+            value: self.slots.load(position).0,
+        }
+    }
+
+    /// Looks through all slots for a message that a dead consumer left, from where the last search ended. When there
+    /// is none the hint is cleared, unless the daemon has set it anew meanwhile.
+    #[cold]
+    fn take_returned(
+        &self,
+        owner: u8,
+        hint: u64,
+        scan_from: &mut u64,
+    ) -> Result<Option<Claim>, Fault> {
+        let slots = self.slots.geometry.slots();
+        // Acquire: partner of `advance`.
+        let head = self.head().load(Ordering::Acquire);
+        for step in 0..slots {
+            let index = (*scan_from + step) & (slots - 1);
+            let word = self.slots.load(index);
+            if word.state() != Some(State::Returned) {
+                continue;
+            }
+            let position = self.position_of(index, word, head);
+            let n = self.slots.claim_length(position, word)?;
+            if self
+                .slots
+                .exchange(position, word, word.with(owner, State::Held))
+            {
+                *scan_from = index + 1;
+                return Ok(Some(Claim { position, n }));
+            }
+        }
+        // AcqRel: partner of `hint_returned`. Failure: the daemon has counted on, the next take looks again.
+        let _ = self.ring.u64_at(mpmc::RETURNED).compare_exchange(
+            hint,
+            hint & !1,
+            Ordering::AcqRel,
+            Ordering::Relaxed,
+        );
+        Ok(None)
+    }
+
+    /// Position of the slot with this index and word, which lies within a lap of `near`.
+    pub(super) fn position_of(&self, index: u64, word: Word, near: u64) -> u64 {
+        let near_lap = self.slots.geometry.lap(near);
+        let behind = near_lap.wrapping_sub(word.lap()) & Word::LAP_MASK;
+        // The tail may be in the lap after the head's.
+        let lap = if behind == Word::LAP_MASK {
+            near_lap + 1
+        } else {
+            near_lap.wrapping_sub(behind)
+        };
+        (lap << self.slots.geometry.slots().trailing_zeros()) | index
+    }
+
+    /// Tells consumers that slots behind the head hold messages. After those were set to `Returned`.
+    pub(super) fn hint_returned(&self) {
+        let word = self.ring.u64_at(mpmc::RETURNED);
+        let mut hint = word.load(Ordering::Relaxed);
+        for _ in 0..ATTEMPTS_MAX {
+            // Release: partner of the Acquire in `take`.
+            match word.compare_exchange(
+                hint,
+                (hint | 1).wrapping_add(2),
+                Ordering::AcqRel,
+                Ordering::Relaxed,
+            ) {
+                Ok(_) => return,
+                Err(current) => hint = current,
+            }
+        }
+    }
+
+    /// Completes a claim or a take that died between the exchange of the word and that of head or tail.
+    pub(super) fn help_ends(&self) -> Result<(), Fault> {
+        let tail = self.tail().load(Ordering::Acquire);
+        let word = self.slots.load(tail);
+        if word.lap() == self.slots.lap(tail) && word.state() == Some(State::Writing) {
+            let n = self.slots.claim_length(tail, word)?;
+            self.advance(self.tail(), Claim { position: tail, n });
+        }
+        let head = self.head().load(Ordering::Acquire);
+        let word = self.slots.load(head);
+        if word.lap() == self.slots.lap(head)
+            && matches!(
+                word.state(),
+                Some(State::Held | State::Returned | State::Skipping)
+            )
+        {
+            let n = self.slots.claim_length(head, word)?;
+            self.advance(self.head(), Claim { position: head, n });
+        }
+        Ok(())
+    }
+}

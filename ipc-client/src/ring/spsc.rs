@@ -1,0 +1,207 @@
+//! The spsc ring: plain loads and stores, nothing that either side could take from the other.
+//!
+//! After FastForward (Giacomoni, Moseley, Vachharajani 2008): the flag that says "there is a message" lies in the
+//! message's own cache line, so a small message costs one line transfer. The producer alone writes slots; the consumer
+//! writes only its own page.
+//!
+//! ```text
+//! send n slots at the tail t                      take the message at h
+//!  1  t + n - head <= slots? if not, read the      1  word[h] published in h's lap?
+//!     consumer's position anew                     2  taken = h + n      (own page)
+//!  2  write header and body                        3  copy out
+//!  3  word[t] = Published                          4  position = h + n   (own page)
+//!  4  position = t + n   (own page)
+//! ```
+//!
+//! Invariants:
+//! - `consumer position <= producer position <= consumer position + slots`; both only grow.
+//! - No word beyond the producer's position is published in its lap, save for the one operation between steps 3 and 4
+//!   of a producer that died (repair moves the position) and the rest of a batch whose first word was not written
+//!   (repair resets the words).
+//! - A message before `taken` and not before `position` may have been seen by a consumer that died.
+
+use super::error::{Fault, Invariant, TryReceiveError, TrySendError};
+use super::mpmc::Claim;
+use super::region::Region;
+use super::slots::Slots;
+use crate::layout::{Geometry, State, Word, spsc_page};
+use crate::sync::atomic::{Ordering, compiler_fence};
+
+/// The producer's end.
+#[derive(Debug)]
+pub(super) struct ProducerEnd {
+    pub(super) slots: Slots,
+    own: Region,
+    peer: Region,
+    tail: u64,
+    /// The consumer's position as last read: it can only be further by now.
+    head: u64,
+}
+
+/// The consumer's end.
+#[derive(Debug)]
+pub(super) struct ConsumerEnd {
+    pub(super) slots: Slots,
+    own: Region,
+    /// Position of the next message to look at; messages before it are taken, and released in order.
+    next: u64,
+    redelivered_before: u64,
+}
+
+/// One end's position, as its page says it.
+///
+/// Acquire: partner of the Release stores in [`ProducerEnd::publish`] and [`ConsumerEnd::release`]; for the producer it
+/// means that the consumer's reads of the released slots are over.
+#[inline]
+pub(super) fn position(page: &Region) -> u64 {
+    page.u64_at(spsc_page::POSITION).load(Ordering::Acquire)
+}
+
+/// Head and tail if they are at most one ring apart.
+pub(super) fn bounded(geometry: &Geometry, head: u64, tail: u64) -> Result<(u64, u64), Fault> {
+    if tail.wrapping_sub(head) > geometry.slots() {
+        return Err(Fault {
+            invariant: Invariant::Positions,
+            position: tail,
+            value: head,
+        });
+    }
+    Ok((head, tail))
+}
+
+impl ProducerEnd {
+    pub(super) fn new(
+        slots: &Region,
+        own: &Region,
+        peer: &Region,
+        geometry: Geometry,
+    ) -> Result<Self, Fault> {
+        let (head, tail) = bounded(&geometry, position(peer), position(own))?;
+        let slots = Slots::new(slots.clone(), 0, geometry)?;
+        Ok(Self {
+            slots,
+            own: own.clone(),
+            peer: peer.clone(),
+            tail,
+            head,
+        })
+    }
+
+    pub(super) fn position(&self) -> u64 {
+        self.tail
+    }
+
+    /// Room for `n` slots at the tail. Nothing is written: a claim that is dropped leaves no trace.
+    #[inline(always)]
+    pub(super) fn claim(&mut self, n: u32) -> Result<Claim, TrySendError> {
+        let slots = self.slots.geometry.slots();
+        if self.tail + u64::from(n) - self.head > slots {
+            let head = position(&self.peer);
+            if head < self.head || head > self.tail {
+                let fault = Fault {
+                    invariant: Invariant::Positions,
+                    position: self.tail,
+                    value: head,
+                };
+                return Err(fault.into());
+            }
+            self.head = head;
+            if self.tail + u64::from(n) - head > slots {
+                return Err(TrySendError::Full);
+            }
+        }
+        Ok(Claim {
+            position: self.tail,
+            n,
+        })
+    }
+
+    /// Publishes one message of a claim; of a batch the first message comes last.
+    #[inline(always)]
+    pub(super) fn publish(&mut self, position: u64, n: u32) {
+        self.slots.store(
+            position,
+            Word::new(self.slots.lap(position), n, 0, State::Published),
+        );
+    }
+
+    /// Moves the tail past a claim whose messages are published.
+    #[inline(always)]
+    pub(super) fn finish(&mut self, claim: Claim) {
+        self.tail = claim.position + u64::from(claim.n);
+        // Release: partner of `position`; for statistics and for the successor.
+        self.own
+            .u64_at(spsc_page::POSITION)
+            .store(self.tail, Ordering::Release);
+    }
+}
+
+impl ConsumerEnd {
+    pub(super) fn new(
+        slots: &Region,
+        own: &Region,
+        peer: &Region,
+        geometry: Geometry,
+    ) -> Result<Self, Fault> {
+        let (next, tail) = bounded(&geometry, position(own), position(peer))?;
+        let slots = Slots::new(slots.clone(), 0, geometry)?;
+        // Relaxed: written by a predecessor whose exit the daemon has seen, or by the daemon before this handle existed.
+        let redelivered = own.u64_at(spsc_page::REDELIVERED).load(Ordering::Relaxed);
+        Ok(Self {
+            slots,
+            own: own.clone(),
+            next,
+            redelivered_before: redelivered.min(tail),
+        })
+    }
+
+    pub(super) fn position(&self) -> u64 {
+        self.next
+    }
+
+    /// Looks at the next message. Returns its claim and whether a dead consumer may have seen it. Before the payload is
+    /// read it is to be accepted.
+    #[inline(always)]
+    pub(super) fn peek(&self) -> Result<(Claim, bool), TryReceiveError> {
+        let position = self.next;
+        let word = self.slots.load(position);
+        let lap = self.slots.lap(position);
+        if word.lap() != lap {
+            // Slots behind the first of a message keep the word of the lap in which they last were a first slot.
+            let ahead = word.lap().wrapping_sub(lap) & Word::LAP_MASK;
+            if ahead <= Word::LAP_MASK / 2 {
+                return Err(Slots::word_fault(position, word, word.state()).into());
+            }
+            return Err(TryReceiveError::Empty);
+        }
+        match word.state() {
+            Some(State::Published) => {}
+            Some(State::Free) => return Err(TryReceiveError::Empty),
+            state => return Err(Slots::word_fault(position, word, state).into()),
+        }
+        let n = self.slots.claim_length(position, word)?;
+        Ok((Claim { position, n }, position < self.redelivered_before))
+    }
+
+    /// Counts the message that was looked at as taken.
+    #[inline(always)]
+    pub(super) fn accept(&mut self, claim: Claim) {
+        self.next = claim.position + u64::from(claim.n);
+        // Relaxed: read only after this process is dead. The fence keeps the compiler from moving reads of the message
+        // before it; the processor's order does not matter to those who look after the death.
+        self.own
+            .u64_at(spsc_page::TAKEN)
+            .store(self.next, Ordering::Relaxed);
+        compiler_fence(Ordering::SeqCst);
+    }
+
+    /// Gives the slots of a message back, in the order in which they were taken.
+    #[inline(always)]
+    pub(super) fn release(&mut self, claim: Claim) {
+        // Release: partner of `position`, the reads of the message come before.
+        let end = claim.position + u64::from(claim.n);
+        self.own
+            .u64_at(spsc_page::POSITION)
+            .store(end, Ordering::Release);
+    }
+}
