@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use ringmain_client::WaitPolicy;
-use ringmain_client::protocol::Kind;
+use ringmain_client::raw::protocol::Kind;
 
 use super::units::{parse_duration, parse_run_duration, parse_size, parse_size_u32};
 
@@ -396,9 +396,11 @@ fn parse_queue_name(text: &str) -> Result<String, String> {
     {
         Ok(text.to_string())
     } else {
-        Err("a queue name has 1 to 200 characters of A-Z a-z 0-9 . _ - and starts with no dot or \
+        Err(
+            "a queue name has 1 to 200 characters of A-Z a-z 0-9 . _ - and starts with no dot or \
              dash"
-            .to_string())
+                .to_string(),
+        )
     }
 }
 
@@ -450,7 +452,7 @@ const SERVE_EXAMPLES: &str = "\
 Examples:
   ringmain serve
   ringmain serve --socket /tmp/test.sock --bytes-per-user 256MiB
-  ringmain serve --config limits.json      {"queues_per_user": 64, "bytes_per_user": "4GiB", "handles_per_user": 256}
+  ringmain serve --config limits.json      {\"queues_per_user\": 64, \"bytes_per_user\": \"4GiB\", \"handles_per_user\": 256}
 
 Prints one line that begins with 'ready' when it accepts connections. SIGTERM stops it. The rings outlive the broker
 process: when it dies, it is started again and takes them over.";

@@ -7,7 +7,7 @@ use std::process;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use ringmain_client::protocol::QueueInfo;
+use ringmain_client::raw::protocol::QueueInfo;
 use ringmain_client::{Client, Consumer, Guard, HandleOptions, ReceiveError, WaitPolicy};
 use serde_json::json;
 
@@ -71,13 +71,20 @@ impl Config {
         let refuse = |flag: &str, why: &str| {
             Err(Failure::new(
                 Exit::Config,
-                format_args!("queue {} is {}, {why}; leave out {flag}", info.name, info.plane),
+                format_args!(
+                    "queue {} is {}, {why}; leave out {flag}",
+                    info.name, info.plane
+                ),
             ))
         };
         if info.plane != "direct" {
             return Ok(());
         }
-        if self.group.as_deref().is_some_and(|group| group != "default") {
+        if self
+            .group
+            .as_deref()
+            .is_some_and(|group| group != "default")
+        {
             return refuse("--group", "all of its consumers share one group");
         }
         match self.from {
@@ -91,14 +98,19 @@ impl Config {
 
 pub(crate) fn run(socket: &Socket, config: Config) -> Outcome {
     let client = socket.connect()?;
-    let info =
-        client.queue_info(&config.queue).map_err(|error| Failure::queue(&config.queue, error))?;
+    let info = client
+        .queue_info(&config.queue)
+        .map_err(|error| Failure::queue(&config.queue, error))?;
     config.fits(&info)?;
     let mut consumer = client
-        .consumer_with(&config.queue, HandleOptions { wait: config.wait })
+        .consumer_with(&config.queue, HandleOptions::with_wait(config.wait))
         .map_err(|error| Failure::queue(&config.queue, error))?;
     signals::catch()?;
-    let mut printer = Printer { format: config.format, redelivered: 0, line: Vec::new() };
+    let mut printer = Printer {
+        format: config.format,
+        redelivered: 0,
+        line: Vec::new(),
+    };
     let result = consume(&client, &mut consumer, &config, &mut printer);
     if printer.redelivered > 0 {
         notice(&format!(
@@ -115,10 +127,17 @@ fn consume(
     config: &Config,
     printer: &mut Printer,
 ) -> Outcome {
-    let mut idle = Idle { since: None, noticed: false };
+    let mut idle = Idle {
+        since: None,
+        noticed: false,
+    };
     let mut left = config.count.unwrap_or(u64::MAX);
     while left > 0 && signals::caught().is_none() {
-        let taken = if config.drain { consumer.try_take() } else { consumer.take_timeout(SLICE) };
+        let taken = if config.drain {
+            consumer.try_take()
+        } else {
+            consumer.take_timeout(SLICE)
+        };
         let problem = match taken {
             Ok(guard) => {
                 printer.print(guard)?;
@@ -166,7 +185,9 @@ impl Idle {
     /// Whether an empty-looking queue is empty: a message that is claimed and not yet published hides those behind it.
     fn drained(&mut self, client: &Client, queue: &str) -> bool {
         // Without the daemon's view, what the ring says must do.
-        let Ok(info) = client.queue_info(queue) else { return true };
+        let Ok(info) = client.queue_info(queue) else {
+            return true;
+        };
         if info.used_slots == 0 {
             return true;
         }
@@ -208,7 +229,9 @@ impl Printer {
     }
 
     fn render(&mut self, guard: &Guard<'_>) -> Outcome {
-        guard.copy_to(&mut self.line);
+        guard
+            .copy_to(&mut self.line)
+            .map_err(|error| Failure::internal(format_args!("cannot copy a message: {error}")))?;
         match self.format {
             Format::Payload => {}
             Format::WithSequence => {

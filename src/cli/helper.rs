@@ -44,18 +44,11 @@ pub(crate) enum Event {
     /// It waits for [`Order::Go`].
     Ready,
     /// Messages so far.
-    Progress {
-        messages: u64,
-    },
+    Progress { messages: u64 },
     /// The end.
-    Done {
-        result: serde_json::Value,
-    },
+    Done { result: serde_json::Value },
     /// The end, too.
-    Failed {
-        exit: Exit,
-        message: String,
-    },
+    Failed { exit: Exit, message: String },
 }
 
 /// Whether [`Order::Stop`] came.
@@ -71,7 +64,9 @@ impl Parent {
     /// Says that everything is set up, and waits for the start.
     pub(crate) fn wait_for_go(&self) -> Outcome {
         say(&Event::Ready);
-        self.go.recv().map_err(|_| Failure::internal("the parent is gone"))
+        self.go
+            .recv()
+            .map_err(|_| Failure::internal("the parent is gone"))
     }
 
     /// Whether nothing more will come than is there now.
@@ -88,7 +83,10 @@ impl Parent {
 /// Takes the task from stdin and does it.
 pub(crate) fn run() -> Outcome {
     let mut line = String::new();
-    io::stdin().lock().read_line(&mut line).map_err(|error| Failure::system("read", error))?;
+    io::stdin()
+        .lock()
+        .read_line(&mut line)
+        .map_err(|error| Failure::system("read", error))?;
     let task: Task = serde_json::from_str(&line)
         .map_err(|_| Failure::usage("helper: is started by other commands only"))?;
     let (sender, go) = mpsc::channel();

@@ -76,7 +76,9 @@ impl Socket {
     }
 
     fn path(&self) -> PathBuf {
-        self.0.clone().unwrap_or_else(ringmain_client::default_socket)
+        self.0
+            .clone()
+            .unwrap_or_else(ringmain_client::default_socket)
     }
 
     fn given(&self) -> Option<&Path> {
@@ -86,7 +88,10 @@ impl Socket {
 
 /// Help and version go to stdout; a usage error becomes one line on stderr and exit code 64.
 fn usage(error: &clap::Error) -> ExitCode {
-    if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) {
+    if matches!(
+        error.kind(),
+        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion
+    ) {
         // A reader that left (`ringmain --help | head -1`) is no error.
         let _ = error.print();
         return ExitCode::SUCCESS;
@@ -101,10 +106,15 @@ fn usage_line(error: &clap::Error) -> String {
         return "a command is missing; see 'ringmain --help'".to_string();
     }
     let text = error.render().to_string();
-    let lines = text.lines().map(str::trim).take_while(|line| !line.is_empty());
+    let lines = text
+        .lines()
+        .map(str::trim)
+        .take_while(|line| !line.is_empty());
     let first = lines.collect::<Vec<_>>().join(" ");
     let first = first.strip_prefix("error: ").unwrap_or(&first);
-    let usage = text.lines().find_map(|line| line.trim().strip_prefix("Usage: "));
+    let usage = text
+        .lines()
+        .find_map(|line| line.trim().strip_prefix("Usage: "));
     let command = usage.map_or("ringmain", |usage| {
         let words = usage.find(['[', '<', '-']).unwrap_or(usage.len());
         usage[..words].trim()
@@ -132,7 +142,10 @@ mod tests {
             &["ringmain"],
         ] {
             let text = usage_line(&Cli::try_parse_from(line).expect_err("accepted"));
-            assert!(!text.contains('\n') && text.contains("--help'"), "{line:?}: {text}");
+            assert!(
+                !text.contains('\n') && text.contains("--help'"),
+                "{line:?}: {text}"
+            );
         }
     }
 }

@@ -12,7 +12,7 @@ use super::exit::{Exit, Failure, Outcome};
 use super::units;
 
 pub(crate) fn run(socket: &Socket, args: ServeArgs) -> Outcome {
-    daemon::serve(options(socket, args)?).map_err(|error| failure(&error))
+    daemon::serve(&options(socket, args)?).map_err(|error| failure(&error))
 }
 
 pub(crate) fn broker() -> Outcome {
@@ -21,14 +21,28 @@ pub(crate) fn broker() -> Outcome {
 
 /// Defaults, then the file, then the flags.
 fn options(socket: &Socket, args: ServeArgs) -> Outcome<ServeOptions> {
-    let file = args.config.as_deref().map(ConfigFile::read).transpose()?.unwrap_or_default();
+    let file = args
+        .config
+        .as_deref()
+        .map(ConfigFile::read)
+        .transpose()?
+        .unwrap_or_default();
     let default = Limits::default();
     let mut options = ServeOptions::new(socket.path());
     options.data_dir = args.data_dir;
     options.limits = Limits {
-        queues: args.queues_per_user.or(file.queues_per_user).unwrap_or(default.queues),
-        bytes: args.bytes_per_user.or(file.bytes_per_user.map(|s| s.0)).unwrap_or(default.bytes),
-        handles: args.handles_per_user.or(file.handles_per_user).unwrap_or(default.handles),
+        queues: args
+            .queues_per_user
+            .or(file.queues_per_user)
+            .unwrap_or(default.queues),
+        bytes: args
+            .bytes_per_user
+            .or_else(|| file.bytes_per_user.map(|size| size.0))
+            .unwrap_or(default.bytes),
+        handles: args
+            .handles_per_user
+            .or(file.handles_per_user)
+            .unwrap_or(default.handles),
     };
     options.force_no_membarrier = args.force_no_membarrier;
     options.force_no_peer_pidfd = args.force_no_peer_pidfd;
@@ -58,12 +72,13 @@ struct ConfigFile {
 
 impl ConfigFile {
     fn read(path: &Path) -> Outcome<Self> {
-        let text =
-            fs::read_to_string(path).map_err(|error| match Failure::file(path, "read", &error) {
+        let text = fs::read_to_string(path).map_err(|error| {
+            match Failure::file(path, "read", &error) {
                 // A daemon without its configuration is a configuration error.
                 Failure::Message { message, .. } => Failure::new(Exit::Config, message),
                 other => other,
-            })?;
+            }
+        })?;
         serde_json::from_str(&text).map_err(|error| {
             Failure::new(Exit::Config, format_args!("{}: {error}", path.display()))
         })
@@ -99,8 +114,10 @@ mod tests {
 
     #[test]
     fn sizes_in_the_file_are_numbers_or_text() {
-        for (text, bytes) in [("{\"bytes_per_user\": 42}", 42), ("{\"bytes_per_user\": \"1M\"}", 1 << 20)]
-        {
+        for (text, bytes) in [
+            ("{\"bytes_per_user\": 42}", 42),
+            ("{\"bytes_per_user\": \"1M\"}", 1 << 20),
+        ] {
             let file: ConfigFile = serde_json::from_str(text).unwrap();
             assert_eq!(file.bytes_per_user.unwrap().0, bytes);
         }

@@ -1,6 +1,6 @@
 //! `ringmain status`.
 
-use ringmain_client::protocol::Status;
+use ringmain_client::raw::protocol::Status;
 
 use super::Socket;
 use super::args::StatusArgs;

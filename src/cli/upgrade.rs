@@ -5,7 +5,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use ringmain_client::Client;
-use ringmain_client::protocol::Status;
+use ringmain_client::raw::protocol::Status;
 use serde_json::json;
 
 use super::Socket;
@@ -38,7 +38,8 @@ pub(crate) fn run(socket: &Socket, args: UpgradeArgs) -> Outcome {
 
 /// The daemon has another working directory, and the file may be missing: better said here.
 fn absolute(path: PathBuf) -> Outcome<PathBuf> {
-    path.canonicalize().map_err(|error| Failure::file(&path, "find the binary", &error))
+    path.canonicalize()
+        .map_err(|error| Failure::file(&path, "find the binary", &error))
 }
 
 fn wait_for_another(client: &Client, before: &Status) -> Outcome<Status> {

@@ -4,10 +4,10 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 
-use ringmain_client::layout::PAGE_BYTES;
-use ringmain_client::ring::Region;
-use ringmain_client::sys::map::{Access, Mapping, Populate};
-use ringmain_client::sys::memory;
+use ringmain_client::raw::layout::PAGE_BYTES;
+use ringmain_client::raw::ring::Region;
+use ringmain_client::raw::sys::map::{Access, Mapping, Populate};
+use ringmain_client::raw::sys::memory;
 
 use crate::cli::exit::{Failure, Outcome};
 
@@ -20,7 +20,7 @@ const LOOKS_MAX: u32 = 1 << 20;
 
 /// Cache lines that a message of this many bytes takes in a ring, its slot's header included.
 pub(crate) fn lines_of(message_bytes: usize) -> usize {
-    (message_bytes + ringmain_client::layout::slot::BODY).div_ceil(LINE_BYTES)
+    (message_bytes + ringmain_client::raw::layout::slot::BODY).div_ceil(LINE_BYTES)
 }
 
 /// The two directions.
@@ -58,7 +58,11 @@ impl SharedLines {
         // SAFETY: the mapping has this base and length, is page-aligned, writable, sealed against shrinking, and lives
         // as long as the region, which is not cloned out of this struct.
         let region = unsafe { Region::new(mapping.base(), mapping.len()) };
-        Ok(Self { region, lines, _mapping: mapping })
+        Ok(Self {
+            region,
+            lines,
+            _mapping: mapping,
+        })
     }
 
     /// Opens the memory behind a descriptor that the parent passed on.
@@ -78,7 +82,9 @@ impl SharedLines {
         let base = self.base(direction);
         for line in 0..self.lines - 1 {
             // Relaxed: the last line's Release publishes them.
-            self.region.u64_at(base + line * LINE_BYTES).store(value, Ordering::Relaxed);
+            self.region
+                .u64_at(base + line * LINE_BYTES)
+                .store(value, Ordering::Relaxed);
         }
         let last = base + (self.lines - 1) * LINE_BYTES;
         // Release: partner of the Acquire in `wait`.
@@ -106,7 +112,9 @@ impl SharedLines {
         for line in 0..self.lines - 1 {
             // Relaxed: ordered by the Acquire above; black_box, so that the load is not left out.
             std::hint::black_box(
-                self.region.u64_at(base + line * LINE_BYTES).load(Ordering::Relaxed),
+                self.region
+                    .u64_at(base + line * LINE_BYTES)
+                    .load(Ordering::Relaxed),
             );
         }
         value
@@ -155,7 +163,13 @@ mod tests {
             let other = SharedLines::inherit(number(&memory), lines).unwrap();
             shared.write(Direction::Out, 7);
             assert_eq!(other.wait(Direction::Out, 0), 7);
-            assert_eq!(shared.region.u64_at(shared.base(Direction::Back)).load(Ordering::Relaxed), 0);
+            assert_eq!(
+                shared
+                    .region
+                    .u64_at(shared.base(Direction::Back))
+                    .load(Ordering::Relaxed),
+                0
+            );
             other.write(Direction::Back, 8);
             assert_eq!(shared.wait(Direction::Back, 0), 8);
         }

@@ -4,7 +4,7 @@ pub(crate) mod lines;
 pub(crate) mod load;
 pub(crate) mod pair;
 pub(crate) mod pairs;
-mod queues;
+pub(crate) mod queues;
 pub(crate) mod rtt;
 pub(crate) mod throughput;
 

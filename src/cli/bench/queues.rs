@@ -3,8 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use ringmain_client::Client;
-use ringmain_client::layout::{Geometry, slot};
-use ringmain_client::protocol::{Kind, QueueSpec};
+use ringmain_client::raw::layout::{Geometry, slot};
+use ringmain_client::raw::protocol::{Kind, QueueSpec};
 
 use super::lines::LINE_BYTES;
 use crate::cli::Socket;
@@ -30,7 +30,12 @@ impl Shape {
         let slot_size = slot_size
             .unwrap_or_else(|| u32::try_from(lines.min(most)).unwrap_or(Geometry::SLOT_SIZE_MAX));
         Geometry::new(Some(slots), Some(slot_size), Some(size)).map_err(Failure::usage)?;
-        Ok(Self { kind, slots, slot_size, max_message: size })
+        Ok(Self {
+            kind,
+            slots,
+            slot_size,
+            max_message: size,
+        })
     }
 
     fn spec(&self) -> QueueSpec {
