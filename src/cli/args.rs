@@ -437,8 +437,8 @@ Examples:
   seq 3 | ringmain publish orders        three messages
   ringmain consume orders --drain        and out again
 
-Exit codes: 0 ok, 64 usage, 65 bad data or not found, 69 daemon unavailable, 70 internal, 73 exists, 74 I/O,
-75 time-out or full, 77 not permitted, 78 configuration.";
+Exit codes: 0 ok, 64 usage, 65 bad data or not found, 69 daemon unavailable, 70 internal,
+73 exists, 74 I/O, 75 time-out or full, 77 not permitted, 78 configuration.";
 
 const DEMO_EXAMPLES: &str = "\
 Examples:

@@ -23,7 +23,7 @@ mod upgrade;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use clap::Parser;
+use clap::{CommandFactory, Parser};
 use clap::error::ErrorKind;
 use ringmain_client::Client;
 
@@ -103,7 +103,7 @@ fn usage(error: &clap::Error) -> ExitCode {
 /// The first paragraph of clap's text, as one line, and where to read on.
 fn usage_line(error: &clap::Error) -> String {
     if error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
-        return "a command is missing; see 'ringmain --help'".to_string();
+        return format!("a command is missing; see '{} --help'", command_words());
     }
     let text = error.render().to_string();
     let lines = text
@@ -112,20 +112,26 @@ fn usage_line(error: &clap::Error) -> String {
         .take_while(|line| !line.is_empty());
     let first = lines.collect::<Vec<_>>().join(" ");
     let first = first.strip_prefix("error: ").unwrap_or(&first);
-    let usage = text
-        .lines()
-        .find_map(|line| line.trim().strip_prefix("Usage: "));
-    let command = usage.map_or("ringmain", |usage| {
-        let words = usage.find(['[', '<', '-']).unwrap_or(usage.len());
-        usage[..words].trim()
-    });
-    format!("{first}; see '{command} --help'")
+    format!("{first}; see '{} --help'", command_words())
+}
+
+/// The command and its subcommands as far as they were understood.
+fn command_words() -> String {
+    let definition = Cli::command();
+    let mut command = &definition;
+    let mut words = vec!["ringmain".to_string()];
+    for argument in std::env::args().skip(1) {
+        if let Some(subcommand) = command.find_subcommand(&argument) {
+            command = subcommand;
+            words.push(argument);
+        }
+    }
+    words.join(" ")
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::CommandFactory;
 
     #[test]
     fn the_definition_of_the_command_line_is_consistent() {

@@ -34,7 +34,8 @@ impl Shape {
             kind,
             slots,
             slot_size,
-            max_message: size,
+            // Even an empty message needs a last word of another length.
+            max_message: size.max(1),
         })
     }
 
