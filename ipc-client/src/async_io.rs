@@ -1,7 +1,7 @@
 //! Sending and receiving in tokio programs (cargo feature `tokio`).
 //!
-//! Each handle has its own doorbell, whose eventfd the runtime watches; the runtime needs its I/O driver. While
-//! messages (or room) are there, nothing but the ring is touched. All futures can be dropped at any time: what was not
+//! The runtime watches the eventfd of a doorbell, which needs its I/O driver. While messages (or room) are there, nothing
+//! but the ring is touched. All futures can be dropped at any time: what was not
 //! sent or received by then has not happened.
 //!
 //! ```no_run
@@ -23,45 +23,36 @@ use std::time::Duration;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
-use crate::client::internal::{Attachment, OwnDoorbell, Side, bind_doorbell, pass_on};
+use crate::client::internal::{Attachment, BellPlace, Side, look, pass_on};
 use crate::layout::metadata::Metadata;
-use crate::ring::{Kernel, TryReceiveError, TrySendError};
+use crate::ring::{Kernel, TrySendError};
 use crate::{ClientError, Closed, Consumer, Guard, Producer, ReceiveError, Received, SendError};
-
-/// The only queue of a doorbell.
-const BIT: u32 = 0;
 
 /// How often a process that may not issue membarrier looks at its ring.
 const POLL: Duration = Duration::from_millis(1);
 
-/// The doorbell of one handle, as the runtime waits for it.
+/// One handle's doorbell, as the runtime waits for it.
 #[derive(Debug)]
 struct Bell {
-    doorbell: OwnDoorbell,
+    place: BellPlace,
     readable: AsyncFd<OwnedFd>,
     armed: bool,
 }
 
 impl Bell {
     fn new<R: Side>(attachment: &Attachment, ring: &R) -> Result<Self, ClientError> {
-        let doorbell = OwnDoorbell::new(attachment.mark())?;
-        let [_, eventfd] = doorbell.descriptors();
-        let watched = eventfd.try_clone_to_owned()?;
+        let (place, doorbell) = BellPlace::new(attachment)?;
         // SAFETY: an owned descriptor is open until it is dropped, always the same one, and the `AsyncFd` owns it.
-        let readable = unsafe { AsyncFd::register_with_interest(watched, Interest::READABLE) }
-            .map_err(std::io::Error::from)?;
-        let id = bind_doorbell(attachment, &doorbell)?;
-        ring.line().set_doorbell(id, BIT);
-        Ok(Self {
-            doorbell,
-            readable,
-            armed: false,
-        })
+        let readable =
+            unsafe { AsyncFd::register_with_interest(place.descriptor()?, Interest::READABLE) }
+                .map_err(std::io::Error::from)?;
+        ring.line().set_doorbell(doorbell, place.bit());
+        Ok(Self { place, readable, armed: false })
     }
 
     /// Asks to be rung; the caller looks at its ring once more before it waits.
     fn announce<R: Side>(&mut self, attachment: &Attachment, ring: &R) {
-        self.doorbell.take_pending(|_| ());
+        self.place.take();
         self.armed = true;
         ring.own_park().announce(ring.handle());
         attachment.kernel.heavy_barrier();
@@ -69,20 +60,16 @@ impl Bell {
 
     fn retract<R: Side>(&mut self, ring: &R) {
         if std::mem::take(&mut self.armed) {
-            self.doorbell.awake();
             ring.own_park().retract(ring.handle());
         }
     }
 
-    /// Waits until the doorbell rings. May return for nothing.
+    /// Waits until the doorbell rings for this handle.
     async fn rung(&mut self) -> std::io::Result<()> {
-        if self.doorbell.arm_eventfd() {
-            return Ok(());
+        while !self.place.take() {
+            // Cleared before the bit is looked at: a ring that comes later makes the descriptor ready anew.
+            self.readable.readable().await?.clear_ready();
         }
-        let mut ready = self.readable.readable().await?;
-        // Emptied first: a ring that comes between the two makes the descriptor ready anew.
-        self.doorbell.eventfd().drain();
-        ready.clear_ready();
         Ok(())
     }
 
@@ -91,11 +78,11 @@ impl Bell {
         &mut self,
         attachment: &mut Attachment,
         ring: &mut R,
-        mut attempt: impl FnMut(&mut R) -> Option<T>,
+        mut attempt: impl FnMut(&mut R, &mut Attachment) -> Option<T>,
     ) -> Option<T> {
         // An earlier future may have been dropped while it waited.
         self.retract(ring);
-        if let Some(found) = attempt(ring) {
+        if let Some(found) = attempt(ring, attachment) {
             return Some(found);
         }
         loop {
@@ -105,13 +92,13 @@ impl Bell {
             if !attachment.kernel.may_park() {
                 // A pause of the blocking pool: the runtime's own clock may not be enabled.
                 let _ = tokio::task::spawn_blocking(|| std::thread::sleep(POLL)).await;
-                if let Some(found) = attempt(ring) {
+                if let Some(found) = attempt(ring, attachment) {
                     return Some(found);
                 }
                 continue;
             }
             self.announce(attachment, ring);
-            if let Some(found) = attempt(ring) {
+            if let Some(found) = attempt(ring, attachment) {
                 self.retract(ring);
                 pass_on(attachment, ring);
                 return Some(found);
@@ -119,7 +106,7 @@ impl Bell {
             // An error means that the runtime shuts down: whoever still polls looks at the ring without sleeping.
             let _ = self.rung().await;
             self.retract(ring);
-            if let Some(found) = attempt(ring) {
+            if let Some(found) = attempt(ring, attachment) {
                 pass_on(attachment, ring);
                 return Some(found);
             }
@@ -171,14 +158,10 @@ impl AsyncConsumer {
         if let Some(taken) = consumer.pending.pop() {
             return Ok(taken);
         }
-        let waited = bell.wait(
-            &mut consumer.attachment,
-            &mut consumer.ring,
-            |ring| match ring.try_take() {
-                Err(TryReceiveError::Empty) => None,
-                result => Some(result),
-            },
-        );
+        let waited = bell.wait(&mut consumer.attachment, &mut consumer.ring, |ring, attachment| {
+            let found = ring.try_take();
+            look(ring, attachment, found)
+        });
         match waited.await {
             Some(Ok(taken)) => Ok(taken),
             Some(Err(error)) => Err(consumer.explain(error)),
@@ -226,8 +209,7 @@ impl AsyncProducer {
     /// # Errors
     /// As [`Producer::send`].
     pub async fn send(&mut self, payload: &[u8]) -> Result<u64, SendError> {
-        self.send_with(1, |ring| ring.try_send(0, &[], payload))
-            .await
+        self.send_with(1, |ring| ring.try_send(0, &[], payload)).await
     }
 
     /// Sends a message with metadata, waiting for room. Returns its sequence.
@@ -240,8 +222,7 @@ impl AsyncProducer {
         payload: &[u8],
     ) -> Result<u64, SendError> {
         let encoded = self.producer.encoded(metadata)?;
-        self.send_with(1, |ring| ring.try_send(0, &encoded, payload))
-            .await
+        self.send_with(1, |ring| ring.try_send(0, &encoded, payload)).await
     }
 
     /// Sends all of these messages in one step, waiting for room for all. Returns the sequence of the first.
@@ -250,8 +231,7 @@ impl AsyncProducer {
     /// As [`Producer::send_batch`].
     pub async fn send_batch(&mut self, payloads: &[&[u8]]) -> Result<u64, SendError> {
         let messages = u32::try_from(payloads.len()).unwrap_or(u32::MAX);
-        self.send_with(messages, |ring| ring.try_send_batch(payloads))
-            .await
+        self.send_with(messages, |ring| ring.try_send_batch(payloads)).await
     }
 
     async fn send_with(
@@ -263,14 +243,13 @@ impl AsyncProducer {
         if producer.attachment.is_forked() {
             return Err(SendError::UsedAfterFork);
         }
-        let waited = bell.wait(
-            &mut producer.attachment,
-            &mut producer.ring,
-            |ring| match attempt(ring) {
-                Err(TrySendError::Full) => None,
-                result => Some(result),
-            },
-        );
+        let waited =
+            bell.wait(&mut producer.attachment, &mut producer.ring, |ring, _| {
+                match attempt(ring) {
+                    Err(TrySendError::Full) => None,
+                    result => Some(result),
+                }
+            });
         match waited.await {
             Some(sent) => producer.after_try(sent, messages),
             None => Err(SendError::Closed(Closed::Deleted)),

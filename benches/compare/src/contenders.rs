@@ -176,34 +176,3 @@ pub(crate) fn floor_ns() -> f64 {
         },
     )
 }
-
-/// SOLO
-pub(crate) fn solo(kind: Kind, slot_size: u32, batch: usize) {
-    let geometry = Geometry::new(Some(4096), Some(slot_size), Some(64)).expect("valid geometry");
-    let memory = ring_memory(kind, &geometry);
-    let mut producer = Producer::new(memory.clone(), geometry, 1).expect("fresh ring");
-    let mut consumer = Consumer::new(memory, geometry, 2).expect("fresh ring");
-    let msgs = vec![payload::make(1); batch];
-    let mut message: Payload = [0; 8];
-    let views: Vec<&[u8]> = msgs.iter().map(|message| &bytes(message)[..]).collect();
-    let rounds = 200_000;
-    let (mut s, mut r) = (0, 0);
-    for _ in 0..rounds / 100 {
-        let start = Instant::now();
-        for _ in 0..100 {
-            if batch == 1 { producer.try_send(0, &[], views[0]).unwrap(); } else { producer.try_send_batch(&views).unwrap(); }
-        }
-        s += start.elapsed().as_nanos();
-        let start = Instant::now();
-        for _ in 0..100 {
-            for _ in 0..batch {
-                let taken = consumer.try_take().unwrap();
-                consumer.read(&taken, 0, bytes_mut(&mut message));
-                consumer.release(taken);
-            }
-        }
-        r += start.elapsed().as_nanos();
-    }
-    let n = rounds as f64 * batch as f64;
-    println!("{kind:?} slot {slot_size} batch {batch}: send {:.2} ns, receive {:.2} ns", s as f64 / n, r as f64 / n);
-}

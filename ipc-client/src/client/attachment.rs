@@ -37,6 +37,8 @@ pub(crate) struct Attachment {
     pub(crate) geometry: Geometry,
     pub(crate) kernel: HostKernel,
     pub(crate) tuner: Tuner,
+    /// Position of the last look that found nothing.
+    pub(crate) looked_at: u64,
     mark: ForkMark,
     lost: Lost,
     reported: OnceLock<()>,
@@ -52,10 +54,7 @@ impl Attachment {
         role: Role,
         policy: WaitPolicy,
     ) -> Result<(Self, RingMemory), ClientError> {
-        let request = Request::Attach {
-            name: queue.to_owned(),
-            role,
-        };
+        let request = Request::Attach { name: queue.to_owned(), role };
         let (attached, descriptors, lost) = client.attach(&request)?;
         let key = attached.key;
         Self::open(client, queue, role, policy, *attached, descriptors, lost).inspect_err(|_| {
@@ -96,6 +95,7 @@ impl Attachment {
             geometry,
             kernel,
             tuner: Tuner::new(policy, cpus),
+            looked_at: 0,
             mark: client.mark(),
             lost,
             reported: OnceLock::new(),
@@ -129,9 +129,7 @@ impl Attachment {
     /// Tells the daemon, once and in the background, that the ring is damaged.
     pub(crate) fn report(&self, fault: &Fault) {
         if self.reported.set(()).is_ok() {
-            self.client
-                .background
-                .report(&self.client, self.key, fault.to_string());
+            self.client.background.report(&self.client, self.key, fault.to_string());
         }
     }
 
@@ -230,10 +228,7 @@ fn map_all(
             producer: region(Memory::ProducerPage)?,
             consumer: region(Memory::ConsumerPage)?,
         },
-        Kind::Mpmc => RingMemory::Mpmc {
-            control,
-            ring: region(Memory::Ring)?,
-        },
+        Kind::Mpmc => RingMemory::Mpmc { control, ring: region(Memory::Ring)? },
     };
     Ok(Mapped { memory, mappings })
 }
@@ -241,11 +236,7 @@ fn map_all(
 /// Bytes of a region and what this role may do there.
 fn shape(memory: Memory, role: Role, kind: Kind, geometry: &Geometry) -> (usize, Access) {
     let writable_by = |writer: Role| {
-        if role == writer {
-            Access::ReadWrite
-        } else {
-            Access::ReadOnly
-        }
+        if role == writer { Access::ReadWrite } else { Access::ReadOnly }
     };
     match memory {
         Memory::Control => (PAGE_BYTES, Access::ReadOnly),

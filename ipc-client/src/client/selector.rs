@@ -10,12 +10,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::Client;
-use super::connection::{Inner, unexpected};
+use super::bells::LeasedBell;
+use super::connection::Inner;
 use super::consumer::Consumer;
-use super::doorbell::OwnDoorbell;
 use super::error::ClientError;
 use crate::layout::doorbell::QUEUES_MAX;
-use crate::protocol::{Reply, Request};
 use crate::ring::Kernel;
 
 /// Longest sleep at a stretch: after it all queues are looked at, whatever became of their rings.
@@ -58,8 +57,7 @@ pub struct Token(pub u32);
 #[derive(Debug)]
 pub struct Selector {
     client: Arc<Inner>,
-    doorbell: OwnDoorbell,
-    doorbell_id: u32,
+    bell: LeasedBell,
     members: Vec<Option<Member>>,
     /// Tokens that are awake, each once.
     awake: Vec<u32>,
@@ -98,30 +96,6 @@ impl Member {
     }
 }
 
-/// Makes a doorbell known to the daemon; returns its number.
-fn register_doorbell(client: &Inner, doorbell: &OwnDoorbell) -> Result<u32, ClientError> {
-    let answer = client.request_with(&Request::RegisterDoorbell, &doorbell.descriptors())?;
-    match answer.reply {
-        Reply::Doorbell { doorbell } => Ok(doorbell),
-        reply => Err(unexpected(&reply)),
-    }
-}
-
-/// Makes a doorbell known to the daemon and binds it to one handle; returns its number.
-#[cfg(feature = "tokio")]
-pub(crate) fn bind_doorbell(
-    attachment: &super::attachment::Attachment,
-    doorbell: &OwnDoorbell,
-) -> Result<u32, ClientError> {
-    let client = &attachment.client;
-    let doorbell = register_doorbell(client, doorbell)?;
-    client.request(&Request::BindDoorbell {
-        handle: attachment.key,
-        doorbell,
-    })?;
-    Ok(doorbell)
-}
-
 impl Selector {
     /// Most queues of one selector.
     pub const QUEUES_MAX: usize = QUEUES_MAX;
@@ -132,16 +106,8 @@ impl Selector {
     /// No memory or descriptor is left, or the daemon refuses or does not answer.
     pub fn new(client: &Client) -> Result<Self, ClientError> {
         let client = Arc::clone(client.inner());
-        let doorbell = OwnDoorbell::new(client.mark())?;
-        let doorbell_id = register_doorbell(&client, &doorbell)?;
-        Ok(Self {
-            client,
-            doorbell,
-            doorbell_id,
-            members: Vec::new(),
-            awake: Vec::new(),
-            polled: 0,
-        })
+        let bell = LeasedBell::new(&client)?;
+        Ok(Self { client, bell, members: Vec::new(), awake: Vec::new(), polled: 0 })
     }
 
     /// Queues in it.
@@ -161,26 +127,16 @@ impl Selector {
     /// # Errors
     /// The daemon refuses or does not answer; [`Self::QUEUES_MAX`] queues are in it. The consumer is dropped then.
     pub fn add(&mut self, consumer: Consumer) -> Result<Token, ClientError> {
-        let free = self
-            .members
-            .iter()
-            .position(Option::is_none)
-            .unwrap_or(self.members.len());
+        let free = self.members.iter().position(Option::is_none).unwrap_or(self.members.len());
         let bit = u32::try_from(free).unwrap_or(u32::MAX);
         if free >= QUEUES_MAX {
             let text = format!("a selector takes at most {QUEUES_MAX} queues");
             return Err(std::io::Error::new(std::io::ErrorKind::InvalidInput, text).into());
         }
         let handle = consumer.attachment.key;
-        self.client.request(&Request::BindDoorbell {
-            handle,
-            doorbell: self.doorbell_id,
-        })?;
-        consumer.ring.line().set_doorbell(self.doorbell_id, bit);
-        let member = Member {
-            consumer,
-            armed: false,
-        };
+        self.bell.bind(handle)?;
+        consumer.ring.line().set_doorbell(self.bell.id(), bit);
+        let member = Member { consumer, armed: false };
         self.polled += usize::from(!member.may_park());
         if free == self.members.len() {
             self.members.push(Some(member));
@@ -240,7 +196,7 @@ impl Selector {
             }
             let before = Instant::now();
             if self.polled == 0 {
-                self.doorbell.sleep(left);
+                self.bell.own().sleep(left);
             } else {
                 std::thread::sleep(POLL.min(left));
             }
@@ -260,10 +216,10 @@ impl Selector {
     /// # Errors
     /// [`ClientError::UsedAfterFork`] in a forked child.
     pub fn arm(&mut self) -> Result<bool, ClientError> {
-        self.doorbell.eventfd().drain();
+        self.bell.own().eventfd().drain();
         let ready = self.look()?;
-        if !ready.is_empty() || self.doorbell.arm_eventfd() {
-            self.doorbell.awake();
+        if !ready.is_empty() || self.bell.own().arm_eventfd() {
+            self.bell.own().awake();
             return Ok(true);
         }
         Ok(false)
@@ -280,7 +236,7 @@ impl Selector {
         if self.client.mark().is_forked() {
             return Err(ClientError::UsedAfterFork);
         }
-        self.doorbell.awake();
+        self.bell.own().awake();
         self.take_rung();
         let ready = self.ready_now();
         if !ready.is_empty() {
@@ -291,16 +247,9 @@ impl Selector {
     }
 
     fn take_rung(&mut self) {
-        let Self {
-            doorbell,
-            members,
-            awake,
-            ..
-        } = self;
-        doorbell.take_pending(|bit| {
-            let place = usize::try_from(bit)
-                .ok()
-                .and_then(|place| members.get_mut(place));
+        let Self { bell, members, awake, .. } = self;
+        bell.own().take_pending(|bit| {
+            let place = usize::try_from(bit).ok().and_then(|place| members.get_mut(place));
             if let Some(Some(member)) = place
                 && member.armed
             {
@@ -314,9 +263,7 @@ impl Selector {
         let Self { members, awake, .. } = self;
         let mut ready = Vec::new();
         for bit in awake.iter() {
-            let place = usize::try_from(*bit)
-                .ok()
-                .and_then(|place| members.get_mut(place));
+            let place = usize::try_from(*bit).ok().and_then(|place| members.get_mut(place));
             if let Some(Some(member)) = place
                 && member.is_ready()
             {
@@ -325,9 +272,7 @@ impl Selector {
             }
         }
         awake.retain(|bit| {
-            let place = usize::try_from(*bit)
-                .ok()
-                .and_then(|place| members.get(place));
+            let place = usize::try_from(*bit).ok().and_then(|place| members.get(place));
             place.is_some_and(|member| member.as_ref().is_some_and(|member| !member.armed))
         });
         ready
@@ -339,9 +284,7 @@ impl Selector {
         let Self { members, awake, .. } = self;
         let mut kernel = None;
         for bit in awake.iter() {
-            let place = usize::try_from(*bit)
-                .ok()
-                .and_then(|place| members.get_mut(place));
+            let place = usize::try_from(*bit).ok().and_then(|place| members.get_mut(place));
             if let Some(Some(member)) = place {
                 member.announce();
                 let own = member.consumer.attachment.kernel;
@@ -373,7 +316,7 @@ impl AsFd for Selector {
     /// An eventfd that becomes readable when a queue may be ready, after [`Selector::arm`] returned `false`. Only to be
     /// waited for: the selector reads it.
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.doorbell.eventfd().as_fd()
+        self.bell.own().eventfd().as_fd()
     }
 }
 

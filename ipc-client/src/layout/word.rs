@@ -92,6 +92,12 @@ impl Word {
         })
     }
 
+    /// Whether it has this state.
+    #[inline]
+    pub const fn is(self, state: State) -> bool {
+        self.0 & 7 == state as u64
+    }
+
     /// The same lap and length with another owner and state.
     #[inline]
     pub const fn with(self, owner: u8, state: State) -> Self {
@@ -101,13 +107,6 @@ impl Word {
 
 impl fmt::Debug for Word {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "{{lap {} n {} owner {} {:?}}}",
-            self.lap(),
-            self.n(),
-            self.owner(),
-            self.state()
-        )
+        write!(f, "{{lap {} n {} owner {} {:?}}}", self.lap(), self.n(), self.owner(), self.state())
     }
 }

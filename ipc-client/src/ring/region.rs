@@ -31,10 +31,7 @@ mod mapped {
         /// - The file behind it cannot shrink (sealed).
         pub unsafe fn new(base: *mut u8, length: usize) -> Self {
             assert!(base.addr().is_multiple_of(crate::layout::SPACING_BYTES));
-            Self {
-                base: NonNull::new(base).expect("a mapping is never at address zero"),
-                length,
-            }
+            Self { base: NonNull::new(base).expect("a mapping is never at address zero"), length }
         }
 
         /// Length in bytes.
@@ -98,13 +95,7 @@ mod mapped {
             #[cfg(feature = "steps")]
             crate::sync::step::tick();
             // SAFETY: in bounds on both sides; private and shared memory do not overlap.
-            unsafe {
-                copy(
-                    self.base.as_ptr().add(offset),
-                    into.as_mut_ptr(),
-                    into.len(),
-                )
-            };
+            unsafe { copy(self.base.as_ptr().add(offset), into.as_mut_ptr(), into.len()) };
         }
 
         /// Writes eight bytes of a message. Ordered by the slot's word, not by itself.
@@ -175,23 +166,11 @@ mod modelled {
             cells: impl IntoIterator<Item = usize>,
         ) -> Self {
             let memory = Memory {
-                words: words
-                    .into_iter()
-                    .map(|at| (at, AtomicU64::new(0)))
-                    .collect(),
-                halves: halves
-                    .into_iter()
-                    .map(|at| (at, AtomicU32::new(0)))
-                    .collect(),
-                cells: cells
-                    .into_iter()
-                    .map(|at| (at, UnsafeCell::new(0)))
-                    .collect(),
+                words: words.into_iter().map(|at| (at, AtomicU64::new(0))).collect(),
+                halves: halves.into_iter().map(|at| (at, AtomicU32::new(0))).collect(),
+                cells: cells.into_iter().map(|at| (at, UnsafeCell::new(0))).collect(),
             };
-            Self {
-                memory: Arc::new(memory),
-                length,
-            }
+            Self { memory: Arc::new(memory), length }
         }
 
         /// Length in bytes.
@@ -201,10 +180,7 @@ mod modelled {
 
         /// The atomic at this offset.
         pub fn u64_at(&self, offset: usize) -> &AtomicU64 {
-            self.memory
-                .words
-                .get(&offset)
-                .unwrap_or_else(|| panic!("no word at {offset:#x}"))
+            self.memory.words.get(&offset).unwrap_or_else(|| panic!("no word at {offset:#x}"))
         }
 
         /// # Safety
@@ -215,10 +191,7 @@ mod modelled {
 
         /// The atomic at this offset.
         pub fn u32_at(&self, offset: usize) -> &AtomicU32 {
-            self.memory
-                .halves
-                .get(&offset)
-                .unwrap_or_else(|| panic!("no half word at {offset:#x}"))
+            self.memory.halves.get(&offset).unwrap_or_else(|| panic!("no half word at {offset:#x}"))
         }
 
         /// There is no address in a model.
@@ -227,10 +200,7 @@ mod modelled {
         }
 
         fn cell(&self, offset: usize) -> &UnsafeCell<u64> {
-            self.memory
-                .cells
-                .get(&offset)
-                .unwrap_or_else(|| panic!("no cell at {offset:#x}"))
+            self.memory.cells.get(&offset).unwrap_or_else(|| panic!("no cell at {offset:#x}"))
         }
 
         /// Copies private bytes, a multiple of eight, into the cells.

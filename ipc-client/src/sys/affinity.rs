@@ -10,9 +10,7 @@ fn current() -> io::Result<CpuSet> {
 }
 
 fn members(set: &CpuSet) -> Vec<usize> {
-    (0..CpuSet::count())
-        .filter(|cpu| set.is_set(*cpu).unwrap_or(false))
-        .collect()
+    (0..CpuSet::count()).filter(|cpu| set.is_set(*cpu).unwrap_or(false)).collect()
 }
 
 /// CPUs that the calling thread may run on, by number, in ascending order.
@@ -37,9 +35,9 @@ pub fn pin_current_thread(cpu: usize) -> io::Result<usize> {
     })?;
     match members(&current()?).as_slice() {
         [only] if *only == cpu => Ok(*only),
-        others => Err(io::Error::other(format!(
-            "pinned to CPU {cpu}, but the kernel reports {others:?}"
-        ))),
+        others => {
+            Err(io::Error::other(format!("pinned to CPU {cpu}, but the kernel reports {others:?}")))
+        }
     }
 }
 
@@ -52,10 +50,7 @@ mod tests {
         std::thread::spawn(|| {
             let cpus = available_cpus().expect("the kernel says");
             let last = *cpus.last().expect("this thread runs somewhere");
-            assert_eq!(
-                pin_current_thread(last).expect("the CPU is available"),
-                last
-            );
+            assert_eq!(pin_current_thread(last).expect("the CPU is available"), last);
             assert_eq!(available_cpus().expect("the kernel says"), [last]);
         })
         .join()
