@@ -4,3 +4,5 @@ pub mod layout;
 pub mod protocol;
 pub mod ring;
 pub mod sync;
+#[cfg(not(loom))]
+pub mod sys;

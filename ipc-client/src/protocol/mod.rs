@@ -3,10 +3,12 @@
 //! A packet is a [`FRAME_HEADER_BYTES`] header (magic, version, length) and a body encoded with postcard. Descriptors
 //! travel beside the reply as `SCM_RIGHTS`. Data never passes through here.
 
+pub mod frame;
 mod types;
 
 use serde::{Deserialize, Serialize};
 
+pub use frame::FrameError;
 pub use types::{HandleInfo, Kind, QueueInfo, QueueSpec, Role, Status, WakeMode};
 
 /// Version of the messages below. A daemon refuses another one with [`ErrorCode::Version`].

@@ -1,0 +1,161 @@
+//! What can go wrong, by kind of operation.
+
+use std::io;
+use std::path::PathBuf;
+
+use crate::protocol::ErrorCode;
+use crate::ring::{Closed, Fault};
+
+/// Why a request to the daemon, or a set-up step in this process, did not succeed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ClientError {
+    /// Nobody answers at the socket. Rings that are attached already go on without the daemon.
+    #[error("no daemon answers at {socket}: {source}; start one with `ringmain serve`, or name its socket with RINGMAIN_SOCKET", socket = .socket.display())]
+    Unavailable {
+        /// Where it was looked for.
+        socket: PathBuf,
+        /// What happened.
+        source: io::Error,
+    },
+    /// The daemon understood the request and refused it.
+    #[error("{message}")]
+    Refused {
+        /// For programs.
+        code: ErrorCode,
+        /// For people: one line that says what to do.
+        message: String,
+    },
+    /// The daemon answered something that does not fit the request: another version, or not a ringmain daemon.
+    #[error("unexpected answer of the daemon: {0}; are client and daemon of the same version?")]
+    Protocol(String),
+    /// The operating system refused something in this process.
+    #[error("{0}")]
+    Io(#[from] io::Error),
+    /// The client was made in another process: a forked child connects anew.
+    #[error("this client was made before fork; a child process connects anew")]
+    UsedAfterFork,
+    /// The shared memory of the queue contradicts its geometry or its invariants.
+    #[error("queue memory is damaged: {0}; delete the queue and create it again")]
+    PeerFault(#[from] Fault),
+}
+
+impl ClientError {
+    /// The daemon's error code, if it refused.
+    #[must_use]
+    pub fn code(&self) -> Option<ErrorCode> {
+        match self {
+            Self::Refused { code, .. } => Some(*code),
+            _ => None,
+        }
+    }
+
+    /// No such queue.
+    #[must_use]
+    pub fn is_not_found(&self) -> bool {
+        self.code() == Some(ErrorCode::NotFound)
+    }
+
+    /// A queue of that name exists.
+    #[must_use]
+    pub fn is_exists(&self) -> bool {
+        self.code() == Some(ErrorCode::Exists)
+    }
+
+    /// A right is missing.
+    #[must_use]
+    pub fn is_not_permitted(&self) -> bool {
+        self.code() == Some(ErrorCode::NotPermitted)
+    }
+
+    /// The other side of an spsc queue is taken, or the queue is in use.
+    #[must_use]
+    pub fn is_busy(&self) -> bool {
+        self.code() == Some(ErrorCode::Busy)
+    }
+
+    /// A limit of the user, of the queue or of the host stands in the way.
+    #[must_use]
+    pub fn is_limit(&self) -> bool {
+        self.code() == Some(ErrorCode::Limit)
+    }
+
+    /// No daemon answers.
+    #[must_use]
+    pub fn is_unavailable(&self) -> bool {
+        matches!(self, Self::Unavailable { .. })
+    }
+}
+
+/// Why nothing was sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum SendError {
+    /// No room now (`try_` forms only).
+    #[error("the queue is full")]
+    Full,
+    /// No room came free in time.
+    #[error("the queue stayed full until the time-out")]
+    Timeout,
+    /// No room ever again.
+    #[error("the queue is closed: {0}")]
+    Closed(Closed),
+    /// The message, the batch or the reservation is longer than possible. A time-out does not help.
+    #[error("{length} bytes are too long: at most {max} are possible")]
+    TooLarge {
+        /// Bytes asked for.
+        length: usize,
+        /// Bytes possible.
+        max: usize,
+    },
+    /// Another member of the queue violated an invariant; the queue is unusable.
+    #[error("the queue is damaged: {0}")]
+    PeerFault(Fault),
+    /// The handle was made in another process: a forked child connects anew.
+    #[error("this handle was made before fork; a child process connects and attaches anew")]
+    UsedAfterFork,
+}
+
+/// Why nothing was received.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum ReceiveError {
+    /// Nothing there now (`try_` forms only).
+    #[error("the queue is empty")]
+    Empty,
+    /// Nothing came in time.
+    #[error("the queue stayed empty until the time-out")]
+    Timeout,
+    /// Nothing there, and nothing will come.
+    #[error("the queue is closed: {0}")]
+    Closed(Closed),
+    /// Another member of the queue violated an invariant; the queue is unusable.
+    #[error("the queue is damaged: {0}")]
+    PeerFault(Fault),
+    /// The handle was made in another process: a forked child connects anew.
+    #[error("this handle was made before fork; a child process connects and attaches anew")]
+    UsedAfterFork,
+}
+
+impl From<crate::ring::TrySendError> for SendError {
+    fn from(error: crate::ring::TrySendError) -> Self {
+        use crate::ring::TrySendError as Ring;
+        match error {
+            Ring::Full => Self::Full,
+            Ring::Closed(closed) => Self::Closed(closed),
+            Ring::TooLarge { length, max } => Self::TooLarge { length, max },
+            Ring::Fault(fault) => Self::PeerFault(fault),
+        }
+    }
+}
+
+impl From<crate::ring::TryReceiveError> for ReceiveError {
+    fn from(error: crate::ring::TryReceiveError) -> Self {
+        use crate::ring::TryReceiveError as Ring;
+        match error {
+            Ring::Empty => Self::Empty,
+            Ring::Closed(closed) => Self::Closed(closed),
+            Ring::Fault(fault) => Self::PeerFault(fault),
+        }
+    }
+}

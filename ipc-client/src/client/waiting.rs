@@ -1,0 +1,210 @@
+//! The waiting loop of all blocking forms: asks the policy, looks at the ring, sleeps, and keeps house meanwhile.
+
+use std::time::Duration;
+
+use super::attachment::Attachment;
+use crate::ring::{self, HandleLine, Kernel, Park, sleep_once, wake_sleepers};
+use crate::sys::clock::monotonic_ns;
+use crate::wait::{SPIN_ALONE_NS, Step, Wait};
+
+/// Longest sleep at a stretch: after it the handle looks again, whatever became of its wake-up.
+const SLEEP_MAX: Duration = Duration::from_millis(100);
+
+/// How often a process that cannot issue membarrier looks at a ring that relies on it.
+const POLL: Duration = Duration::from_millis(1);
+
+/// What a waiting loop needs to know about the ring side that waits.
+pub(crate) trait Side {
+    /// Position at which it waits.
+    fn position(&self) -> u64;
+    /// Where it sleeps.
+    fn own_park(&self) -> &Park;
+    /// Its line.
+    fn line(&self) -> &HandleLine;
+    /// Its index.
+    fn handle(&self) -> u8;
+    /// Whether one more of its kind could go on at once.
+    fn more(&mut self) -> bool;
+}
+
+impl Side for ring::Producer {
+    fn position(&self) -> u64 {
+        Self::position(self)
+    }
+    fn own_park(&self) -> &Park {
+        Self::own_park(self)
+    }
+    fn line(&self) -> &HandleLine {
+        Self::line(self)
+    }
+    fn handle(&self) -> u8 {
+        Self::handle(self)
+    }
+    fn more(&mut self) -> bool {
+        // Whoever frees a slot wakes all producers.
+        false
+    }
+}
+
+impl Side for ring::Consumer {
+    fn position(&self) -> u64 {
+        Self::position(self)
+    }
+    fn own_park(&self) -> &Park {
+        Self::own_park(self)
+    }
+    fn line(&self) -> &HandleLine {
+        Self::line(self)
+    }
+    fn handle(&self) -> u8 {
+        Self::handle(self)
+    }
+    fn more(&mut self) -> bool {
+        self.has_message()
+    }
+}
+
+/// Why a wait ended without a result of the ring.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Stop {
+    /// The time is over.
+    Timeout,
+    /// The daemon does not know this handle any more.
+    Lost,
+}
+
+/// Looks with `attempt` until it finds something; `None` as time-out waits without bound. A time-out of zero looks
+/// once.
+#[inline]
+pub(crate) fn wait_for<R: Side, T>(
+    attachment: &mut Attachment,
+    ring: &mut R,
+    timeout: Option<Duration>,
+    mut attempt: impl FnMut(&mut R) -> Option<T>,
+) -> Result<T, Stop> {
+    match attempt(ring) {
+        Some(found) => Ok(found),
+        None => wait_longer(attachment, ring, timeout, attempt),
+    }
+}
+
+#[inline(never)]
+fn wait_longer<R: Side, T>(
+    attachment: &mut Attachment,
+    ring: &mut R,
+    timeout: Option<Duration>,
+    mut attempt: impl FnMut(&mut R) -> Option<T>,
+) -> Result<T, Stop> {
+    if timeout.is_some_and(|timeout| timeout.is_zero()) {
+        return Err(if attachment.is_lost() { Stop::Lost } else { Stop::Timeout });
+    }
+    let mut wait = attachment.tuner.begin();
+    let mut house = House { told: false, kept_ns: 0 };
+    let result = loop {
+        let step = wait.next(&attachment.tuner);
+        match step {
+            Step::Look => {}
+            Step::Pause => std::hint::spin_loop(),
+            Step::Clock | Step::Yield => {
+                if step == Step::Yield {
+                    std::thread::yield_now();
+                }
+                wait.clock(monotonic_ns(), step, &mut attachment.tuner);
+            }
+            Step::Sleep => {
+                // A look may have been long ago: the time that is left is counted from now.
+                wait.clock(monotonic_ns(), Step::Clock, &mut attachment.tuner);
+                house.tell(ring, &wait);
+                let bound = left(&wait, timeout).min(SLEEP_MAX);
+                if let Some(found) = sleep(attachment, ring, bound, &mut attempt) {
+                    break Ok(found);
+                }
+                wait.clock(monotonic_ns(), step, &mut attachment.tuner);
+            }
+        }
+        if let Some(found) = attempt(ring) {
+            break Ok(found);
+        }
+        if !matches!(step, Step::Look | Step::Pause) {
+            if left(&wait, timeout).is_zero() {
+                break Err(Stop::Timeout);
+            }
+            if house.keep(attachment, ring, &wait) {
+                break Err(Stop::Lost);
+            }
+        }
+    };
+    if house.told {
+        ring.line().clear_waiting();
+    }
+    if result.is_ok() {
+        attachment.tuner.ended(&wait, monotonic_ns);
+        pass_on(attachment, ring);
+    }
+    result
+}
+
+fn left(wait: &Wait, timeout: Option<Duration>) -> Duration {
+    match timeout {
+        None => Duration::MAX,
+        Some(timeout) => timeout.saturating_sub(Duration::from_nanos(wait.elapsed_ns())),
+    }
+}
+
+fn sleep<R: Side, T>(
+    attachment: &Attachment,
+    ring: &mut R,
+    bound: Duration,
+    attempt: &mut impl FnMut(&mut R) -> Option<T>,
+) -> Option<T> {
+    if !attachment.kernel.may_park() {
+        std::thread::sleep(POLL.min(bound));
+        return None;
+    }
+    let park = ring.own_park().clone();
+    let handle = ring.handle();
+    sleep_once(&park, handle, &attachment.kernel, Some(bound), || attempt(ring))
+}
+
+/// A message that could not be given out because an earlier one was still being written has spent its wake-up in vain.
+/// So whoever had to wait for a message and got one wakes the next sleeper if there is more.
+fn pass_on<R: Side>(attachment: &Attachment, ring: &mut R) {
+    if ring.own_park().any_sleeper() && ring.more() {
+        attachment.wake(ring.own_park(), 1);
+    }
+}
+
+/// What a handle does beside waiting.
+struct House {
+    /// The handle line says that it waits.
+    told: bool,
+    /// When it looked after its connection last.
+    kept_ns: u64,
+}
+
+impl House {
+    /// Writes into the handle line that it waits, for `queue info`.
+    fn tell<R: Side>(&mut self, ring: &R, wait: &Wait) {
+        if !self.told {
+            self.told = true;
+            ring.line().set_waiting(ring.position(), wait.started_ns().max(1));
+        }
+    }
+
+    /// Looks after the connection every [`SLEEP_MAX`]; whether the handle is lost.
+    fn keep<R: Side>(&mut self, attachment: &Attachment, ring: &R, wait: &Wait) -> bool {
+        if wait.elapsed_ns() > SPIN_ALONE_NS {
+            self.tell(ring, wait);
+        }
+        let now_ns = wait.now_ns();
+        if self.kept_ns == 0 {
+            self.kept_ns = wait.started_ns();
+        }
+        if Duration::from_nanos(now_ns.saturating_sub(self.kept_ns)) < SLEEP_MAX {
+            return false;
+        }
+        self.kept_ns = now_ns;
+        attachment.look_after_connection();
+        attachment.is_lost()
+    }
+}
