@@ -90,9 +90,21 @@ pub fn guarded<T>(work: impl FnOnce() -> Result<T, String>) -> Result<T, String>
     }
 }
 
+/// A panic is reported by whoever catches it: one line is enough, and none when there are very many.
+fn quiet_panics() {
+    use std::sync::atomic::{AtomicU32, Ordering};
+    static PANICS: AtomicU32 = AtomicU32::new(0);
+    std::panic::set_hook(Box::new(|panic| {
+        if PANICS.fetch_add(1, Ordering::Relaxed) < 20 {
+            eprintln!("{}", panic.to_string().replace('\n', " "));
+        }
+    }));
+}
+
 impl Runner {
     /// Filters come from the command line as with the ordinary harness; options are ignored.
     pub fn new(unit: &'static str, arguments: impl Iterator<Item = String>) -> Self {
+        quiet_panics();
         Self {
             filters: arguments.filter(|argument| !argument.starts_with('-')).collect(),
             unit,
