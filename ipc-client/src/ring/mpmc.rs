@@ -119,7 +119,7 @@ impl Ring {
     fn advance(&self, end: &AtomicU64, claim: Claim) {
         // AcqRel: partner of the Acquire loads of head and tail; hands on the word's exchange that came before.
         // Failure, Relaxed: somebody helped; their exchange is as good.
-        let next = claim.position + u64::from(claim.n);
+        let next = claim.position.wrapping_add(u64::from(claim.n));
         let _ = end.compare_exchange(claim.position, next, Ordering::AcqRel, Ordering::Relaxed);
     }
 
@@ -152,7 +152,8 @@ impl Ring {
         let free = self.slots.free_word(tail, 0);
         if word == free {
             for behind in 1..u64::from(n) {
-                if self.slots.load(tail + behind) != self.slots.free_word(tail + behind, 0) {
+                let at = tail.wrapping_add(behind);
+                if self.slots.load(at) != self.slots.free_word(at, 0) {
                     return Ok(self.nothing_or_stale(self.tail(), tail));
                 }
             }

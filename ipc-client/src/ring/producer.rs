@@ -214,10 +214,10 @@ impl Producer {
         }
         let claim = self.claim(u32::try_from(total).unwrap_or(u32::MAX))?;
         // From the last to the first: the first word makes the whole batch visible.
-        let mut end = claim.position + u64::from(claim.n);
+        let mut end = claim.position.wrapping_add(u64::from(claim.n));
         for payload in payloads.iter().rev() {
             let n = u32::try_from(geometry.slots_for(payload.len())).unwrap_or(u32::MAX);
-            end -= u64::from(n);
+            end = end.wrapping_sub(u64::from(n));
             self.write_message(end, 0, &[], payload);
             self.publish(end, n);
         }
