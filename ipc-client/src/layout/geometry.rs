@@ -9,6 +9,7 @@ pub struct Geometry {
     slots_log2: u32,
     slot_size: u32,
     max_message: u32,
+    claim_slots_max: u32,
 }
 
 /// Why a geometry was refused. The texts say what to change.
@@ -83,23 +84,22 @@ impl Geometry {
         if u64::from(slots) * u64::from(slot_size) > Self::RING_BYTES_MAX {
             return Err(GeometryError::RingBytes { slots, slot_size });
         }
-        let mut geometry = Self {
-            slots_log2: slots.trailing_zeros(),
-            slot_size,
-            max_message: 0,
-        };
+        let slots_log2 = slots.trailing_zeros();
+        let claim_slots_max = (slots / 4).min(Word::N_MAX);
+        let mut geometry = Self { slots_log2, slot_size, max_message: 0, claim_slots_max };
         let limit = geometry.body_bytes(geometry.claim_slots_max());
         let max_message = max_message.unwrap_or_else(|| Self::MAX_MESSAGE_DEFAULT.min(limit));
         if max_message > limit {
-            return Err(GeometryError::MaxMessage {
-                max_message,
-                limit,
-                slots,
-                slot_size,
-            });
+            return Err(GeometryError::MaxMessage { max_message, limit, slots, slot_size });
         }
         geometry.max_message = max_message;
         Ok(geometry)
+    }
+
+    /// A ring too small for a queue and small enough for a model checker, with one-line slots.
+    #[cfg(loom)]
+    pub fn for_models(slots_log2: u32, claim_slots_max: u32) -> Self {
+        Self { slots_log2, slot_size: 64, max_message: 1024, claim_slots_max }
     }
 
     /// Slots in the ring.
@@ -123,12 +123,7 @@ impl Geometry {
     /// Most slots of one claim, a message or a batch: a quarter of the ring.
     #[inline]
     pub const fn claim_slots_max(&self) -> u32 {
-        let quarter = 1 << (self.slots_log2 - 2);
-        if quarter < Word::N_MAX {
-            quarter
-        } else {
-            Word::N_MAX
-        }
+        self.claim_slots_max
     }
 
     /// Lap of a position, not yet reduced to the bits of a word.
@@ -160,11 +155,7 @@ impl Geometry {
     #[allow(clippy::cast_possible_truncation)] // bounded by the branch
     pub const fn body_bytes(&self, n: u32) -> u32 {
         let bytes = self.first_body_bytes() as u64 + (n as u64 - 1) * self.next_body_bytes() as u64;
-        if bytes > u32::MAX as u64 {
-            u32::MAX
-        } else {
-            bytes as u32
-        }
+        if bytes > u32::MAX as u64 { u32::MAX } else { bytes as u32 }
     }
 
     /// Slots that a body of this many bytes needs; may exceed [`Self::claim_slots_max`].

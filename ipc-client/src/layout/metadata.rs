@@ -85,18 +85,10 @@ impl Metadata {
             push(out, tag::HEADER, &[&[length], name.as_bytes(), value])?;
         }
         if let Some(trace) = &self.trace {
-            push(
-                out,
-                tag::TRACE,
-                &[&trace.trace, &trace.span, &[trace.flags]],
-            )?;
+            push(out, tag::TRACE, &[&trace.trace, &trace.span, &[trace.flags]])?;
         }
         let length = out.len() - start;
-        if length > usize::from(u16::MAX) {
-            Err(MetadataError::TooLong(length))
-        } else {
-            Ok(())
-        }
+        if length > usize::from(u16::MAX) { Err(MetadataError::TooLong(length)) } else { Ok(()) }
     }
 
     /// Reads the encoded form.
@@ -142,9 +134,7 @@ fn push(out: &mut Vec<u8>, tag: u8, parts: &[&[u8]]) -> Result<(), MetadataError
 fn header(value: &[u8]) -> Option<(String, Vec<u8>)> {
     let (&length, rest) = value.split_first()?;
     let (name, value) = rest.split_at_checked(usize::from(length))?;
-    let name = core::str::from_utf8(name)
-        .ok()
-        .filter(|name| !name.is_empty())?;
+    let name = core::str::from_utf8(name).ok().filter(|name| !name.is_empty())?;
     Some((name.to_owned(), value.to_vec()))
 }
 
@@ -152,9 +142,5 @@ fn trace(value: &[u8]) -> Option<TraceId> {
     let (trace, rest) = value.split_first_chunk::<16>()?;
     let (span, rest) = rest.split_first_chunk::<8>()?;
     let &[flags] = rest else { return None };
-    Some(TraceId {
-        trace: *trace,
-        span: *span,
-        flags,
-    })
+    Some(TraceId { trace: *trace, span: *span, flags })
 }

@@ -101,13 +101,6 @@ impl Word {
 
 impl fmt::Debug for Word {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "{{lap {} n {} owner {} {:?}}}",
-            self.lap(),
-            self.n(),
-            self.owner(),
-            self.state()
-        )
+        write!(f, "{{lap {} n {} owner {} {:?}}}", self.lap(), self.n(), self.owner(), self.state())
     }
 }

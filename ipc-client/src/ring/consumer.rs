@@ -1,12 +1,13 @@
 //! The receiving end of either kind.
 
-use super::RingMemory;
 use super::error::{Closed, Fault, TryReceiveError};
 use super::line::HandleLine;
 use super::mpmc::{Claim, Ring};
 use super::park::Park;
+use super::region::Region;
 use super::slots::{Header, Slots};
 use super::spsc::ConsumerEnd;
+use super::{RingMemory, closed_state};
 use crate::layout::Geometry;
 use crate::protocol::Role;
 use crate::sync::canary::{Canary, planted};
@@ -14,7 +15,7 @@ use crate::sync::canary::{Canary, planted};
 /// Receives messages from one ring. Never waits; waking the producers is up to the caller.
 #[derive(Debug)]
 pub struct Consumer {
-    memory: RingMemory,
+    control: Region,
     end: End,
     handle: u8,
     own_park: Park,
@@ -45,7 +46,7 @@ pub struct Taken {
 
 impl Taken {
     /// Payload bytes.
-    #[inline]
+    #[inline(always)]
     pub fn length(&self) -> usize {
         self.header.length as usize
     }
@@ -61,13 +62,13 @@ impl Taken {
     }
 
     /// Position of the message's claim: increasing, not dense.
-    #[inline]
+    #[inline(always)]
     pub fn sequence(&self) -> u64 {
         self.claim.position
     }
 
     /// Whether a consumer that died may have seen it.
-    #[inline]
+    #[inline(always)]
     pub fn redelivered(&self) -> bool {
         self.redelivered
     }
@@ -77,34 +78,22 @@ impl Consumer {
     /// The consumer of an attached handle. Fails if the memory contradicts the geometry.
     pub fn new(memory: RingMemory, geometry: Geometry, handle: u8) -> Result<Self, Fault> {
         let end = match &memory {
-            RingMemory::Spsc {
-                slots,
-                producer,
-                consumer,
-                ..
-            } => End::Spsc(ConsumerEnd::new(slots, consumer, producer, geometry)?),
-            RingMemory::Mpmc { ring, .. } => End::Mpmc {
-                ring: Ring::new(ring, geometry)?,
-                scan_from: 0,
-            },
+            RingMemory::Spsc { slots, producer, consumer, .. } => {
+                End::Spsc(ConsumerEnd::new(slots, consumer, producer, geometry)?)
+            }
+            RingMemory::Mpmc { ring, .. } => {
+                End::Mpmc { ring: Ring::new(ring, geometry)?, scan_from: 0 }
+            }
         };
         let line = memory.line(Role::Consume, handle);
         line.clear();
         let own_park = memory.park(Role::Consume);
         let peer_park = memory.park(Role::Produce);
-        Ok(Self {
-            memory,
-            end,
-            handle,
-            own_park,
-            peer_park,
-            line,
-            messages: 0,
-            payload_bytes: 0,
-        })
+        let control = memory.control().clone();
+        Ok(Self { control, end, handle, own_park, peer_park, line, messages: 0, payload_bytes: 0 })
     }
 
-    #[inline]
+    #[inline(always)]
     fn slots(&self) -> &Slots {
         match &self.end {
             End::Spsc(end) => &end.slots,
@@ -114,14 +103,14 @@ impl Consumer {
 
     /// Why nothing will come any more, if so; what was sent before `Draining` can still be received.
     pub fn closed(&self) -> Option<Closed> {
-        self.memory.closed()
+        closed_state(&self.control)
     }
 
     /// Takes the next message and holds it. Several may be held at once.
-    #[inline]
+    #[inline(always)]
     pub fn try_take(&mut self) -> Result<Taken, TryReceiveError> {
         // Looked at before the ring: what was sent before the queue was closed is still found.
-        let closed = self.memory.closed();
+        let closed = closed_state(&self.control);
         if let Some(closed @ (Closed::Deleted | Closed::Fault)) = closed {
             return Err(TryReceiveError::Closed(closed));
         }
@@ -137,7 +126,7 @@ impl Consumer {
         taken
     }
 
-    #[inline]
+    #[inline(always)]
     fn take_any(&mut self) -> Result<Taken, TryReceiveError> {
         let (claim, redelivered) = match &mut self.end {
             End::Spsc(end) => end.peek()?,
@@ -153,11 +142,7 @@ impl Consumer {
         if let End::Spsc(end) = &mut self.end {
             end.accept(claim);
         }
-        let taken = Taken {
-            claim,
-            header,
-            redelivered,
-        };
+        let taken = Taken { claim, header, redelivered };
         if planted(Canary::ReleaseBeforeCopy) {
             self.release_slots(claim);
         }
@@ -171,10 +156,13 @@ impl Consumer {
         max: usize,
     ) -> Result<(), TryReceiveError> {
         let room = max.min(taken.capacity() - taken.len());
-        for nth in 0..room {
-            match self.try_take() {
+        if room == 0 {
+            return Ok(());
+        }
+        taken.push(self.try_take()?);
+        for _ in 1..room {
+            match self.take_any() {
                 Ok(next) => taken.push(next),
-                Err(error) if nth == 0 => return Err(error),
                 Err(_) => break,
             }
         }
@@ -182,20 +170,18 @@ impl Consumer {
     }
 
     /// Copies payload bytes from `offset` on; returns how many.
-    #[inline]
+    #[inline(always)]
     pub fn read(&self, taken: &Taken, offset: usize, into: &mut [u8]) -> usize {
         let length = into.len().min(taken.length().saturating_sub(offset));
         let start = Header::payload_offset(taken.metadata_length());
-        self.slots()
-            .read_body(taken.claim.position, start + offset, &mut into[..length]);
+        self.slots().read_body(taken.claim.position, start + offset, &mut into[..length]);
         length
     }
 
     /// Copies the metadata; returns how many bytes, at most `into.len()`.
     pub fn read_metadata(&self, taken: &Taken, into: &mut [u8]) -> usize {
         let length = into.len().min(taken.metadata_length());
-        self.slots()
-            .read_body(taken.claim.position, 0, &mut into[..length]);
+        self.slots().read_body(taken.claim.position, 0, &mut into[..length]);
         length
     }
 
@@ -211,7 +197,7 @@ impl Consumer {
     }
 
     /// Gives the slots of a message back. On an spsc ring messages are released in the order in which they were taken.
-    #[inline]
+    #[inline(always)]
     pub fn release(&mut self, taken: Taken) {
         self.messages += 1;
         self.payload_bytes += u64::from(taken.header.length);
@@ -221,7 +207,7 @@ impl Consumer {
         self.line.set_counters(self.messages, self.payload_bytes);
     }
 
-    #[inline]
+    #[inline(always)]
     fn release_slots(&mut self, claim: Claim) {
         match &mut self.end {
             End::Spsc(end) => end.release(claim),
@@ -243,7 +229,7 @@ impl Consumer {
     }
 
     /// Where producers of this ring sleep: to be woken after releasing.
-    #[inline]
+    #[inline(always)]
     pub fn peer_park(&self) -> &Park {
         &self.peer_park
     }

@@ -99,10 +99,7 @@ pub(super) unsafe fn copy(source: *const u8, target: *mut u8, length: usize) {
     for at in 0..length {
         // SAFETY: at < length, and every address is aligned for one byte.
         let (from, to) = unsafe {
-            (
-                AtomicU8::from_ptr(source.add(at).cast_mut()),
-                AtomicU8::from_ptr(target.add(at)),
-            )
+            (AtomicU8::from_ptr(source.add(at).cast_mut()), AtomicU8::from_ptr(target.add(at)))
         };
         // Relaxed: the slot's word orders the bytes.
         to.store(from.load(Ordering::Relaxed), Ordering::Relaxed);
@@ -121,17 +118,10 @@ mod tests {
                 let mut target = vec![0xee; length + 32];
                 // SAFETY: both vectors are longer than offset + length.
                 unsafe {
-                    copy(
-                        source.as_ptr().add(offset),
-                        target.as_mut_ptr().add(offset),
-                        length,
-                    )
+                    copy(source.as_ptr().add(offset), target.as_mut_ptr().add(offset), length)
                 };
                 assert!(target[..offset].iter().all(|byte| *byte == 0xee));
-                assert_eq!(
-                    target[offset..offset + length],
-                    source[offset..offset + length]
-                );
+                assert_eq!(target[offset..offset + length], source[offset..offset + length]);
                 assert!(target[offset + length..].iter().all(|byte| *byte == 0xee));
             }
         }

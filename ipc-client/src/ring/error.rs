@@ -47,11 +47,7 @@ impl fmt::Display for Fault {
             Invariant::RegionLength => "shared memory is shorter than the queue's geometry",
             Invariant::SeenByMember => "another member reported a violated invariant",
         };
-        write!(
-            f,
-            "{what} (position {}, value {:#x})",
-            self.position, self.value
-        )
+        write!(f, "{what} (position {}, value {:#x})", self.position, self.value)
     }
 }
 

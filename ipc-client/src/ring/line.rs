@@ -27,23 +27,19 @@ pub struct LineSnapshot {
 
 impl HandleLine {
     pub(super) fn new(region: &Region, offset: usize) -> Self {
-        Self {
-            region: region.clone(),
-            offset,
-        }
+        assert!(offset.is_multiple_of(8) && offset + handle_line::BYTES <= region.len());
+        Self { region: region.clone(), offset }
     }
 
     #[inline]
     fn set(&self, field: usize, value: u64) {
-        self.region
-            .u64_at(self.offset + field)
+        // SAFETY: the fields of a line are multiples of eight below its length, and `new` found the line in the region.
+        unsafe { self.region.u64_at_unchecked(self.offset + field) }
             .store(value, Ordering::Relaxed);
     }
 
     fn get(&self, field: usize) -> u64 {
-        self.region
-            .u64_at(self.offset + field)
-            .load(Ordering::Relaxed)
+        self.region.u64_at(self.offset + field).load(Ordering::Relaxed)
     }
 
     /// Everything zero: a handle's first act and, after its death, the daemon's.
@@ -72,10 +68,7 @@ impl HandleLine {
 
     /// Doorbell to ring (zero: none) and the bit of this queue in it. Before the sleeper bit is set.
     pub fn set_doorbell(&self, doorbell: u32, bit: u32) {
-        self.set(
-            handle_line::DOORBELL,
-            u64::from(doorbell) | u64::from(bit) << 32,
-        );
+        self.set(handle_line::DOORBELL, u64::from(doorbell) | u64::from(bit) << 32);
     }
 
     /// A racy copy.

@@ -61,28 +61,18 @@ impl RingMemory {
     /// Where the handles of one role sleep.
     pub fn park(&self, role: Role) -> Park {
         match (self, role) {
-            (
-                Self::Spsc {
-                    producer, consumer, ..
-                },
-                Role::Produce,
-            ) => Park::spsc(producer, consumer),
-            (
-                Self::Spsc {
-                    producer, consumer, ..
-                },
-                Role::Consume,
-            ) => Park::spsc(consumer, producer),
-            (Self::Mpmc { ring, .. }, Role::Produce) => Park::mpmc(
-                ring,
-                mpmc_layout::PRODUCER_SLEEPERS,
-                mpmc_layout::PRODUCER_EVENT,
-            ),
-            (Self::Mpmc { ring, .. }, Role::Consume) => Park::mpmc(
-                ring,
-                mpmc_layout::CONSUMER_SLEEPERS,
-                mpmc_layout::CONSUMER_EVENT,
-            ),
+            (Self::Spsc { producer, consumer, .. }, Role::Produce) => {
+                Park::spsc(producer, consumer)
+            }
+            (Self::Spsc { producer, consumer, .. }, Role::Consume) => {
+                Park::spsc(consumer, producer)
+            }
+            (Self::Mpmc { ring, .. }, Role::Produce) => {
+                Park::mpmc(ring, mpmc_layout::PRODUCER_SLEEPERS, mpmc_layout::PRODUCER_EVENT)
+            }
+            (Self::Mpmc { ring, .. }, Role::Consume) => {
+                Park::mpmc(ring, mpmc_layout::CONSUMER_SLEEPERS, mpmc_layout::CONSUMER_EVENT)
+            }
         }
     }
 
@@ -103,18 +93,23 @@ impl RingMemory {
     }
 
     /// Whether the daemon has closed the queue. An unknown value counts as a fault.
-    #[inline]
     pub fn closed(&self) -> Option<Closed> {
-        // Acquire: partner of the Release in `repair::close`; what was published before it is seen after it.
-        match self
-            .control()
-            .u64_at(control::CLOSED)
-            .load(Ordering::Acquire)
-        {
-            control::CLOSED_OPEN => None,
-            control::CLOSED_DRAINING => Some(Closed::Draining),
-            control::CLOSED_DELETED => Some(Closed::Deleted),
-            _ => Some(Closed::Fault),
-        }
+        closed_state(self.control())
+    }
+}
+
+#[inline(always)]
+fn closed_state(page: &Region) -> Option<Closed> {
+    // Acquire: partner of the Release in `repair::close`; what was published before it is seen after it.
+    let value = page.u64_at(control::CLOSED).load(Ordering::Acquire);
+    if value == control::CLOSED_OPEN { None } else { Some(why_closed(value)) }
+}
+
+#[cold]
+fn why_closed(value: u64) -> Closed {
+    match value {
+        control::CLOSED_DRAINING => Closed::Draining,
+        control::CLOSED_DELETED => Closed::Deleted,
+        _ => Closed::Fault,
     }
 }

@@ -70,18 +70,15 @@ enum Found {
 
 impl Ring {
     pub(super) fn new(ring: &Region, geometry: Geometry) -> Result<Self, Fault> {
-        Ok(Self {
-            ring: ring.clone(),
-            slots: Slots::new(ring.clone(), mpmc::SLOTS, geometry)?,
-        })
+        Ok(Self { ring: ring.clone(), slots: Slots::new(ring.clone(), mpmc::SLOTS, geometry)? })
     }
 
-    #[inline]
+    #[inline(always)]
     fn tail(&self) -> &AtomicU64 {
         self.ring.u64_at(mpmc::TAIL)
     }
 
-    #[inline]
+    #[inline(always)]
     fn head(&self) -> &AtomicU64 {
         self.ring.u64_at(mpmc::HEAD)
     }
@@ -97,15 +94,11 @@ impl Ring {
     }
 
     /// Whether a member saw a violation.
-    #[inline]
+    #[inline(always)]
     pub(super) fn fault_flag(&self) -> Option<Fault> {
         // Relaxed: a late view only delays the refusal.
         let value = self.ring.u64_at(mpmc::FAULT).load(Ordering::Relaxed);
-        (value != 0).then_some(Fault {
-            invariant: Invariant::SeenByMember,
-            position: 0,
-            value,
-        })
+        (value != 0).then_some(Fault { invariant: Invariant::SeenByMember, position: 0, value })
     }
 
     /// Tells all members that this ring is broken.
@@ -115,7 +108,7 @@ impl Ring {
     }
 
     /// Moves head or tail past a claim, unless somebody did already.
-    #[inline]
+    #[inline(always)]
     fn advance(&self, end: &AtomicU64, claim: Claim) {
         // AcqRel: partner of the Acquire loads of head and tail; hands on the word's exchange that came before.
         // Failure, Relaxed: somebody helped; their exchange is as good.
@@ -124,7 +117,7 @@ impl Ring {
     }
 
     /// Claims `n` slots (1 to a quarter of the ring) for writing.
-    #[inline]
+    #[inline(always)]
     pub(super) fn claim(&self, n: u32, owner: u8) -> Result<Claim, TrySendError> {
         for _ in 0..ATTEMPTS_MAX {
             // Acquire: partner of `advance`.
@@ -146,7 +139,7 @@ impl Ring {
     }
 
     /// Looks at the word under the tail; helps a claimer that has not moved the tail yet.
-    #[inline]
+    #[inline(always)]
     fn at_tail(&self, tail: u64, n: u32) -> Result<Found, Fault> {
         let word = self.slots.load(tail);
         let free = self.slots.free_word(tail, 0);
@@ -175,34 +168,27 @@ impl Ring {
     }
 
     /// Publishes one message that spans `n` slots at the start of a claim. Only its owner may call this.
-    #[inline]
+    #[inline(always)]
     pub(super) fn publish(&self, position: u64, n: u32, owner: u8) {
-        self.slots.store(
-            position,
-            Word::new(self.slots.lap(position), n, owner, State::Published),
-        );
+        self.slots.store(position, Word::new(self.slots.lap(position), n, owner, State::Published));
     }
 
     /// Turns a claim into something to be skipped. Only its owner, or the daemon after its death, may call this.
     pub(super) fn bury(&self, claim: Claim) {
         self.slots.reset_continuations(claim.position, claim.n);
         let lap = self.slots.lap(claim.position);
-        self.slots
-            .store(claim.position, Word::new(lap, claim.n, 0, State::Tombstone));
+        self.slots.store(claim.position, Word::new(lap, claim.n, 0, State::Tombstone));
     }
 
     /// Takes the next message: one that a dead consumer left, else the one at the head.
-    #[inline]
+    #[inline(always)]
     pub(super) fn take(&self, owner: u8, scan_from: &mut u64) -> Result<Hold, TryReceiveError> {
         // Acquire: partner of the Release in `hint_returned`.
         let hint = self.ring.u64_at(mpmc::RETURNED).load(Ordering::Acquire);
         if hint & 1 != 0
             && let Some(claim) = self.take_returned(owner, hint, scan_from)?
         {
-            return Ok(Hold {
-                claim,
-                redelivered: true,
-            });
+            return Ok(Hold { claim, redelivered: true });
         }
         for _ in 0..ATTEMPTS_MAX {
             // Acquire: partner of `advance`.
@@ -213,15 +199,9 @@ impl Ring {
             }) else {
                 continue;
             };
-            let claim = Claim {
-                position: head,
-                n: self.slots.claim_length(head, word)?,
-            };
+            let claim = Claim { position: head, n: self.slots.claim_length(head, word)? };
             if word.state() == Some(State::Tombstone) {
-                if self
-                    .slots
-                    .exchange(head, word, word.with(owner, State::Skipping))
-                {
+                if self.slots.exchange(head, word, word.with(owner, State::Skipping)) {
                     self.advance(self.head(), claim);
                     self.slots.free(claim.position, claim.n);
                 }
@@ -230,22 +210,16 @@ impl Ring {
             if planted(Canary::HeadBeforeUse) {
                 self.advance(self.head(), claim);
             }
-            if self
-                .slots
-                .exchange(head, word, word.with(owner, State::Held))
-            {
+            if self.slots.exchange(head, word, word.with(owner, State::Held)) {
                 self.advance(self.head(), claim);
-                return Ok(Hold {
-                    claim,
-                    redelivered: false,
-                });
+                return Ok(Hold { claim, redelivered: false });
             }
         }
         Err(self.no_progress(self.head_position()).into())
     }
 
     /// Looks at the word under the head; helps a consumer that has not moved the head yet.
-    #[inline]
+    #[inline(always)]
     fn at_head(&self, head: u64) -> Result<Found, Fault> {
         let word = self.slots.load(head);
         let free = self.slots.free_word(head, 0);
@@ -268,7 +242,7 @@ impl Ring {
     }
 
     /// Gives a message back to the producers. Only its holder may call this.
-    #[inline]
+    #[inline(always)]
     pub(super) fn release(&self, claim: Claim) {
         self.slots.free(claim.position, claim.n);
     }
@@ -278,14 +252,10 @@ impl Ring {
     }
 
     /// A word that stops the claim: final if the end still stands there.
-    #[inline]
+    #[inline(always)]
     fn nothing_or_stale(&self, end: &AtomicU64, seen: u64) -> Found {
         // Acquire: partner of `advance`.
-        if end.load(Ordering::Acquire) == seen {
-            Found::Nothing
-        } else {
-            Found::Again
-        }
+        if end.load(Ordering::Acquire) == seen { Found::Nothing } else { Found::Again }
     }
 
     /// A word that can only be there if the end has moved on.
@@ -300,11 +270,7 @@ impl Ring {
 
     #[cold]
     fn no_progress(&self, position: u64) -> Fault {
-        Fault {
-            invariant: Invariant::Progress,
-            position,
-            value: self.slots.load(position).0,
-        }
+        Fault { invariant: Invariant::Progress, position, value: self.slots.load(position).0 }
     }
 
     /// Looks through all slots for a message that a dead consumer left, from where the last search ended. When there
@@ -327,10 +293,7 @@ impl Ring {
             }
             let position = self.position_of(index, word, head);
             let n = self.slots.claim_length(position, word)?;
-            if self
-                .slots
-                .exchange(position, word, word.with(owner, State::Held))
-            {
+            if self.slots.exchange(position, word, word.with(owner, State::Held)) {
                 *scan_from = index + 1;
                 return Ok(Some(Claim { position, n }));
             }
@@ -350,11 +313,8 @@ impl Ring {
         let near_lap = self.slots.geometry.lap(near);
         let behind = near_lap.wrapping_sub(word.lap()) & Word::LAP_MASK;
         // The tail may be in the lap after the head's.
-        let lap = if behind == Word::LAP_MASK {
-            near_lap + 1
-        } else {
-            near_lap.wrapping_sub(behind)
-        };
+        let lap =
+            if behind == Word::LAP_MASK { near_lap + 1 } else { near_lap.wrapping_sub(behind) };
         (lap << self.slots.geometry.slots().trailing_zeros()) | index
     }
 
@@ -387,10 +347,7 @@ impl Ring {
         let head = self.head().load(Ordering::Acquire);
         let word = self.slots.load(head);
         if word.lap() == self.slots.lap(head)
-            && matches!(
-                word.state(),
-                Some(State::Held | State::Returned | State::Skipping)
-            )
+            && matches!(word.state(), Some(State::Held | State::Returned | State::Skipping))
         {
             let n = self.slots.claim_length(head, word)?;
             self.advance(self.head(), Claim { position: head, n });

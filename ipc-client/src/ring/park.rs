@@ -88,11 +88,7 @@ impl Park {
 
     /// Bit number of a handle in this park.
     fn bit(&self, handle: u8) -> usize {
-        if self.words == 1 {
-            0
-        } else {
-            usize::from(handle)
-        }
+        if self.words == 1 { 0 } else { usize::from(handle) }
     }
 
     /// Whether anybody sleeps or wants a doorbell rung; after the waker's barrier.
@@ -129,16 +125,14 @@ impl Park {
     pub fn announce(&self, handle: u8) {
         let bit = self.bit(handle);
         // Release: whoever sees the bit sees the doorbell in the handle line.
-        self.word(bit / 64)
-            .fetch_or(1 << (bit % 64), Ordering::Release);
+        self.word(bit / 64).fetch_or(1 << (bit % 64), Ordering::Release);
     }
 
     /// Clears the caller's own bit (or, by the daemon, that of a dead handle).
     pub fn retract(&self, handle: u8) {
         let bit = self.bit(handle);
         // Relaxed: a waker that still sees the bit wakes nobody.
-        self.word(bit / 64)
-            .fetch_and(!(1 << (bit % 64)), Ordering::Relaxed);
+        self.word(bit / 64).fetch_and(!(1 << (bit % 64)), Ordering::Relaxed);
     }
 
     /// Value of the event word, to be taken before [`Self::announce`].
@@ -163,19 +157,12 @@ impl Park {
     pub fn doorbell_of(&self, handle: u8) -> Option<(u32, u32)> {
         let line = self.lines_offset + self.line_index(handle) * handle_line::BYTES;
         // Relaxed: after the Acquire load of the bit.
-        let value = self
-            .lines
-            .u64_at(line + handle_line::DOORBELL)
-            .load(Ordering::Relaxed);
+        let value = self.lines.u64_at(line + handle_line::DOORBELL).load(Ordering::Relaxed);
         (value as u32 != 0).then_some((value as u32, (value >> 32) as u32))
     }
 
     fn line_index(&self, handle: u8) -> usize {
-        if self.words == 1 {
-            0
-        } else {
-            usize::from(handle)
-        }
+        if self.words == 1 { 0 } else { usize::from(handle) }
     }
 }
 
@@ -191,11 +178,7 @@ pub fn sleep_once<T>(
     let snapshot = park.event();
     park.announce(handle);
     kernel.heavy_barrier();
-    let mut found = if planted(Canary::NoRecheck) {
-        None
-    } else {
-        ready()
-    };
+    let mut found = if planted(Canary::NoRecheck) { None } else { ready() };
     if found.is_none() {
         kernel.wait(park.event_word(), snapshot, timeout);
         found = ready();

@@ -1,12 +1,13 @@
 //! The sending end of either kind.
 
-use super::RingMemory;
 use super::error::{Closed, Fault, TrySendError};
 use super::line::HandleLine;
 use super::mpmc::{Claim, Ring};
 use super::park::Park;
+use super::region::Region;
 use super::slots::{Header, Slots};
 use super::spsc::ProducerEnd;
+use super::{RingMemory, closed_state};
 use crate::layout::Geometry;
 use crate::protocol::Role;
 use crate::sync::canary::{Canary, planted};
@@ -14,7 +15,7 @@ use crate::sync::canary::{Canary, planted};
 /// Sends messages into one ring. Never waits; waking the consumers is up to the caller.
 #[derive(Debug)]
 pub struct Producer {
-    memory: RingMemory,
+    control: Region,
     end: End,
     handle: u8,
     own_park: Park,
@@ -61,31 +62,20 @@ impl Producer {
     /// The producer of an attached handle. Fails if the memory contradicts the geometry.
     pub fn new(memory: RingMemory, geometry: Geometry, handle: u8) -> Result<Self, Fault> {
         let end = match &memory {
-            RingMemory::Spsc {
-                slots,
-                producer,
-                consumer,
-                ..
-            } => End::Spsc(ProducerEnd::new(slots, producer, consumer, geometry)?),
+            RingMemory::Spsc { slots, producer, consumer, .. } => {
+                End::Spsc(ProducerEnd::new(slots, producer, consumer, geometry)?)
+            }
             RingMemory::Mpmc { ring, .. } => End::Mpmc(Ring::new(ring, geometry)?),
         };
         let line = memory.line(Role::Produce, handle);
         line.clear();
         let own_park = memory.park(Role::Produce);
         let peer_park = memory.park(Role::Consume);
-        Ok(Self {
-            memory,
-            end,
-            handle,
-            own_park,
-            peer_park,
-            line,
-            messages: 0,
-            payload_bytes: 0,
-        })
+        let control = memory.control().clone();
+        Ok(Self { control, end, handle, own_park, peer_park, line, messages: 0, payload_bytes: 0 })
     }
 
-    #[inline]
+    #[inline(always)]
     fn slots(&self) -> &Slots {
         match &self.end {
             End::Spsc(end) => &end.slots,
@@ -94,14 +84,14 @@ impl Producer {
     }
 
     /// Why nothing can be sent any more, if so.
-    #[inline]
+    #[inline(always)]
     pub fn closed(&self) -> Option<Closed> {
-        self.memory.closed()
+        closed_state(&self.control)
     }
 
-    #[inline]
+    #[inline(always)]
     fn claim(&mut self, n: u32) -> Result<Claim, TrySendError> {
-        if let Some(closed) = self.memory.closed() {
+        if let Some(closed) = closed_state(&self.control) {
             return Err(TrySendError::Closed(closed));
         }
         match &mut self.end {
@@ -119,7 +109,7 @@ impl Producer {
         }
     }
 
-    #[inline]
+    #[inline(always)]
     fn publish(&mut self, position: u64, n: u32) {
         match &mut self.end {
             End::Spsc(end) => end.publish(position, n),
@@ -128,7 +118,7 @@ impl Producer {
     }
 
     /// The claim's messages are published: counts them.
-    #[inline]
+    #[inline(always)]
     fn finish(&mut self, claim: Claim, messages: u64, payload_bytes: u64) {
         if let End::Spsc(end) = &mut self.end {
             end.finish(claim);
@@ -139,14 +129,11 @@ impl Producer {
     }
 
     /// Slots for a message of these lengths, or why it can never be sent.
-    #[inline]
+    #[inline(always)]
     fn slots_for(&self, metadata: usize, payload: usize) -> Result<u32, TrySendError> {
         let geometry = &self.slots().geometry;
         if payload > geometry.max_message() {
-            return Err(TrySendError::TooLarge {
-                length: payload,
-                max: geometry.max_message(),
-            });
+            return Err(TrySendError::TooLarge { length: payload, max: geometry.max_message() });
         }
         let body = Header::payload_offset(metadata) + payload;
         let n = geometry.slots_for(body);
@@ -157,15 +144,12 @@ impl Producer {
         Ok(u32::try_from(n).unwrap_or(u32::MAX))
     }
 
-    #[inline]
+    #[inline(always)]
     #[allow(clippy::cast_possible_truncation)] // both lengths were bounded by `slots_for`
     fn write_message(&self, position: u64, flags: u16, metadata: &[u8], payload: &[u8]) {
         let slots = self.slots();
-        let header = Header {
-            length: payload.len() as u32,
-            flags,
-            metadata_length: metadata.len() as u16,
-        };
+        let header =
+            Header { length: payload.len() as u32, flags, metadata_length: metadata.len() as u16 };
         slots.write_header(position, header);
         if !metadata.is_empty() {
             slots.write_body(position, 0, metadata);
@@ -174,7 +158,7 @@ impl Producer {
     }
 
     /// Sends one message, copying it. Returns its sequence: the position of its claim.
-    #[inline]
+    #[inline(always)]
     pub fn try_send(
         &mut self,
         flags: u16,
@@ -213,13 +197,19 @@ impl Producer {
             return Ok(self.position());
         }
         let claim = self.claim(u32::try_from(total).unwrap_or(u32::MAX))?;
-        // From the last to the first: the first word makes the whole batch visible.
-        let mut end = claim.position.wrapping_add(u64::from(claim.n));
+        let slots_of =
+            |payload: &[u8]| u32::try_from(geometry.slots_for(payload.len())).unwrap_or(u32::MAX);
+        // The bytes upwards, as the processor's prefetchers like it ...
+        let mut position = claim.position;
+        for payload in payloads {
+            self.write_message(position, 0, &[], payload);
+            position = position.wrapping_add(u64::from(slots_of(payload)));
+        }
+        // ... the words from the last to the first: the first one makes the whole batch visible.
         for payload in payloads.iter().rev() {
-            let n = u32::try_from(geometry.slots_for(payload.len())).unwrap_or(u32::MAX);
-            end = end.wrapping_sub(u64::from(n));
-            self.write_message(end, 0, &[], payload);
-            self.publish(end, n);
+            let n = slots_of(payload);
+            position = position.wrapping_sub(u64::from(n));
+            self.publish(position, n);
         }
         self.finish(claim, payloads.len() as u64, payload_bytes);
         Ok(claim.position)
@@ -230,10 +220,7 @@ impl Producer {
         let geometry = self.slots().geometry;
         let capacity = geometry.first_body_bytes().min(geometry.max_message());
         if payload_max > capacity {
-            return Err(TrySendError::TooLarge {
-                length: payload_max,
-                max: capacity,
-            });
+            return Err(TrySendError::TooLarge { length: payload_max, max: capacity });
         }
         let claim = self.claim(1)?;
         Ok(Reserved { claim, capacity })
@@ -248,14 +235,9 @@ impl Producer {
     ) -> Result<(), OutOfBounds> {
         let capacity = reserved.capacity;
         if offset > capacity || bytes.len() > capacity - offset {
-            return Err(OutOfBounds {
-                offset,
-                length: bytes.len(),
-                capacity,
-            });
+            return Err(OutOfBounds { offset, length: bytes.len(), capacity });
         }
-        self.slots()
-            .write_body(reserved.claim.position, offset, bytes);
+        self.slots().write_body(reserved.claim.position, offset, bytes);
         Ok(())
     }
 
@@ -301,7 +283,7 @@ impl Producer {
     }
 
     /// Where consumers of this ring sleep: to be woken after sending.
-    #[inline]
+    #[inline(always)]
     pub fn peer_park(&self) -> &Park {
         &self.peer_park
     }

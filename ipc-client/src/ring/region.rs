@@ -31,10 +31,7 @@ mod mapped {
         /// - The file behind it cannot shrink (sealed).
         pub unsafe fn new(base: *mut u8, length: usize) -> Self {
             assert!(base.addr().is_multiple_of(crate::layout::SPACING_BYTES));
-            Self {
-                base: NonNull::new(base).expect("a mapping is never at address zero"),
-                length,
-            }
+            Self { base: NonNull::new(base).expect("a mapping is never at address zero"), length }
         }
 
         /// Length in bytes.
@@ -45,7 +42,7 @@ mod mapped {
 
         /// The eight bytes at this offset. Panics if they lie outside or are not aligned: offsets are constants of
         /// the layout or come from a checked geometry.
-        #[inline]
+        #[inline(always)]
         pub fn u64_at(&self, offset: usize) -> &AtomicU64 {
             assert!(offset.is_multiple_of(8) && offset < self.length && self.length - offset >= 8);
             // SAFETY: in bounds and aligned; the memory is only ever accessed through atomics and copies.
@@ -64,7 +61,7 @@ mod mapped {
         }
 
         /// The four bytes at this offset; panics as [`Self::u64_at`] does.
-        #[inline]
+        #[inline(always)]
         pub fn u32_at(&self, offset: usize) -> &AtomicU32 {
             assert!(offset.is_multiple_of(4) && offset < self.length && self.length - offset >= 4);
             // SAFETY: in bounds, mapped by the contract of `new`.
@@ -74,7 +71,7 @@ mod mapped {
         }
 
         /// Address of an offset, for zero-copy access.
-        #[inline]
+        #[inline(always)]
         pub fn address(&self, offset: usize) -> *mut u8 {
             assert!(offset < self.length);
             // SAFETY: in bounds.
@@ -82,7 +79,7 @@ mod mapped {
         }
 
         /// Copies private bytes into the region.
-        #[inline]
+        #[inline(always)]
         pub fn copy_in(&self, offset: usize, bytes: &[u8]) {
             assert!(offset <= self.length && bytes.len() <= self.length - offset);
             #[cfg(feature = "steps")]
@@ -92,19 +89,13 @@ mod mapped {
         }
 
         /// Copies bytes of the region into private memory.
-        #[inline]
+        #[inline(always)]
         pub fn copy_out(&self, offset: usize, into: &mut [u8]) {
             assert!(offset <= self.length && into.len() <= self.length - offset);
             #[cfg(feature = "steps")]
             crate::sync::step::tick();
             // SAFETY: in bounds on both sides; private and shared memory do not overlap.
-            unsafe {
-                copy(
-                    self.base.as_ptr().add(offset),
-                    into.as_mut_ptr(),
-                    into.len(),
-                )
-            };
+            unsafe { copy(self.base.as_ptr().add(offset), into.as_mut_ptr(), into.len()) };
         }
 
         /// Writes eight bytes of a message. Ordered by the slot's word, not by itself.
@@ -175,23 +166,11 @@ mod modelled {
             cells: impl IntoIterator<Item = usize>,
         ) -> Self {
             let memory = Memory {
-                words: words
-                    .into_iter()
-                    .map(|at| (at, AtomicU64::new(0)))
-                    .collect(),
-                halves: halves
-                    .into_iter()
-                    .map(|at| (at, AtomicU32::new(0)))
-                    .collect(),
-                cells: cells
-                    .into_iter()
-                    .map(|at| (at, UnsafeCell::new(0)))
-                    .collect(),
+                words: words.into_iter().map(|at| (at, AtomicU64::new(0))).collect(),
+                halves: halves.into_iter().map(|at| (at, AtomicU32::new(0))).collect(),
+                cells: cells.into_iter().map(|at| (at, UnsafeCell::new(0))).collect(),
             };
-            Self {
-                memory: Arc::new(memory),
-                length,
-            }
+            Self { memory: Arc::new(memory), length }
         }
 
         /// Length in bytes.
@@ -201,10 +180,7 @@ mod modelled {
 
         /// The atomic at this offset.
         pub fn u64_at(&self, offset: usize) -> &AtomicU64 {
-            self.memory
-                .words
-                .get(&offset)
-                .unwrap_or_else(|| panic!("no word at {offset:#x}"))
+            self.memory.words.get(&offset).unwrap_or_else(|| panic!("no word at {offset:#x}"))
         }
 
         /// # Safety
@@ -215,10 +191,7 @@ mod modelled {
 
         /// The atomic at this offset.
         pub fn u32_at(&self, offset: usize) -> &AtomicU32 {
-            self.memory
-                .halves
-                .get(&offset)
-                .unwrap_or_else(|| panic!("no half word at {offset:#x}"))
+            self.memory.halves.get(&offset).unwrap_or_else(|| panic!("no half word at {offset:#x}"))
         }
 
         /// There is no address in a model.
@@ -227,10 +200,7 @@ mod modelled {
         }
 
         fn cell(&self, offset: usize) -> &UnsafeCell<u64> {
-            self.memory
-                .cells
-                .get(&offset)
-                .unwrap_or_else(|| panic!("no cell at {offset:#x}"))
+            self.memory.cells.get(&offset).unwrap_or_else(|| panic!("no cell at {offset:#x}"))
         }
 
         /// Copies private bytes, a multiple of eight, into the cells.

@@ -66,12 +66,7 @@ pub fn dead_handle(
 ) -> Result<Report, Fault> {
     let report = match memory {
         RingMemory::Mpmc { ring, .. } => repair_mpmc(&Ring::new(ring, *geometry)?, handle)?,
-        RingMemory::Spsc {
-            slots,
-            producer,
-            consumer,
-            ..
-        } => match role {
+        RingMemory::Spsc { slots, producer, consumer, .. } => match role {
             Role::Produce => repair_spsc_producer(slots, producer, consumer, *geometry)?,
             Role::Consume => repair_spsc_consumer(producer, consumer, geometry)?,
         },
@@ -80,10 +75,7 @@ pub fn dead_handle(
     memory.line(role, handle).clear();
     let count = |field: usize, by: u32| {
         // Relaxed: counters for people; the daemon is their only writer.
-        memory
-            .control()
-            .u64_at(field)
-            .fetch_add(u64::from(by), Ordering::Relaxed);
+        memory.control().u64_at(field).fetch_add(u64::from(by), Ordering::Relaxed);
     };
     count(control::REPAIRS, 1);
     count(control::TOMBSTONES, report.tombstones);
@@ -106,10 +98,7 @@ fn repair_mpmc(ring: &Ring, handle: u8) -> Result<Report, Fault> {
         }
         // Every owned claim lies before the tail, within a lap of it.
         let position = ring.position_of(index, word, ring.tail_position());
-        let claim = Claim {
-            position,
-            n: slots.claim_length(position, word)?,
-        };
+        let claim = Claim { position, n: slots.claim_length(position, word)? };
         match state {
             State::Writing => {
                 if planted(Canary::ForgottenContinuation) {
@@ -143,12 +132,10 @@ fn repair_spsc_producer(
     consumer: &Region,
     geometry: Geometry,
 ) -> Result<Report, Fault> {
+    spsc::check_pages(producer, consumer)?;
     let slots = Slots::new(slots.clone(), 0, geometry)?;
-    let (head, mut tail) = spsc::bounded(
-        &geometry,
-        spsc::position(consumer),
-        spsc::position(producer),
-    )?;
+    let (head, mut tail) =
+        spsc::bounded(&geometry, spsc::position(consumer), spsc::position(producer))?;
     let end = head + geometry.slots();
     let published = |position: u64| -> Option<Word> {
         let word = slots.load(position);
@@ -160,11 +147,7 @@ fn repair_spsc_producer(
     {
         tail += u64::from(slots.claim_length(tail, word)?);
         if tail > end {
-            return Err(Fault {
-                invariant: Invariant::Positions,
-                position: tail,
-                value: word.0,
-            });
+            return Err(Fault { invariant: Invariant::Positions, position: tail, value: word.0 });
         }
     }
     let mut report = Report::default();
@@ -178,9 +161,7 @@ fn repair_spsc_producer(
         }
     }
     // Release: partner of `spsc::position`. Last, so that a repair that dies before is repeated in full.
-    producer
-        .u64_at(spsc_page::POSITION)
-        .store(tail, Ordering::Release);
+    producer.u64_at(spsc_page::POSITION).store(tail, Ordering::Release);
     Ok(report)
 }
 
@@ -189,23 +170,14 @@ fn repair_spsc_consumer(
     consumer: &Region,
     geometry: &Geometry,
 ) -> Result<Report, Fault> {
+    spsc::check_pages(producer, consumer)?;
     let (head, tail) = spsc::bounded(geometry, spsc::position(consumer), spsc::position(producer))?;
     // Relaxed: its only writer is dead.
-    let taken = consumer
-        .u64_at(spsc_page::TAKEN)
-        .load(Ordering::Relaxed)
-        .clamp(head, tail);
-    let before = consumer
-        .u64_at(spsc_page::REDELIVERED)
-        .load(Ordering::Relaxed);
+    let taken = consumer.u64_at(spsc_page::TAKEN).load(Ordering::Relaxed).clamp(head, tail);
+    let before = consumer.u64_at(spsc_page::REDELIVERED).load(Ordering::Relaxed);
     // Relaxed: read by the successor, whose handle comes into being after this.
-    consumer
-        .u64_at(spsc_page::REDELIVERED)
-        .store(before.max(taken).min(tail), Ordering::Relaxed);
-    Ok(Report {
-        returned: u32::from(taken > head),
-        ..Report::default()
-    })
+    consumer.u64_at(spsc_page::REDELIVERED).store(before.max(taken).min(tail), Ordering::Relaxed);
+    Ok(Report { returned: u32::from(taken > head), ..Report::default() })
 }
 
 /// Scans for the slots that a handle owns. On an spsc ring only a consumer's messages can be seen.
@@ -221,23 +193,21 @@ pub fn owned_by(memory: &RingMemory, geometry: &Geometry, handle: u8, role: Role
                 let word = ring.slots.load(index);
                 // A length that no claim has is a violation that members and repair report; here it counts as one slot.
                 let length = ring.slots.claim_length(index, word).unwrap_or(1);
-                let held = matches!(
-                    word.state(),
-                    Some(State::Writing | State::Held | State::Skipping)
-                );
+                let held =
+                    matches!(word.state(), Some(State::Writing | State::Held | State::Skipping));
                 if held && word.owner() == handle {
                     let position = ring.position_of(index, word, ring.tail_position());
                     // Claims that overlap are a violation too.
                     owned.slots = owned.slots.saturating_add(length).min(slots);
-                    owned.first_position = Some(
-                        owned
-                            .first_position
-                            .map_or(position, |first| first.min(position)),
-                    );
+                    owned.first_position =
+                        Some(owned.first_position.map_or(position, |first| first.min(position)));
                 }
             }
         }
-        RingMemory::Spsc { consumer, .. } => {
+        RingMemory::Spsc { producer, consumer, .. } => {
+            if spsc::check_pages(producer, consumer).is_err() {
+                return owned;
+            }
             let head = spsc::position(consumer);
             // Relaxed: a racy look.
             let taken = consumer.u64_at(spsc_page::TAKEN).load(Ordering::Relaxed);
@@ -257,11 +227,8 @@ pub fn owner_at(memory: &RingMemory, geometry: &Geometry, position: u64) -> Opti
         return None;
     };
     let word = Ring::new(ring, *geometry).ok()?.slots.load(position);
-    matches!(
-        word.state(),
-        Some(State::Writing | State::Held | State::Skipping)
-    )
-    .then(|| word.owner())
+    matches!(word.state(), Some(State::Writing | State::Held | State::Skipping))
+        .then(|| word.owner())
 }
 
 /// A racy look at head and tail; the head is never beyond the tail and at most one ring behind it.
@@ -272,17 +239,12 @@ pub fn positions(memory: &RingMemory, geometry: &Geometry) -> (u64, u64) {
             ring.u64_at(mpmc::HEAD).load(Ordering::Relaxed),
             ring.u64_at(mpmc::TAIL).load(Ordering::Relaxed),
         ),
-        RingMemory::Spsc {
-            producer, consumer, ..
-        } => (
+        RingMemory::Spsc { producer, consumer, .. } => (
             consumer.u64_at(spsc_page::POSITION).load(Ordering::Relaxed),
             producer.u64_at(spsc_page::POSITION).load(Ordering::Relaxed),
         ),
     };
-    (
-        head.clamp(tail.saturating_sub(geometry.slots()), tail),
-        tail,
-    )
+    (head.clamp(tail.saturating_sub(geometry.slots()), tail), tail)
 }
 
 /// Discards what is in a ring, as a consumer with the daemon's own handle; on an spsc ring only while no other consumer
@@ -315,16 +277,10 @@ pub fn init_control(page: &Region, queue_id: u64, kind: Kind, geometry: &Geometr
         Kind::Mpmc => 2,
     };
     let set = |field: usize, value: u64| page.u64_at(field).store(value, Ordering::Relaxed);
-    set(
-        control::VERSION_AND_KIND,
-        u64::from(LAYOUT_VERSION) | kind << 32,
-    );
+    set(control::VERSION_AND_KIND, u64::from(LAYOUT_VERSION) | kind << 32);
     set(control::QUEUE_ID, queue_id);
     let slots_log2 = u64::from(geometry.slots().trailing_zeros());
-    set(
-        control::GEOMETRY,
-        slots_log2 | (geometry.slot_size() as u64) << 32,
-    );
+    set(control::GEOMETRY, slots_log2 | (geometry.slot_size() as u64) << 32);
     // Release: the magic comes last.
     page.u64_at(control::MAGIC).store(MAGIC, Ordering::Release);
 }

@@ -15,7 +15,7 @@ pub(super) struct Header {
 
 impl Header {
     /// Body bytes in front of the payload: the metadata, padded so that the payload starts at a multiple of eight.
-    #[inline]
+    #[inline(always)]
     pub(super) const fn payload_offset(metadata_length: usize) -> usize {
         metadata_length.next_multiple_of(8)
     }
@@ -48,51 +48,40 @@ impl Slots {
     pub(super) fn new(region: Region, first: usize, geometry: Geometry) -> Result<Self, Fault> {
         if region.len() < first + geometry.slots_bytes() {
             let value = region.len() as u64;
-            return Err(Fault {
-                invariant: Invariant::RegionLength,
-                position: 0,
-                value,
-            });
+            return Err(Fault { invariant: Invariant::RegionLength, position: 0, value });
         }
-        Ok(Self {
-            region,
-            first,
-            geometry,
-        })
+        Ok(Self { region, first, geometry })
     }
 
-    #[inline]
+    #[inline(always)]
     fn offset(&self, position: u64) -> usize {
         self.first + self.geometry.slot_offset(position)
     }
 
     /// The word of a position's slot.
-    #[inline]
+    #[inline(always)]
     pub(super) fn word(&self, position: u64) -> &AtomicU64 {
         // SAFETY: `slot_offset` masks the position into the ring, which `new` found to lie within the region; slot
         // sizes and the first offset are multiples of eight.
-        unsafe {
-            self.region
-                .u64_at_unchecked(self.offset(position) + slot::WORD)
-        }
+        unsafe { self.region.u64_at_unchecked(self.offset(position) + slot::WORD) }
     }
 
     /// Loads a word. Acquire: partner of every Release store and AcqRel exchange of a word, so that what its writer
     /// did before (the body, or the reading of the previous body, or moving head and tail) is visible.
-    #[inline]
+    #[inline(always)]
     pub(super) fn load(&self, position: u64) -> Word {
         Word(self.word(position).load(Ordering::Acquire))
     }
 
     /// Stores a word that only the caller may change. Release: partner of [`Self::load`].
-    #[inline]
+    #[inline(always)]
     pub(super) fn store(&self, position: u64, word: Word) {
         self.word(position).store(word.0, Ordering::Release);
     }
 
     /// Replaces a word if it is still what the caller saw. AcqRel: takes over what its last writer did and hands on
     /// what the caller did; partner of [`Self::load`] on both sides.
-    #[inline]
+    #[inline(always)]
     pub(super) fn exchange(&self, position: u64, current: Word, new: Word) -> bool {
         // Relaxed on failure: the caller starts again with a fresh load.
         self.word(position)
@@ -101,42 +90,35 @@ impl Slots {
     }
 
     /// Lap of a position as a word has it.
-    #[inline]
+    #[inline(always)]
     pub(super) fn lap(&self, position: u64) -> u64 {
         self.geometry.lap(position) & Word::LAP_MASK
     }
 
     /// The free word of a position's slot in the lap of that position, `ahead` laps later.
-    #[inline]
+    #[inline(always)]
     pub(super) fn free_word(&self, position: u64, ahead: u64) -> Word {
         Word::free(self.geometry.lap(position).wrapping_add(ahead))
     }
 
     /// The length of a claim, bounded: at least one slot, at most a quarter of the ring.
-    #[inline]
+    #[inline(always)]
     pub(super) fn claim_length(&self, position: u64, word: Word) -> Result<u32, Fault> {
         let n = word.n();
         if n == 0 || n > self.geometry.claim_slots_max() {
-            return Err(Fault {
-                invariant: Invariant::ClaimLength,
-                position,
-                value: word.0,
-            });
+            return Err(Fault { invariant: Invariant::ClaimLength, position, value: word.0 });
         }
         Ok(n)
     }
 
-    #[inline]
+    #[inline(always)]
     pub(super) fn write_header(&self, position: u64, header: Header) {
         // SAFETY: in bounds as in `word`: a slot has at least 64 bytes.
-        unsafe {
-            self.region
-                .write_cell(self.offset(position) + slot::HEADER, header.pack())
-        };
+        unsafe { self.region.write_cell(self.offset(position) + slot::HEADER, header.pack()) };
     }
 
     /// Reads the header once and bounds it: the body needs exactly the `n` slots of its claim.
-    #[inline]
+    #[inline(always)]
     pub(super) fn read_header(&self, position: u64, n: u32) -> Result<Header, Fault> {
         // SAFETY: in bounds as in `word`: a slot has at least 64 bytes.
         let value = unsafe { self.region.read_cell(self.offset(position) + slot::HEADER) };
@@ -145,52 +127,49 @@ impl Slots {
         if header.length as usize > self.geometry.max_message()
             || self.geometry.slots_for(body) != u64::from(n)
         {
-            return Err(Fault {
-                invariant: Invariant::MessageLength,
-                position,
-                value,
-            });
+            return Err(Fault { invariant: Invariant::MessageLength, position, value });
         }
         Ok(header)
     }
 
     /// Writes part of a body that starts in the slot of `position`.
-    #[inline]
+    #[inline(always)]
     pub(super) fn write_body(&self, position: u64, offset: usize, bytes: &[u8]) {
+        if offset + bytes.len() <= self.geometry.first_body_bytes() {
+            self.region.copy_in(self.offset(position) + slot::BODY + offset, bytes);
+            return;
+        }
         let mut done = 0;
-        self.pieces(position, offset, bytes.len(), |at, length| {
+        self.pieces(position, offset, bytes.len(), &mut |at, length| {
             self.region.copy_in(at, &bytes[done..done + length]);
             done += length;
         });
     }
 
     /// Reads part of a body that starts in the slot of `position`.
-    #[inline]
+    #[inline(always)]
     pub(super) fn read_body(&self, position: u64, offset: usize, into: &mut [u8]) {
+        if offset + into.len() <= self.geometry.first_body_bytes() {
+            self.region.copy_out(self.offset(position) + slot::BODY + offset, into);
+            return;
+        }
         let mut done = 0;
         let length = into.len();
-        self.pieces(position, offset, length, |at, piece| {
+        self.pieces(position, offset, length, &mut |at, piece| {
             self.region.copy_out(at, &mut into[done..done + piece]);
             done += piece;
         });
     }
 
     /// Cuts a range of a body at the slot boundaries and calls `each` with offset and length in the region.
-    #[inline]
     fn pieces(
         &self,
         position: u64,
         offset: usize,
         length: usize,
-        mut each: impl FnMut(usize, usize),
+        each: &mut dyn FnMut(usize, usize),
     ) {
         let first = self.geometry.first_body_bytes();
-        if offset + length <= first {
-            if length > 0 {
-                each(self.offset(position) + slot::BODY + offset, length);
-            }
-            return;
-        }
         let next = self.geometry.next_body_bytes();
         let (mut offset, mut left) = (offset, length);
         while left > 0 {
@@ -200,10 +179,7 @@ impl Slots {
                 let behind = (offset - first) / next;
                 let within = (offset - first) % next;
                 let slot_position = position.wrapping_add(1 + behind as u64);
-                (
-                    self.offset(slot_position) + slot::BODY_CONTINUED + within,
-                    next - within,
-                )
+                (self.offset(slot_position) + slot::BODY_CONTINUED + within, next - within)
             };
             let piece = room.min(left);
             each(at, piece);
@@ -213,14 +189,14 @@ impl Slots {
     }
 
     /// Address of the body of a message that lies in one slot.
-    #[inline]
+    #[inline(always)]
     pub(super) fn body_address(&self, position: u64) -> *mut u8 {
         self.region.address(self.offset(position) + slot::BODY)
     }
 
     /// Sets the `n` slots from `position` free for the next lap, the first slot last: whoever sees the first one
     /// free may rely on all of them. Only the owner of the first word may call this.
-    #[inline]
+    #[inline(always)]
     pub(super) fn free(&self, position: u64, n: u32) {
         for behind in (0..u64::from(n)).rev() {
             let at = position.wrapping_add(behind);
@@ -239,15 +215,7 @@ impl Slots {
     /// The fault for a word that cannot be where it was found.
     #[cold]
     pub(super) fn word_fault(position: u64, word: Word, state: Option<State>) -> Fault {
-        let invariant = if state.is_none() {
-            Invariant::WordState
-        } else {
-            Invariant::WordLap
-        };
-        Fault {
-            invariant,
-            position,
-            value: word.0,
-        }
+        let invariant = if state.is_none() { Invariant::WordState } else { Invariant::WordLap };
+        Fault { invariant, position, value: word.0 }
     }
 }

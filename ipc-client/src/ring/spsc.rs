@@ -25,7 +25,7 @@ use super::mpmc::Claim;
 use super::region::Region;
 use super::slots::Slots;
 use crate::layout::{Geometry, State, Word, spsc_page};
-use crate::sync::atomic::{Ordering, compiler_fence};
+use crate::sync::atomic::{AtomicU64, Ordering, compiler_fence};
 
 /// The producer's end.
 #[derive(Debug)]
@@ -54,7 +54,25 @@ pub(super) struct ConsumerEnd {
 /// means that the consumer's reads of the released slots are over.
 #[inline]
 pub(super) fn position(page: &Region) -> u64 {
-    page.u64_at(spsc_page::POSITION).load(Ordering::Acquire)
+    field(page, spsc_page::POSITION).load(Ordering::Acquire)
+}
+
+/// A field of a page whose length was checked.
+#[inline(always)]
+fn field(page: &Region, offset: usize) -> &AtomicU64 {
+    // SAFETY: the offsets of `spsc_page` are multiples of eight below its length, and whoever calls this has found the
+    // pages that long with `check_pages`.
+    unsafe { page.u64_at_unchecked(offset) }
+}
+
+/// Both pages are there in full.
+pub(super) fn check_pages(producer: &Region, consumer: &Region) -> Result<(), Fault> {
+    let length = producer.len().min(consumer.len());
+    if length < spsc_page::BYTES {
+        let value = length as u64;
+        return Err(Fault { invariant: Invariant::RegionLength, position: 0, value });
+    }
+    Ok(())
 }
 
 /// No ring ever comes this far; below it positions can be counted on without overflow.
@@ -63,11 +81,7 @@ const POSITION_MAX: u64 = 1 << 62;
 /// Head and tail if they are in order, at most one ring apart, and where a ring can have come to.
 pub(super) fn bounded(geometry: &Geometry, head: u64, tail: u64) -> Result<(u64, u64), Fault> {
     if head > tail || tail - head > geometry.slots() || tail > POSITION_MAX {
-        return Err(Fault {
-            invariant: Invariant::Positions,
-            position: tail,
-            value: head,
-        });
+        return Err(Fault { invariant: Invariant::Positions, position: tail, value: head });
     }
     Ok((head, tail))
 }
@@ -79,15 +93,10 @@ impl ProducerEnd {
         peer: &Region,
         geometry: Geometry,
     ) -> Result<Self, Fault> {
+        check_pages(own, peer)?;
         let (head, tail) = bounded(&geometry, position(peer), position(own))?;
         let slots = Slots::new(slots.clone(), 0, geometry)?;
-        Ok(Self {
-            slots,
-            own: own.clone(),
-            peer: peer.clone(),
-            tail,
-            head,
-        })
+        Ok(Self { slots, own: own.clone(), peer: peer.clone(), tail, head })
     }
 
     pub(super) fn position(&self) -> u64 {
@@ -95,17 +104,14 @@ impl ProducerEnd {
     }
 
     /// Room for `n` slots at the tail. Nothing is written: a claim that is dropped leaves no trace.
-    #[inline]
+    #[inline(always)]
     pub(super) fn claim(&mut self, n: u32) -> Result<Claim, TrySendError> {
         let slots = self.slots.geometry.slots();
         if self.tail + u64::from(n) - self.head > slots {
             let head = position(&self.peer);
             if head < self.head || head > self.tail {
-                let fault = Fault {
-                    invariant: Invariant::Positions,
-                    position: self.tail,
-                    value: head,
-                };
+                let fault =
+                    Fault { invariant: Invariant::Positions, position: self.tail, value: head };
                 return Err(fault.into());
             }
             self.head = head;
@@ -113,29 +119,21 @@ impl ProducerEnd {
                 return Err(TrySendError::Full);
             }
         }
-        Ok(Claim {
-            position: self.tail,
-            n,
-        })
+        Ok(Claim { position: self.tail, n })
     }
 
     /// Publishes one message of a claim; of a batch the first message comes last.
-    #[inline]
+    #[inline(always)]
     pub(super) fn publish(&mut self, position: u64, n: u32) {
-        self.slots.store(
-            position,
-            Word::new(self.slots.lap(position), n, 0, State::Published),
-        );
+        self.slots.store(position, Word::new(self.slots.lap(position), n, 0, State::Published));
     }
 
     /// Moves the tail past a claim whose messages are published.
-    #[inline]
+    #[inline(always)]
     pub(super) fn finish(&mut self, claim: Claim) {
         self.tail = claim.position + u64::from(claim.n);
         // Release: partner of `position`; for statistics and for the successor.
-        self.own
-            .u64_at(spsc_page::POSITION)
-            .store(self.tail, Ordering::Release);
+        field(&self.own, spsc_page::POSITION).store(self.tail, Ordering::Release);
     }
 }
 
@@ -146,16 +144,12 @@ impl ConsumerEnd {
         peer: &Region,
         geometry: Geometry,
     ) -> Result<Self, Fault> {
+        check_pages(own, peer)?;
         let (next, tail) = bounded(&geometry, position(own), position(peer))?;
         let slots = Slots::new(slots.clone(), 0, geometry)?;
         // Relaxed: written by a predecessor whose exit the daemon has seen, or by the daemon before this handle existed.
         let redelivered = own.u64_at(spsc_page::REDELIVERED).load(Ordering::Relaxed);
-        Ok(Self {
-            slots,
-            own: own.clone(),
-            next,
-            redelivered_before: redelivered.min(tail),
-        })
+        Ok(Self { slots, own: own.clone(), next, redelivered_before: redelivered.min(tail) })
     }
 
     pub(super) fn position(&self) -> u64 {
@@ -164,10 +158,22 @@ impl ConsumerEnd {
 
     /// Looks at the next message. Returns its claim and whether a dead consumer may have seen it. Before the payload is
     /// read it is to be accepted.
-    #[inline]
+    #[inline(always)]
     pub(super) fn peek(&self) -> Result<(Claim, bool), TryReceiveError> {
         let position = self.next;
         let word = self.slots.load(position);
+        let redelivered = position < self.redelivered_before;
+        // The common case in one comparison, with a length that the next position need not wait for.
+        if word == Word::new(self.slots.lap(position), 1, 0, State::Published) {
+            return Ok((Claim { position, n: 1 }, redelivered));
+        }
+        let claim = Claim { position, n: self.peek_other(position, word)? };
+        Ok((claim, redelivered))
+    }
+
+    /// Whatever is not a message in one slot.
+    #[inline(never)]
+    fn peek_other(&self, position: u64, word: Word) -> Result<u32, TryReceiveError> {
         let lap = self.slots.lap(position);
         if word.lap() != lap {
             // Slots behind the first of a message keep the word of the lap in which they last were a first slot.
@@ -182,29 +188,24 @@ impl ConsumerEnd {
             Some(State::Free) => return Err(TryReceiveError::Empty),
             state => return Err(Slots::word_fault(position, word, state).into()),
         }
-        let n = self.slots.claim_length(position, word)?;
-        Ok((Claim { position, n }, position < self.redelivered_before))
+        Ok(self.slots.claim_length(position, word)?)
     }
 
     /// Counts the message that was looked at as taken.
-    #[inline]
+    #[inline(always)]
     pub(super) fn accept(&mut self, claim: Claim) {
         self.next = claim.position + u64::from(claim.n);
         // Relaxed: read only after this process is dead. The fence keeps the compiler from moving reads of the message
         // before it; the processor's order does not matter to those who look after the death.
-        self.own
-            .u64_at(spsc_page::TAKEN)
-            .store(self.next, Ordering::Relaxed);
+        field(&self.own, spsc_page::TAKEN).store(self.next, Ordering::Relaxed);
         compiler_fence(Ordering::SeqCst);
     }
 
     /// Gives the slots of a message back, in the order in which they were taken.
-    #[inline]
+    #[inline(always)]
     pub(super) fn release(&mut self, claim: Claim) {
         // Release: partner of `position`, the reads of the message come before.
         let end = claim.position + u64::from(claim.n);
-        self.own
-            .u64_at(spsc_page::POSITION)
-            .store(end, Ordering::Release);
+        field(&self.own, spsc_page::POSITION).store(end, Ordering::Release);
     }
 }

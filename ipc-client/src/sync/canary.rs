@@ -50,11 +50,7 @@ pub fn planted(canary: Canary) -> bool {
     let active = ACTIVE.get_or_init(|| {
         let name = std::env::var("RINGMAIN_CANARY").ok()?;
         let found = Canary::ALL.iter().find(|(_, known)| *known == name);
-        Some(
-            found
-                .unwrap_or_else(|| panic!("RINGMAIN_CANARY={name}: no such canary"))
-                .0,
-        )
+        Some(found.unwrap_or_else(|| panic!("RINGMAIN_CANARY={name}: no such canary")).0)
     });
     *active == Some(canary)
 }

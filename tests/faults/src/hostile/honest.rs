@@ -114,7 +114,12 @@ impl<'a> Honest<'a> {
     }
 
     fn produce(&mut self, random: &mut Random) {
-        let operation = 1 + random.below(7);
+        let spsc = self.attacker != Attacker::Member;
+        // On an spsc ring a reservation is the next message or nothing: it leaves no trace in the ring.
+        let operation = match &self.reserved {
+            Some(_) if spsc => 6 + random.below(2),
+            _ => 1 + random.below(7),
+        };
         start(self.outbox, operation);
         let max = self.arena.geometry.max_message();
         let Some(producer) = &mut self.producer else {

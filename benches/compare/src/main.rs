@@ -1,0 +1,87 @@
+//! Side by side with other queues: interleaved pairs, a floor probe around each, the median of the ratios.
+
+mod contenders;
+mod memory;
+mod payload;
+
+use ringmain_client::protocol::Kind;
+use serde_json::json;
+
+/// Pairs that count; pairs whose floor probes differ by more than this are dropped and counted.
+const FLOOR_DRIFT_MAX: f64 = 0.10;
+
+struct Pairs {
+    ours: Vec<f64>,
+    theirs: Vec<f64>,
+    ratios: Vec<f64>,
+    floors: Vec<f64>,
+    dropped: usize,
+}
+
+fn median(values: &[f64]) -> f64 {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    sorted.get(sorted.len() / 2).copied().unwrap_or(f64::NAN)
+}
+
+fn compare(pairs: usize, ours: impl Fn() -> f64, theirs: impl Fn() -> f64) -> Pairs {
+    let mut result =
+        Pairs { ours: vec![], theirs: vec![], ratios: vec![], floors: vec![], dropped: 0 };
+    while result.ratios.len() < pairs && result.dropped < 4 * pairs {
+        let before = contenders::floor_ns();
+        let (a, b) = (ours(), theirs());
+        let after = contenders::floor_ns();
+        if (before - after).abs() > FLOOR_DRIFT_MAX * before.min(after) {
+            result.dropped += 1;
+            continue;
+        }
+        result.ours.push(a);
+        result.theirs.push(b);
+        result.ratios.push(a / b);
+        result.floors.push((before + after) / 2.0);
+    }
+    result
+}
+
+fn print(name: &str, pairs: &Pairs) {
+    println!(
+        "{}",
+        json!({
+            "comparison": name,
+            "ours_per_s": median(&pairs.ours).round(),
+            "theirs_per_s": median(&pairs.theirs).round(),
+            "ratio": (median(&pairs.ratios) * 1000.0).round() / 1000.0,
+            "floor_ns": median(&pairs.floors).round(),
+            "pairs_kept": pairs.ratios.len(),
+            "pairs_dropped": pairs.dropped,
+        })
+    );
+}
+
+fn main() {
+    let mut arguments = std::env::args().skip(1);
+    let which = arguments.next().unwrap_or_else(|| "all".into());
+    let pairs: usize = arguments.next().and_then(|text| text.parse().ok()).unwrap_or(15);
+    let slots: u32 = arguments.next().and_then(|text| text.parse().ok()).unwrap_or(4096);
+    let messages = 4_000_000;
+    if which == "all" || which == "rtrb" {
+        for slot_size in [80, 128] {
+            let result = compare(
+                pairs,
+                || contenders::ringmain(Kind::Spsc, slots, slot_size, 16, messages),
+                || contenders::rtrb(slots as usize, 16, messages),
+            );
+            print(&format!("spsc batch 16, {slots} slots of {slot_size} B, against rtrb"), &result);
+        }
+    }
+    if which == "all" || which == "array-queue" {
+        for slot_size in [80, 128] {
+            let result = compare(
+                pairs,
+                || contenders::ringmain(Kind::Mpmc, slots, slot_size, 1, messages),
+                || contenders::array_queue(slots as usize, messages),
+            );
+            print(&format!("mpmc, {slots} slots of {slot_size} B, against ArrayQueue"), &result);
+        }
+    }
+}

@@ -1,0 +1,81 @@
+//! Shared anonymous memory, pinning and forked children: what the comparisons need from the operating system.
+
+use std::io;
+
+use ringmain_client::layout::{Geometry, PAGE_BYTES};
+use ringmain_client::protocol::Kind;
+use ringmain_client::ring::{Region, RingMemory, repair};
+
+/// Shared, zeroed, pre-faulted memory that a forked child sees as well. Never unmapped.
+fn region(bytes: usize) -> Region {
+    // SAFETY: a new anonymous mapping; the kernel chooses the address.
+    let base = unsafe {
+        libc::mmap(
+            std::ptr::null_mut(),
+            bytes,
+            libc::PROT_READ | libc::PROT_WRITE,
+            libc::MAP_SHARED | libc::MAP_ANONYMOUS | libc::MAP_POPULATE,
+            -1,
+            0,
+        )
+    };
+    assert!(base != libc::MAP_FAILED, "mmap: {}", io::Error::last_os_error());
+    // SAFETY: page-aligned, mapped for ever, no references to it exist.
+    unsafe { Region::new(base.cast(), bytes) }
+}
+
+/// The memory of one queue, as the daemon lays it out.
+pub(crate) fn ring_memory(kind: Kind, geometry: &Geometry) -> RingMemory {
+    let control = region(PAGE_BYTES);
+    repair::init_control(&control, 1, kind, geometry);
+    match kind {
+        Kind::Spsc => RingMemory::Spsc {
+            control,
+            slots: region(geometry.region_bytes(kind)),
+            producer: region(PAGE_BYTES),
+            consumer: region(PAGE_BYTES),
+        },
+        Kind::Mpmc => RingMemory::Mpmc { control, ring: region(geometry.region_bytes(kind)) },
+    }
+}
+
+/// One page of shared words for results and signals.
+pub(crate) fn board() -> Region {
+    region(PAGE_BYTES)
+}
+
+/// Pins the calling thread and checks that the kernel did it.
+pub(crate) fn pin(cpu: usize) {
+    // SAFETY: a zeroed cpu_set_t is an empty set; the calls write only into it.
+    unsafe {
+        let mut set: libc::cpu_set_t = std::mem::zeroed();
+        libc::CPU_SET(cpu, &mut set);
+        let size = std::mem::size_of_val(&set);
+        assert_eq!(libc::sched_setaffinity(0, size, &raw const set), 0, "cannot pin to cpu {cpu}");
+    }
+}
+
+/// Runs `child` in another process, pinned to cpu 1, while `parent` runs here, pinned to cpu 0.
+pub(crate) fn two_processes<T>(child: impl FnOnce(), parent: impl FnOnce() -> T) -> T {
+    // SAFETY: the process has one thread at this point, so the child may do anything.
+    let pid = unsafe { libc::fork() };
+    assert!(pid >= 0, "fork: {}", io::Error::last_os_error());
+    if pid == 0 {
+        // A panic must not run the parent's code in the child.
+        let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            // SAFETY: takes no pointer.
+            unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) };
+            pin(1);
+            child();
+        }));
+        // SAFETY: does not return.
+        unsafe { libc::_exit(i32::from(outcome.is_err())) };
+    }
+    pin(0);
+    let value = parent();
+    let mut status = 0;
+    // SAFETY: `status` outlives the call.
+    unsafe { libc::waitpid(pid, &raw mut status, 0) };
+    assert_eq!(status, 0, "the other process failed");
+    value
+}

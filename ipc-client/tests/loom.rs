@@ -1,0 +1,434 @@
+//! Models: every interleaving (up to a bound on preemptions) and every outcome of weak memory that loom knows, over the
+//! very source that runs in production, with the atomics swapped.
+//!
+//! `RUSTFLAGS="--cfg loom" cargo test -p ringmain-client --release --test loom`; `LOOM_MAX_PREEMPTIONS` (2 by default
+//! here) makes it deeper.
+#![cfg(loom)]
+
+use std::time::Duration;
+
+use loom::sync::{Arc, Condvar, Mutex};
+use loom::thread;
+use ringmain_client::layout::{
+    Geometry, HANDLES, PAGE_BYTES, control, handle_line, mpmc, slot, spsc_page,
+};
+use ringmain_client::protocol::{Kind, Role};
+use ringmain_client::ring::{
+    Consumer, Kernel, Park, Producer, Region, RingMemory, TryReceiveError, repair, sleep_once,
+    wake_sleepers,
+};
+use ringmain_client::sync::atomic::{AtomicU32, Ordering, fence};
+
+/// Cells of a slot that the models write: header and the first words of the body.
+const BODY_CELLS: usize = 7;
+
+fn check(model: impl Fn() + Sync + Send + 'static) {
+    let mut builder = loom::model::Builder::new();
+    builder.preemption_bound = builder.preemption_bound.or(Some(2));
+    builder.max_branches = 100_000;
+    builder.check(model);
+}
+
+fn line_words(line: usize) -> impl Iterator<Item = usize> {
+    (line..line + 5 * 8).step_by(8)
+}
+
+fn slot_words(first: usize, slots: usize) -> Vec<usize> {
+    (0..slots).map(|index| first + index * 64 + slot::WORD).collect()
+}
+
+fn slot_cells(first: usize, slots: usize) -> Vec<usize> {
+    (0..slots)
+        .flat_map(|index| {
+            (0..BODY_CELLS).map(move |cell| first + index * 64 + slot::HEADER + cell * 8)
+        })
+        .collect()
+}
+
+fn control_page() -> Region {
+    let words = [
+        control::MAGIC,
+        control::VERSION_AND_KIND,
+        control::QUEUE_ID,
+        control::GEOMETRY,
+        control::CLOSED,
+        control::REPAIRS,
+        control::TOMBSTONES,
+        control::RETURNED,
+    ];
+    Region::modelled(PAGE_BYTES, words, [], [])
+}
+
+fn mpmc_memory(geometry: &Geometry, handles: &[u8]) -> RingMemory {
+    let slots = geometry.slots() as usize;
+    let mut words = vec![mpmc::TAIL, mpmc::HEAD, mpmc::RETURNED, mpmc::FAULT];
+    for index in 0..HANDLES / 64 {
+        words.push(mpmc::CONSUMER_SLEEPERS + 8 * index);
+        words.push(mpmc::PRODUCER_SLEEPERS + 8 * index);
+    }
+    for handle in handles {
+        words.extend(line_words(mpmc::HANDLE_LINES + usize::from(*handle) * handle_line::BYTES));
+    }
+    words.extend(slot_words(mpmc::SLOTS, slots));
+    let ring = Region::modelled(
+        geometry.region_bytes(Kind::Mpmc),
+        words,
+        [mpmc::CONSUMER_EVENT, mpmc::PRODUCER_EVENT],
+        slot_cells(mpmc::SLOTS, slots),
+    );
+    RingMemory::Mpmc { control: control_page(), ring }
+}
+
+fn spsc_page_region() -> Region {
+    let mut words =
+        vec![spsc_page::POSITION, spsc_page::TAKEN, spsc_page::REDELIVERED, spsc_page::SLEEPERS];
+    words.extend(line_words(spsc_page::HANDLE_LINE));
+    Region::modelled(PAGE_BYTES, words, [spsc_page::EVENT], [])
+}
+
+fn spsc_memory(geometry: &Geometry) -> RingMemory {
+    let slots = geometry.slots() as usize;
+    RingMemory::Spsc {
+        control: control_page(),
+        slots: Region::modelled(
+            geometry.region_bytes(Kind::Spsc),
+            slot_words(0, slots),
+            [],
+            slot_cells(0, slots),
+        ),
+        producer: spsc_page_region(),
+        consumer: spsc_page_region(),
+    }
+}
+
+/// A message of `cells` words that all depend on `number`.
+fn message(number: u64, cells: usize) -> Vec<u8> {
+    (0..cells as u64).flat_map(|cell| (number * 16 + cell).to_ne_bytes()).collect()
+}
+
+/// Takes, reads, checks and releases one message; its number.
+fn receive(consumer: &mut Consumer) -> Option<u64> {
+    let taken = match consumer.try_take() {
+        Ok(taken) => taken,
+        Err(TryReceiveError::Empty) => return None,
+        Err(other) => panic!("{other:?}"),
+    };
+    let mut bytes = vec![0; taken.length()];
+    consumer.read(&taken, 0, &mut bytes);
+    consumer.release(taken);
+    let first = u64::from_ne_bytes(bytes[..8].try_into().expect("eight bytes"));
+    assert_eq!(bytes, message(first / 16, bytes.len() / 8), "altered");
+    Some(first / 16)
+}
+
+fn send(producer: &mut Producer, number: u64, cells: usize) -> bool {
+    producer.try_send(0, &[], &message(number, cells)).is_ok()
+}
+
+/// Moves the ring forward by `laps` messages of one slot so that the model crosses the wrap.
+fn advance(memory: &RingMemory, geometry: Geometry, messages: u64, producer: u8, consumer: u8) {
+    let mut producer = Producer::new(memory.clone(), geometry, producer).expect("producer");
+    let mut consumer = Consumer::new(memory.clone(), geometry, consumer).expect("consumer");
+    for number in 0..messages {
+        assert!(send(&mut producer, 100 + number, 1));
+        assert_eq!(receive(&mut consumer), Some(100 + number));
+    }
+}
+
+fn in_order(received: &[u64], producer: u64) {
+    let own: Vec<u64> = received.iter().copied().filter(|number| number / 10 == producer).collect();
+    assert!(own.is_sorted_by(|a, b| a < b), "producer {producer}: {own:?}");
+}
+
+#[test]
+fn spsc_claim_commit_consume_release() {
+    check(|| {
+        let geometry = Geometry::for_models(1, 1);
+        let memory = spsc_memory(&geometry);
+        advance(&memory, geometry, 1, 1, 2);
+        let mut producer = Producer::new(memory.clone(), geometry, 1).expect("producer");
+        let mut consumer = Consumer::new(memory, geometry, 2).expect("consumer");
+        let sender =
+            thread::spawn(move || (0..4).take_while(|n| send(&mut producer, *n, 1)).count());
+        let mut received: Vec<u64> = (0..3).filter_map(|_| receive(&mut consumer)).collect();
+        let sent = sender.join().expect("sender") as u64;
+        while let Some(number) = receive(&mut consumer) {
+            received.push(number);
+        }
+        assert_eq!(received, (0..sent).collect::<Vec<_>>());
+    });
+}
+
+#[test]
+fn spsc_over_several_slots_and_batches() {
+    check(|| {
+        let geometry = Geometry::for_models(2, 2);
+        let memory = spsc_memory(&geometry);
+        advance(&memory, geometry, 3, 1, 2);
+        let mut producer = Producer::new(memory.clone(), geometry, 1).expect("producer");
+        let mut consumer = Consumer::new(memory, geometry, 2).expect("consumer");
+        let sender = thread::spawn(move || {
+            let (one, two) = (message(1, 1), message(2, 1));
+            let mut sent = vec![];
+            if send(&mut producer, 0, 8) {
+                sent.push(0);
+            }
+            if producer.try_send_batch(&[&one, &two]).is_ok() {
+                sent.extend([1, 2]);
+            }
+            sent
+        });
+        let mut received: Vec<u64> = (0..2).filter_map(|_| receive(&mut consumer)).collect();
+        let sent = sender.join().expect("sender");
+        while let Some(number) = receive(&mut consumer) {
+            received.push(number);
+        }
+        assert_eq!(received, sent);
+    });
+}
+
+/// Producers 1, 2, ... send their numbers, consumers take; afterwards everything sent has been received once.
+fn mpmc_model(producers: u64, consumers: u8, sends: u64, takes: usize, cells: usize, offset: u64) {
+    let geometry =
+        Geometry::for_models(if cells > 6 { 2 } else { 1 }, if cells > 6 { 2 } else { 1 });
+    let memory = mpmc_memory(&geometry, &[1, 2, 3, 11, 12]);
+    advance(&memory, geometry, offset, 1, 11);
+    let senders: Vec<_> = (1..=producers)
+        .map(|number| {
+            let handle = u8::try_from(number).expect("few");
+            let mut producer = Producer::new(memory.clone(), geometry, handle).expect("producer");
+            thread::spawn(move || {
+                let sent = (0..sends).filter(|n| send(&mut producer, number * 10 + n, cells));
+                sent.map(|n| number * 10 + n).collect::<Vec<u64>>()
+            })
+        })
+        .collect();
+    let mut ends: Vec<Consumer> = (0..consumers)
+        .map(|index| Consumer::new(memory.clone(), geometry, 11 + index).expect("consumer"))
+        .collect();
+    let mut own = ends.pop().expect("at least one");
+    let receivers: Vec<_> = ends
+        .into_iter()
+        .map(|mut end| {
+            thread::spawn(move || (0..takes).filter_map(|_| receive(&mut end)).collect())
+        })
+        .collect();
+    let mut lists: Vec<Vec<u64>> = vec![(0..takes).filter_map(|_| receive(&mut own)).collect()];
+    let mut sent: Vec<u64> = senders.into_iter().flat_map(|s| s.join().expect("sender")).collect();
+    lists.extend(receivers.into_iter().map(|r| r.join().expect("receiver")));
+    lists.push(std::iter::from_fn(|| receive(&mut own)).collect());
+    for list in &lists {
+        (1..=producers).for_each(|producer| in_order(list, producer));
+    }
+    let mut received = lists.concat();
+    received.sort_unstable();
+    sent.sort_unstable();
+    assert_eq!(received, sent);
+}
+
+#[test]
+fn mpmc_two_producers_one_consumer() {
+    check(|| mpmc_model(2, 1, 1, 2, 1, 1));
+}
+
+#[test]
+fn mpmc_two_producers_one_consumer_full_ring() {
+    check(|| mpmc_model(2, 1, 2, 1, 1, 0));
+}
+
+#[test]
+fn mpmc_one_producer_two_consumers() {
+    check(|| mpmc_model(1, 2, 2, 1, 1, 1));
+}
+
+#[test]
+fn mpmc_over_several_slots() {
+    check(|| mpmc_model(2, 1, 1, 1, 8, 3));
+}
+
+/// A futex made of a mutex and a condition variable; both barriers are sequentially consistent fences.
+struct ModelKernel {
+    lock: Mutex<()>,
+    wakes: Condvar,
+}
+
+impl ModelKernel {
+    fn new() -> Arc<Self> {
+        Arc::new(Self { lock: Mutex::new(()), wakes: Condvar::new() })
+    }
+}
+
+impl Kernel for ModelKernel {
+    fn heavy_barrier(&self) {
+        fence(Ordering::SeqCst);
+    }
+    fn light_barrier(&self) {
+        fence(Ordering::SeqCst);
+    }
+    fn wait(&self, word: &AtomicU32, expected: u32, _timeout: Option<Duration>) {
+        let guard = self.lock.lock().expect("lock");
+        // The kernel compares under the lock of the futex's bucket, as here.
+        if word.load(Ordering::SeqCst) == expected {
+            drop(self.wakes.wait(guard).expect("wait"));
+        }
+    }
+    fn wake(&self, _word: &AtomicU32, count: u32) {
+        let _guard = self.lock.lock().expect("lock");
+        if count == 1 {
+            self.wakes.notify_one();
+        } else {
+            self.wakes.notify_all();
+        }
+    }
+}
+
+fn notify(park: &Park, kernel: &ModelKernel, count: u32) {
+    kernel.light_barrier();
+    if park.any_sleeper() {
+        wake_sleepers(park, kernel, count);
+    }
+}
+
+fn receive_sleeping(consumer: &mut Consumer, kernel: &ModelKernel) -> u64 {
+    let park = consumer.own_park().clone();
+    let handle = consumer.handle();
+    loop {
+        if let Some(number) = receive(consumer) {
+            return number;
+        }
+        // A wake that is lost leaves every thread asleep: loom reports the deadlock.
+        if let Some(number) = sleep_once(&park, handle, kernel, None, || receive(consumer)) {
+            return number;
+        }
+    }
+}
+
+#[test]
+fn parking_loses_no_wake_spsc() {
+    check(|| {
+        let geometry = Geometry::for_models(1, 1);
+        let memory = spsc_memory(&geometry);
+        let mut producer = Producer::new(memory.clone(), geometry, 1).expect("producer");
+        let mut consumer = Consumer::new(memory, geometry, 2).expect("consumer");
+        let kernel = ModelKernel::new();
+        let waking = kernel.clone();
+        let sender = thread::spawn(move || {
+            assert!(send(&mut producer, 1, 1));
+            notify(producer.peer_park(), &waking, 1);
+        });
+        assert_eq!(receive_sleeping(&mut consumer, &kernel), 1);
+        sender.join().expect("sender");
+    });
+}
+
+#[test]
+fn parking_loses_no_wake_with_two_sleepers() {
+    check(|| {
+        let geometry = Geometry::for_models(1, 1);
+        let memory = mpmc_memory(&geometry, &[1, 11, 12]);
+        let mut producer = Producer::new(memory.clone(), geometry, 1).expect("producer");
+        let kernel = ModelKernel::new();
+        let receivers: Vec<_> = [11, 12]
+            .into_iter()
+            .map(|handle| {
+                let mut end = Consumer::new(memory.clone(), geometry, handle).expect("consumer");
+                let kernel = kernel.clone();
+                thread::spawn(move || receive_sleeping(&mut end, &kernel))
+            })
+            .collect();
+        for number in [1, 2] {
+            assert!(send(&mut producer, number, 1));
+            notify(producer.peer_park(), &kernel, 1);
+        }
+        let mut received: Vec<u64> =
+            receivers.into_iter().map(|receiver| receiver.join().expect("receiver")).collect();
+        received.sort_unstable();
+        assert_eq!(received, [1, 2]);
+    });
+}
+
+/// Handle 3 or 13 is dead in some state; its repair runs beside a live producer and a live consumer.
+fn repair_model(geometry: Geometry, dead: (u8, Role), prepare: impl Fn(&RingMemory, Geometry)) {
+    let memory = mpmc_memory(&geometry, &[1, 3, 11, 13]);
+    prepare(&memory, geometry);
+    let mut producer = Producer::new(memory.clone(), geometry, 1).expect("producer");
+    let mut consumer = Consumer::new(memory.clone(), geometry, 11).expect("consumer");
+    let repaired = memory.clone();
+    let repairer = thread::spawn(move || {
+        repair::dead_handle(&repaired, &geometry, dead.0, dead.1).expect("honest memory");
+    });
+    let sender = thread::spawn(move || {
+        let sent: Vec<u64> =
+            (20..22).take_while(|number| send(&mut producer, *number, 1)).collect();
+        (producer, sent)
+    });
+    let mut received: Vec<u64> = (0..2).filter_map(|_| receive(&mut consumer)).collect();
+    repairer.join().expect("repairer");
+    let (mut producer, sent) = sender.join().expect("sender");
+    received.extend(std::iter::from_fn(|| receive(&mut consumer)));
+    in_order(&received, 2);
+    let live: Vec<u64> = received.iter().copied().filter(|number| *number >= 20).collect();
+    assert_eq!(live, sent, "live messages arrive once, whatever the repair does");
+    let left: Vec<u64> = received.iter().copied().filter(|number| *number < 20).collect();
+    match dead.1 {
+        Role::Produce => {
+            assert!(left.is_empty(), "what a dead producer did not commit never appears")
+        }
+        Role::Consume => assert_eq!(left, [7], "what a dead consumer held is given out once"),
+    }
+    // No slot is lost: a whole lap fits.
+    for number in 0..geometry.slots() {
+        assert!(send(&mut producer, number, 1), "slot {number} of a whole lap");
+    }
+    for number in 0..geometry.slots() {
+        assert_eq!(receive(&mut consumer), Some(number));
+    }
+}
+
+#[test]
+fn repair_of_a_writer_beside_live_handles() {
+    check(|| {
+        repair_model(Geometry::for_models(1, 1), (3, Role::Produce), |memory, geometry| {
+            advance(memory, geometry, 1, 3, 13);
+            let mut dead = Producer::new(memory.clone(), geometry, 3).expect("producer");
+            std::mem::forget(dead.try_reserve(8).expect("room"));
+        });
+    });
+}
+
+#[test]
+fn repair_of_a_holder_beside_live_handles() {
+    check(|| {
+        repair_model(Geometry::for_models(2, 2), (13, Role::Consume), |memory, geometry| {
+            advance(memory, geometry, 3, 3, 13);
+            let mut producer = Producer::new(memory.clone(), geometry, 3).expect("producer");
+            assert!(send(&mut producer, 7, 8));
+            let mut dead = Consumer::new(memory.clone(), geometry, 13).expect("consumer");
+            std::mem::forget(dead.try_take().expect("sent"));
+            // It died while it released: the word behind the first is free in the next lap already.
+            let RingMemory::Mpmc { ring, .. } = memory else { unreachable!() };
+            let behind = mpmc::SLOTS + geometry.slot_offset(4);
+            let free = ringmain_client::layout::Word::free(geometry.lap(4) + 1);
+            ring.u64_at(behind).store(free.0, Ordering::SeqCst);
+        });
+    });
+}
+
+/// A live producer with a claim must not lose it to the repair of somebody else.
+#[test]
+fn repair_takes_nothing_from_the_living() {
+    check(|| {
+        let geometry = Geometry::for_models(1, 1);
+        let memory = mpmc_memory(&geometry, &[1, 3, 11]);
+        let mut producer = Producer::new(memory.clone(), geometry, 1).expect("producer");
+        let mut consumer = Consumer::new(memory.clone(), geometry, 11).expect("consumer");
+        let repairer = thread::spawn(move || {
+            repair::dead_handle(&memory, &geometry, 3, Role::Produce).expect("honest memory");
+        });
+        let reserved = producer.try_reserve(8).expect("room");
+        producer.write(&reserved, 0, &message(5, 1)).expect("within");
+        producer.commit(reserved, 8);
+        repairer.join().expect("repairer");
+        assert_eq!(receive(&mut consumer), Some(5));
+    });
+}

@@ -1,0 +1,445 @@
+//! Rings against a model: whatever one thread does with several handles, a queue of vectors does the same.
+#![cfg(not(loom))]
+
+mod support;
+
+use std::collections::VecDeque;
+
+use proptest::prelude::*;
+use ringmain_client::layout::Geometry;
+use ringmain_client::protocol::{Kind, Role};
+use ringmain_client::ring::{
+    Closed, Consumer, Producer, RingMemory, Taken, TryReceiveError, TrySendError, repair,
+};
+use support::ring_memory;
+
+/// One step of a program. Numbers are reduced to what exists.
+#[derive(Debug, Clone)]
+enum Step {
+    Send {
+        producer: usize,
+        metadata: usize,
+        payload: usize,
+    },
+    Batch {
+        producer: usize,
+        payloads: Vec<usize>,
+    },
+    Reserve {
+        producer: usize,
+        payload: usize,
+        commit: bool,
+    },
+    Take {
+        consumer: usize,
+    },
+    /// Releases what the consumer has held longest.
+    Release {
+        consumer: usize,
+    },
+    KillProducer {
+        producer: usize,
+    },
+    KillConsumer {
+        consumer: usize,
+    },
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let handle = 0..3usize;
+    let length = prop_oneof![0..50usize, 0..900usize];
+    prop_oneof![
+        4 => (handle.clone(), prop_oneof![Just(0), 0..40usize], length.clone())
+            .prop_map(|(producer, metadata, payload)| Step::Send { producer, metadata, payload }),
+        2 => (handle.clone(), prop::collection::vec(length, 0..6))
+            .prop_map(|(producer, payloads)| Step::Batch { producer, payloads }),
+        2 => (handle.clone(), 0..60usize, any::<bool>())
+            .prop_map(|(producer, payload, commit)| Step::Reserve { producer, payload, commit }),
+        5 => handle.clone().prop_map(|consumer| Step::Take { consumer }),
+        4 => handle.clone().prop_map(|consumer| Step::Release { consumer }),
+        1 => handle.clone().prop_map(|producer| Step::KillProducer { producer }),
+        1 => handle.prop_map(|consumer| Step::KillConsumer { consumer }),
+    ]
+}
+
+#[derive(Debug, Clone, PartialEq)]
+struct Message {
+    sequence: u64,
+    metadata: Vec<u8>,
+    payload: Vec<u8>,
+}
+
+/// The rings under test beside the model.
+struct World {
+    kind: Kind,
+    geometry: Geometry,
+    memory: RingMemory,
+    producers: Vec<Producer>,
+    consumers: Vec<Consumer>,
+    held: Vec<VecDeque<(Taken, Message)>>,
+    /// Sent and not taken, in order.
+    waiting: VecDeque<Message>,
+    /// Left by dead consumers.
+    returned: Vec<Message>,
+    /// Where the next claim starts and where the oldest slot in use is, per slot: in use or not.
+    used: VecDeque<(u64, u64, bool)>,
+    tail: u64,
+    filler: u8,
+}
+
+impl World {
+    fn new(kind: Kind, geometry: Geometry, offset: u64) -> Self {
+        let memory = ring_memory(kind, &geometry);
+        let handles = if kind == Kind::Spsc { 1 } else { 3 };
+        let producers = (0..handles)
+            .map(|index| Producer::new(memory.clone(), geometry, 1 + index).expect("producer"))
+            .collect();
+        let consumers = (0..handles)
+            .map(|index| Consumer::new(memory.clone(), geometry, 11 + index).expect("consumer"))
+            .collect();
+        let held = (0..handles).map(|_| VecDeque::new()).collect();
+        let mut world = Self {
+            kind,
+            geometry,
+            memory,
+            producers,
+            consumers,
+            held,
+            waiting: VecDeque::new(),
+            returned: Vec::new(),
+            used: VecDeque::new(),
+            tail: 0,
+            filler: 0,
+        };
+        for _ in 0..offset {
+            world.send(0, 0, 8);
+            world.take(0);
+            world.release(0);
+        }
+        world
+    }
+
+    fn bytes(&mut self, length: usize) -> Vec<u8> {
+        self.filler = self.filler.wrapping_add(41);
+        (0..length).map(|at| self.filler.wrapping_add((at % 251) as u8)).collect()
+    }
+
+    fn slots_for(&self, metadata: usize, payload: usize) -> u64 {
+        self.geometry.slots_for(metadata.next_multiple_of(8) + payload)
+    }
+
+    /// Whether `n` slots are free behind the tail: the oldest slot in use decides.
+    fn room(&mut self, n: u64) -> bool {
+        while self.used.front().is_some_and(|(_, _, in_use)| !in_use) {
+            self.used.pop_front();
+        }
+        let oldest = self.used.front().map_or(self.tail, |(start, _, _)| *start);
+        self.tail + n - oldest <= self.geometry.slots()
+    }
+
+    fn claim(&mut self, n: u64) -> u64 {
+        let position = self.tail;
+        self.used.push_back((position, n, true));
+        self.tail += n;
+        position
+    }
+
+    fn unclaim(&mut self, sequence: u64) {
+        let entry = self.used.iter_mut().find(|(start, _, _)| *start == sequence);
+        entry.expect("a released message was claimed").2 = false;
+    }
+
+    fn send(&mut self, producer: usize, metadata: usize, payload: usize) {
+        let producer = producer % self.producers.len();
+        let (metadata, payload) = (self.bytes(metadata), self.bytes(payload));
+        let n = self.slots_for(metadata.len(), payload.len());
+        let result = self.producers[producer].try_send(0, &metadata, &payload);
+        let fits = n <= u64::from(self.geometry.claim_slots_max())
+            && payload.len() <= self.geometry.max_message();
+        if !fits {
+            assert!(matches!(result, Err(TrySendError::TooLarge { .. })), "{result:?}");
+        } else if self.room(n) {
+            let sequence = self.claim(n);
+            assert_eq!(result, Ok(sequence));
+            self.waiting.push_back(Message { sequence, metadata, payload });
+        } else {
+            assert_eq!(result, Err(TrySendError::Full));
+        }
+    }
+
+    fn batch(&mut self, producer: usize, lengths: &[usize]) {
+        let producer = producer % self.producers.len();
+        let payloads: Vec<Vec<u8>> = lengths.iter().map(|length| self.bytes(*length)).collect();
+        let views: Vec<&[u8]> = payloads.iter().map(Vec::as_slice).collect();
+        let needs: Vec<u64> = lengths.iter().map(|length| self.slots_for(0, *length)).collect();
+        let total: u64 = needs.iter().sum();
+        let result = self.producers[producer].try_send_batch(&views);
+        let fits = total <= u64::from(self.geometry.claim_slots_max())
+            && lengths.iter().all(|length| *length <= self.geometry.max_message());
+        if !fits {
+            assert!(matches!(result, Err(TrySendError::TooLarge { .. })), "{result:?}");
+        } else if self.room(total) {
+            assert_eq!(result, Ok(self.tail));
+            for (payload, n) in payloads.into_iter().zip(needs) {
+                let sequence = self.claim(n);
+                self.waiting.push_back(Message { sequence, metadata: vec![], payload });
+            }
+        } else {
+            assert_eq!(result, Err(TrySendError::Full));
+        }
+    }
+
+    fn reserve(&mut self, producer: usize, length: usize, commit: bool) {
+        let producer = producer % self.producers.len();
+        let payload = self.bytes(length);
+        let room = self.room(1);
+        let capacity = self.geometry.first_body_bytes().min(self.geometry.max_message());
+        let end = &mut self.producers[producer];
+        match end.try_reserve(length) {
+            Ok(reserved) => {
+                assert!(room && length <= capacity && reserved.capacity() == capacity);
+                assert!(end.write(&reserved, capacity, &[1]).is_err());
+                end.write(&reserved, 0, &payload).expect("within the capacity");
+                if commit {
+                    let sequence = end.commit(reserved, length);
+                    assert_eq!(sequence, self.claim(1));
+                    self.waiting.push_back(Message { sequence, metadata: vec![], payload });
+                } else {
+                    end.abort(reserved);
+                    if self.kind == Kind::Mpmc {
+                        // A tombstone: in use until a consumer comes by; see `take`.
+                        let sequence = self.claim(1);
+                        self.waiting.push_back(Message {
+                            sequence,
+                            metadata: vec![0xdd],
+                            payload: vec![0xdd],
+                        });
+                    }
+                }
+            }
+            Err(TrySendError::Full) => assert!(!room),
+            Err(TrySendError::TooLarge { .. }) => assert!(length > capacity),
+            Err(other) => panic!("{other:?}"),
+        }
+    }
+
+    fn is_tombstone(message: &Message) -> bool {
+        message.metadata == [0xdd] && message.payload == [0xdd]
+    }
+
+    fn take(&mut self, consumer: usize) {
+        let consumer = consumer % self.consumers.len();
+        let result = self.consumers[consumer].try_take();
+        let (taken, expected) = match result {
+            Ok(taken) if taken.redelivered() => {
+                let at = self.returned.iter().position(|m| m.sequence == taken.sequence());
+                let expected = self.returned.remove(at.expect("a message that was returned"));
+                (taken, expected)
+            }
+            Ok(taken) => {
+                assert!(self.returned.is_empty(), "returned messages come first");
+                self.skip_tombstones();
+                (taken, self.waiting.pop_front().expect("a message that was sent"))
+            }
+            Err(TryReceiveError::Empty) => {
+                self.skip_tombstones();
+                assert!(self.returned.is_empty() && self.waiting.is_empty());
+                return;
+            }
+            Err(other) => panic!("{other:?}"),
+        };
+        let mut payload = vec![0; taken.length()];
+        let mut metadata = vec![0; taken.metadata_length()];
+        assert_eq!(self.consumers[consumer].read(&taken, 0, &mut payload), payload.len());
+        self.consumers[consumer].read_metadata(&taken, &mut metadata);
+        let got = Message { sequence: taken.sequence(), metadata, payload };
+        assert_eq!(got, expected);
+        self.held[consumer].push_back((taken, expected));
+    }
+
+    fn skip_tombstones(&mut self) {
+        while self.waiting.front().is_some_and(Self::is_tombstone) {
+            let tombstone = self.waiting.pop_front().expect("just looked at");
+            self.unclaim(tombstone.sequence);
+        }
+    }
+
+    fn release(&mut self, consumer: usize) {
+        let consumer = consumer % self.consumers.len();
+        if let Some((taken, message)) = self.held[consumer].pop_front() {
+            self.consumers[consumer].release(taken);
+            self.unclaim(message.sequence);
+        }
+    }
+
+    /// The handle is gone without a word; the daemon repairs, a successor comes.
+    fn kill_producer(&mut self, producer: usize) {
+        let producer = producer % self.producers.len();
+        let handle = self.producers[producer].handle();
+        // Half of the time it dies with a reservation.
+        self.filler = self.filler.wrapping_add(1);
+        if self.filler.is_multiple_of(2) && self.room(1) {
+            let reserved = self.producers[producer].try_reserve(4).expect("there is room");
+            std::mem::forget(reserved);
+            if self.kind == Kind::Mpmc {
+                let sequence = self.claim(1);
+                let (metadata, payload) = (vec![0xdd], vec![0xdd]);
+                self.waiting.push_back(Message { sequence, metadata, payload });
+            }
+        }
+        self.repair(handle, Role::Produce);
+        self.producers[producer] =
+            Producer::new(self.memory.clone(), self.geometry, handle).expect("successor");
+    }
+
+    fn kill_consumer(&mut self, consumer: usize) {
+        let consumer = consumer % self.consumers.len();
+        let handle = self.consumers[consumer].handle();
+        let left: Vec<Message> =
+            std::mem::take(&mut self.held[consumer]).into_iter().map(|(_, m)| m).collect();
+        let report = self.repair(handle, Role::Consume);
+        self.consumers[consumer] =
+            Consumer::new(self.memory.clone(), self.geometry, handle).expect("successor");
+        if self.kind == Kind::Mpmc {
+            assert_eq!(report.returned as usize, left.len());
+            self.returned.extend(left);
+        } else {
+            // The successor starts where the dead one had released; checked message by message here.
+            for message in left {
+                let taken = self.consumers[consumer].try_take().expect("given again");
+                assert!(taken.redelivered());
+                assert_eq!(taken.sequence(), message.sequence);
+                self.held[consumer].push_back((taken, message));
+            }
+        }
+    }
+
+    fn repair(&self, handle: u8, role: Role) -> repair::Report {
+        let report = repair::dead_handle(&self.memory, &self.geometry, handle, role);
+        let report = report.expect("honest memory");
+        let again = repair::dead_handle(&self.memory, &self.geometry, handle, role);
+        let again = again.expect("honest memory");
+        if self.kind == Kind::Mpmc {
+            assert_eq!(again, repair::Report::default(), "a second repair finds nothing");
+        }
+        assert_eq!(repair::owned_by(&self.memory, &self.geometry, handle, Role::Produce).slots, 0);
+        report
+    }
+
+    fn run(&mut self, step: Step) {
+        match step {
+            Step::Send { producer, metadata, payload } => self.send(producer, metadata, payload),
+            Step::Batch { producer, payloads } => self.batch(producer, &payloads),
+            Step::Reserve { producer, payload, commit } => self.reserve(producer, payload, commit),
+            Step::Take { consumer } => self.take(consumer),
+            Step::Release { consumer } => self.release(consumer),
+            Step::KillProducer { producer } => self.kill_producer(producer),
+            Step::KillConsumer { consumer } => self.kill_consumer(consumer),
+        }
+    }
+
+    /// Everything comes out, and the ring takes a full lap again.
+    fn drain(&mut self) {
+        for consumer in 0..self.consumers.len() {
+            while !self.held[consumer].is_empty() {
+                self.release(consumer);
+            }
+        }
+        while !(self.returned.is_empty() && self.waiting.is_empty()) {
+            self.take(0);
+            self.release(0);
+        }
+        for _ in 0..self.geometry.slots() {
+            self.send(0, 0, 8);
+        }
+        assert_eq!(self.waiting.len() as u64, self.geometry.slots());
+        while !self.waiting.is_empty() {
+            self.take(0);
+            self.release(0);
+        }
+    }
+}
+
+fn check(kind: Kind, slot_size: u32, offset: u64, steps: Vec<Step>) {
+    let geometry = Geometry::new(Some(64), Some(slot_size), None).expect("valid");
+    let mut world = World::new(kind, geometry, offset);
+    for step in steps {
+        world.run(step);
+    }
+    world.drain();
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 300, ..ProptestConfig::default() })]
+
+    #[test]
+    fn spsc_is_a_queue(
+        slot_size in prop::sample::select(vec![64, 80, 128, 256]),
+        offset in 0..130u64,
+        steps in prop::collection::vec(step(), 0..300),
+    ) {
+        check(Kind::Spsc, slot_size, offset, steps);
+    }
+
+    #[test]
+    fn mpmc_is_a_queue(
+        slot_size in prop::sample::select(vec![64, 80, 128, 256]),
+        offset in 0..130u64,
+        steps in prop::collection::vec(step(), 0..300),
+    ) {
+        check(Kind::Mpmc, slot_size, offset, steps);
+    }
+}
+
+#[test]
+fn every_length_up_to_the_maximum() {
+    for kind in [Kind::Spsc, Kind::Mpmc] {
+        for slot_size in [64, 80, 256, 1024, 4096] {
+            let geometry = Geometry::new(Some(64), Some(slot_size), None).expect("valid");
+            let mut world = World::new(kind, geometry, 3);
+            let stride = if geometry.max_message() > 5000 { 37 } else { 1 };
+            for length in
+                (0..=geometry.max_message()).step_by(stride).chain([geometry.max_message()])
+            {
+                world.send(0, 0, length);
+                world.take(0);
+                world.release(0);
+            }
+            world.send(0, 0, geometry.max_message() + 1);
+        }
+    }
+}
+
+#[test]
+fn closed_queues_say_so() {
+    for kind in [Kind::Spsc, Kind::Mpmc] {
+        let geometry = Geometry::new(Some(64), Some(64), None).expect("valid");
+        let mut world = World::new(kind, geometry, 0);
+        world.send(0, 0, 10);
+        repair::close(world.memory.control(), ringmain_client::layout::control::CLOSED_DRAINING);
+        let refused = world.producers[0].try_send(0, &[], b"x");
+        assert_eq!(refused, Err(TrySendError::Closed(Closed::Draining)));
+        world.take(0);
+        world.release(0);
+        let end = world.consumers[0].try_take().expect_err("drained");
+        assert_eq!(end, TryReceiveError::Closed(Closed::Draining));
+        repair::close(world.memory.control(), ringmain_client::layout::control::CLOSED_DELETED);
+        let end = world.consumers[0].try_take().expect_err("deleted");
+        assert_eq!(end, TryReceiveError::Closed(Closed::Deleted));
+    }
+}
+
+#[test]
+fn purge_discards_at_most_what_was_there() {
+    for kind in [Kind::Spsc, Kind::Mpmc] {
+        let geometry = Geometry::new(Some(64), Some(64), None).expect("valid");
+        let mut world = World::new(kind, geometry, 5);
+        for _ in 0..20 {
+            world.send(0, 0, 100);
+        }
+        let messages = repair::purge(&world.memory, &geometry).expect("honest memory");
+        assert_eq!(messages, 20);
+        let (head, tail) = repair::positions(&world.memory, &geometry);
+        assert_eq!(head, tail);
+    }
+}
