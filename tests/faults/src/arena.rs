@@ -201,17 +201,23 @@ impl Arena {
 pub struct Outbox(Guarded);
 
 impl Outbox {
-    /// Words that fit.
+    /// Words that fit one page.
     pub const WORDS: usize = PAGE / 8;
 
     /// One empty page.
     pub fn new() -> Self {
-        Self(Guarded::map(&memfd(PAGE), PAGE, true))
+        Self::with_words(Self::WORDS)
+    }
+
+    /// At least this many words, all zero.
+    pub fn with_words(words: usize) -> Self {
+        let length = (words * 8).next_multiple_of(PAGE);
+        Self(Guarded::map(&memfd(length), length, true))
     }
 
     /// One word. Panics beyond the last.
     pub fn word(&self, index: usize) -> &std::sync::atomic::AtomicU64 {
-        assert!(index < Self::WORDS);
+        assert!(index < self.0.length / 8);
         // SAFETY: in bounds, aligned, mapped as long as the outbox lives, only accessed as atomics.
         unsafe { std::sync::atomic::AtomicU64::from_ptr(self.0.base().cast::<u64>().add(index)) }
     }
