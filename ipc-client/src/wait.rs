@@ -134,7 +134,11 @@ pub struct Wait {
 impl Tuner {
     /// A handle that has learnt nothing yet, on this many available CPUs.
     pub fn new(policy: WaitPolicy, cpus: usize) -> Self {
-        Self { policy, alone: cpus <= 1, average_ns: BUDGET_MAX_NS / BUDGET_PER_AVERAGE }
+        Self {
+            policy,
+            alone: cpus <= 1,
+            average_ns: BUDGET_MAX_NS / BUDGET_PER_AVERAGE,
+        }
     }
 
     /// Its policy.
@@ -153,7 +157,13 @@ impl Tuner {
     /// A wait begins. Costs nothing, so that a wait that ends at once costs nothing either.
     #[inline]
     pub fn begin(&self) -> Wait {
-        Wait { looks: 0, yields: 0, slept: false, started_ns: 0, now_ns: 0 }
+        Wait {
+            looks: 0,
+            yields: 0,
+            slept: false,
+            started_ns: 0,
+            now_ns: 0,
+        }
     }
 
     /// A wait ended with success at `now_ns`, which is asked for only if the wait was long enough to teach anything.
@@ -161,7 +171,11 @@ impl Tuner {
     pub fn ended(&mut self, wait: &Wait, now_ns: impl FnOnce() -> u64) {
         if wait.started_ns != 0 && self.policy == WaitPolicy::Adaptive {
             let length_ns = now_ns().saturating_sub(wait.started_ns);
-            self.learn(if wait.slept { length_ns.saturating_sub(WAKE_NS) } else { length_ns });
+            self.learn(if wait.slept {
+                length_ns.saturating_sub(WAKE_NS)
+            } else {
+                length_ns
+            });
         }
     }
 
@@ -308,7 +322,11 @@ mod tests {
         let (steps, slept) = run(&mut tuner, 20_000_000, 300);
         assert!(slept.is_none());
         assert!(steps.contains(&Step::Yield));
-        assert!(steps[..PLAIN_LOOKS as usize].iter().all(|step| *step == Step::Look));
+        assert!(
+            steps[..PLAIN_LOOKS as usize]
+                .iter()
+                .all(|step| *step == Step::Look)
+        );
     }
 
     #[test]
@@ -317,14 +335,23 @@ mod tests {
         let (steps, _) = run(&mut tuner, 10_000_000, 300);
         assert_eq!(steps, [Step::Yield, Step::Yield, Step::Sleep]);
         let mut tuner = Tuner::new(WaitPolicy::Spin, 1);
-        assert!(run(&mut tuner, 100_000, 300).0.iter().all(|step| *step == Step::Yield));
+        assert!(
+            run(&mut tuner, 100_000, 300)
+                .0
+                .iter()
+                .all(|step| *step == Step::Yield)
+        );
     }
 
     #[test]
     fn a_quick_answer_reads_no_clock() {
         let mut tuner = Tuner::new(WaitPolicy::Adaptive, 2);
         let (steps, _) = run(&mut tuner, 500, 300);
-        assert!(steps.iter().all(|step| matches!(step, Step::Look | Step::Pause)));
+        assert!(
+            steps
+                .iter()
+                .all(|step| matches!(step, Step::Look | Step::Pause))
+        );
     }
 
     #[test]
@@ -336,7 +363,10 @@ mod tests {
         }
         assert_eq!(tuner.budget_ns(), BUDGET_MIN_NS);
         let (_, slept) = run(&mut tuner, 5_000_000, 300);
-        assert!(slept.is_some_and(|after_ns| after_ns < 3 * BUDGET_MIN_NS), "{slept:?}");
+        assert!(
+            slept.is_some_and(|after_ns| after_ns < 3 * BUDGET_MIN_NS),
+            "{slept:?}"
+        );
         for _ in 0..40 {
             run(&mut tuner, 20_000, 300);
         }
@@ -351,7 +381,11 @@ mod tests {
         for _ in 0..60 {
             run(&mut tuner, 4_000, 300);
         }
-        assert!((8_000..20_000).contains(&tuner.budget_ns()), "{}", tuner.budget_ns());
+        assert!(
+            (8_000..20_000).contains(&tuner.budget_ns()),
+            "{}",
+            tuner.budget_ns()
+        );
     }
 
     #[test]
@@ -365,6 +399,9 @@ mod tests {
     fn it_sleeps_within_the_longest_budget() {
         let mut tuner = Tuner::new(WaitPolicy::Adaptive, 8);
         let (_, slept) = run(&mut tuner, 100_000_000, 300);
-        assert!(slept.is_some_and(|after_ns| after_ns < BUDGET_MAX_NS + 5_000), "{slept:?}");
+        assert!(
+            slept.is_some_and(|after_ns| after_ns < BUDGET_MAX_NS + 5_000),
+            "{slept:?}"
+        );
     }
 }

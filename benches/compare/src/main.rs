@@ -3,6 +3,8 @@
 mod contenders;
 mod memory;
 mod payload;
+mod round_trip;
+mod vyukov;
 
 use ringmain_client::protocol::Kind;
 use serde_json::json;
@@ -58,6 +60,21 @@ fn print(name: &str, pairs: &Pairs) {
     );
 }
 
+fn print_round_trips(name: &str, pairs: &Pairs) {
+    println!(
+        "{}",
+        json!({
+            "comparison": name,
+            "ours_ns": median(&pairs.ours).round(),
+            "theirs_ns": median(&pairs.theirs).round(),
+            "ratio": (median(&pairs.ratios) * 1000.0).round() / 1000.0,
+            "floor_ns": median(&pairs.floors).round(),
+            "pairs_kept": pairs.ratios.len(),
+            "pairs_dropped": pairs.dropped,
+        })
+    );
+}
+
 fn main() {
     let mut arguments = std::env::args().skip(1);
     let which = arguments.next().unwrap_or_else(|| "all".into());
@@ -82,6 +99,17 @@ fn main() {
                 || contenders::array_queue(slots as usize, messages),
             );
             print(&format!("mpmc, {slots} slots of {slot_size} B, against ArrayQueue"), &result);
+        }
+    }
+    if which == "all" || which == "owner" {
+        // A round trip is a time: below 1 the ring with owners is the faster one.
+        let result = compare(pairs, || round_trip::ringmain(Kind::Mpmc), round_trip::vyukov);
+        print_round_trips("mpmc 48 B round trip, owner in the word against plain stamps", &result);
+    }
+    if which == "all" || which == "floor" {
+        for kind in [Kind::Spsc, Kind::Mpmc] {
+            let result = compare(pairs, || round_trip::ringmain(kind), round_trip::floor);
+            print_round_trips(&format!("{kind:?} 48 B round trip against one line"), &result);
         }
     }
 }

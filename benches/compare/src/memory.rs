@@ -7,7 +7,8 @@ use ringmain_client::protocol::Kind;
 use ringmain_client::ring::{Region, RingMemory, repair};
 
 /// Shared, zeroed, pre-faulted memory that a forked child sees as well. Never unmapped.
-fn region(bytes: usize) -> Region {
+pub(crate) fn region(bytes: usize) -> Region {
+    let bytes = bytes.next_multiple_of(PAGE_BYTES);
     // SAFETY: a new anonymous mapping; the kernel chooses the address.
     let base = unsafe {
         libc::mmap(

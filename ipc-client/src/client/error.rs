@@ -108,6 +108,11 @@ pub enum SendError {
         /// Bytes possible.
         max: usize,
     },
+    /// The metadata cannot be encoded.
+    #[error(
+        "invalid metadata: header names have 1 to 255 bytes, a key and a header value at most 65,000"
+    )]
+    InvalidMetadata,
     /// Another member of the queue violated an invariant; the queue is unusable.
     #[error("the queue is damaged: {0}")]
     PeerFault(Fault),

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::attachment::Attachment;
-use crate::ring::{self, HandleLine, Kernel, Park, sleep_once, wake_sleepers};
+use crate::ring::{self, HandleLine, Park, sleep_once};
 use crate::sys::clock::monotonic_ns;
 use crate::wait::{SPIN_ALONE_NS, Step, Wait};
 
@@ -96,10 +96,17 @@ fn wait_longer<R: Side, T>(
     mut attempt: impl FnMut(&mut R) -> Option<T>,
 ) -> Result<T, Stop> {
     if timeout.is_some_and(|timeout| timeout.is_zero()) {
-        return Err(if attachment.is_lost() { Stop::Lost } else { Stop::Timeout });
+        return Err(if attachment.is_lost() {
+            Stop::Lost
+        } else {
+            Stop::Timeout
+        });
     }
     let mut wait = attachment.tuner.begin();
-    let mut house = House { told: false, kept_ns: 0 };
+    let mut house = House {
+        told: false,
+        kept_ns: 0,
+    };
     let result = loop {
         let step = wait.next(&attachment.tuner);
         match step {
@@ -163,15 +170,24 @@ fn sleep<R: Side, T>(
     }
     let park = ring.own_park().clone();
     let handle = ring.handle();
-    sleep_once(&park, handle, &attachment.kernel, Some(bound), || attempt(ring))
+    sleep_once(&park, handle, &attachment.kernel, Some(bound), || {
+        attempt(ring)
+    })
 }
 
 /// A message that could not be given out because an earlier one was still being written has spent its wake-up in vain.
 /// So whoever had to wait for a message and got one wakes the next sleeper if there is more.
-fn pass_on<R: Side>(attachment: &Attachment, ring: &mut R) {
+pub(crate) fn pass_on<R: Side>(attachment: &mut Attachment, ring: &mut R) {
     if ring.own_park().any_sleeper() && ring.more() {
-        attachment.wake(ring.own_park(), 1);
+        attachment.wake_peers(ring.own_park(), 1);
     }
+}
+
+/// Before a handle goes: nobody is to wake it any more.
+pub(crate) fn leave<R: Side>(ring: &R) {
+    ring.own_park().retract(ring.handle());
+    ring.line().set_doorbell(0, 0);
+    ring.line().clear_waiting();
 }
 
 /// What a handle does beside waiting.
@@ -187,7 +203,8 @@ impl House {
     fn tell<R: Side>(&mut self, ring: &R, wait: &Wait) {
         if !self.told {
             self.told = true;
-            ring.line().set_waiting(ring.position(), wait.started_ns().max(1));
+            ring.line()
+                .set_waiting(ring.position(), wait.started_ns().max(1));
         }
     }
 

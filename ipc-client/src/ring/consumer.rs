@@ -169,6 +169,18 @@ impl Consumer {
         Ok(())
     }
 
+    /// Whether [`Self::try_take`] would probably not answer `Empty`: there is a message, the queue is closed, or it is
+    /// damaged. Takes nothing; another consumer may be faster.
+    pub fn has_message(&self) -> bool {
+        if self.memory.closed().is_some() {
+            return true;
+        }
+        match &self.end {
+            End::Spsc(end) => !matches!(end.peek(), Err(TryReceiveError::Empty)),
+            End::Mpmc { ring, .. } => ring.fault_flag().is_some() || ring.has_message(),
+        }
+    }
+
     /// Copies payload bytes from `offset` on; returns how many.
     #[inline(always)]
     pub fn read(&self, taken: &Taken, offset: usize, into: &mut [u8]) -> usize {

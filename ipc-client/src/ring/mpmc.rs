@@ -241,6 +241,24 @@ impl Ring {
         self.stale_or_fault(self.head(), head, word)
     }
 
+    /// Whether a take would find something: a message, one to be given out again, or a violation.
+    pub(super) fn has_message(&self) -> bool {
+        // Acquire: partner of the Release in `hint_returned`.
+        if self.ring.u64_at(mpmc::RETURNED).load(Ordering::Acquire) & 1 != 0 {
+            return true;
+        }
+        for _ in 0..ATTEMPTS_MAX {
+            // Acquire: partner of `advance`.
+            let head = self.head().load(Ordering::Acquire);
+            match self.at_head(head) {
+                Ok(Found::Again) => {}
+                Ok(Found::Nothing) => return false,
+                Ok(Found::Ready(_)) | Err(_) => return true,
+            }
+        }
+        true
+    }
+
     /// Gives a message back to the producers. Only its holder may call this.
     #[inline(always)]
     pub(super) fn release(&self, claim: Claim) {

@@ -1,14 +1,13 @@
 //! Notices that the process is a forked child, at the price of one load.
 //!
-//! The kernel presents a page with `MADV_WIPEONFORK` as zeros to the child, whatever call created it. The page comes
-//! from the allocator and is never freed: it holds one mark for the life of the process.
+//! The kernel presents a page with `MADV_WIPEONFORK` as zeros to the child, whatever call created it. It holds one mark
+//! for the life of the process.
 
-use std::alloc::{Layout, alloc_zeroed, handle_alloc_error};
 use std::io;
 use std::ptr::NonNull;
 use std::sync::OnceLock;
 
-use crate::layout::PAGE_BYTES;
+use super::map::Mapping;
 
 const HERE: u32 = 1;
 
@@ -57,33 +56,15 @@ impl ForkMark {
     }
 
     fn make() -> io::Result<Self> {
-        let layout = Layout::from_size_align(PAGE_BYTES, page_bytes())
-            .map_err(io::Error::other)?
-            .pad_to_align();
-        // SAFETY: the layout has a size above zero.
-        let page = unsafe { alloc_zeroed(layout) };
-        let Some(mark) = NonNull::new(page.cast::<u32>()) else {
-            handle_alloc_error(layout)
-        };
-        // SAFETY: the range is whole pages of the allocation above; the advice changes nothing in this process.
-        let advised = unsafe { libc::madvise(page.cast(), layout.size(), libc::MADV_WIPEONFORK) };
-        if advised != 0 {
-            // The page stays allocated: an allocator may not get back what the kernel might wipe.
-            return Err(io::Error::last_os_error());
-        }
+        let page = Mapping::wiped_on_fork()?;
+        let mark = NonNull::new(page.base().cast::<u32>())
+            .ok_or_else(|| io::Error::other("page at address zero"))?;
+        // The page stays for the life of the process.
+        std::mem::forget(page);
         // SAFETY: the page is large enough, aligned, and still known to this thread alone.
         unsafe { mark.as_ptr().write_volatile(HERE) };
         Ok(Self { mark })
     }
-}
-
-fn page_bytes() -> usize {
-    // SAFETY: sysconf takes no pointer.
-    let bytes = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
-    usize::try_from(bytes)
-        .ok()
-        .filter(|bytes| bytes.is_power_of_two())
-        .unwrap_or(PAGE_BYTES)
 }
 
 #[cfg(test)]

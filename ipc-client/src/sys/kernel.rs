@@ -20,12 +20,25 @@ impl HostKernel {
     /// Registers the process for membarrier if the ring relies on it. Once for each handle, before its first use.
     pub fn new(wake_mode: WakeMode) -> Self {
         match wake_mode {
-            WakeMode::Fence => Self { wake_mode, fences: true, may_park: true },
+            WakeMode::Fence => Self {
+                wake_mode,
+                fences: true,
+                may_park: true,
+            },
             WakeMode::Membarrier => {
                 let able = membarrier::register();
-                Self { wake_mode, fences: !able, may_park: able }
+                Self {
+                    wake_mode,
+                    fences: !able,
+                    may_park: able,
+                }
             }
         }
+    }
+
+    /// Whether the heavy barrier is a membarrier, which is a fence on this thread, too.
+    pub fn is_membarrier(&self) -> bool {
+        self.wake_mode == WakeMode::Membarrier
     }
 
     /// Whether a sleep on this ring is safe: a process that cannot issue membarrier has to poll instead.

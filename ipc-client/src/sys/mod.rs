@@ -5,6 +5,7 @@ pub mod clock;
 pub mod eventfd;
 pub mod fork;
 pub mod futex;
+pub mod kernel;
 pub mod map;
 pub mod membarrier;
 pub mod memory;

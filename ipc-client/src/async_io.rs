@@ -1,0 +1,286 @@
+//! Sending and receiving in tokio programs (cargo feature `tokio`).
+//!
+//! The runtime watches the eventfd of a doorbell, which needs its I/O driver. While messages (or room) are there, nothing
+//! but the ring is touched. All futures can be dropped at any time: what was not
+//! sent or received by then has not happened.
+//!
+//! ```no_run
+//! # use ringmain_client::{Client, async_io::AsyncConsumer};
+//! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+//! let client = Client::connect_default()?;
+//! let mut orders = AsyncConsumer::new(client.consumer("orders")?)?;
+//! let mut buffer = Vec::new();
+//! loop {
+//!     orders.receive(&mut buffer).await?;
+//!     println!("{} bytes", buffer.len());
+//! }
+//! # }
+//! ```
+
+use std::os::fd::OwnedFd;
+use std::time::Duration;
+
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+
+use crate::client::internal::{Attachment, BellPlace, Side, pass_on};
+use crate::layout::metadata::Metadata;
+use crate::ring::{Kernel, TryReceiveError, TrySendError};
+use crate::{ClientError, Closed, Consumer, Guard, Producer, ReceiveError, Received, SendError};
+
+/// How often a process that may not issue membarrier looks at its ring.
+const POLL: Duration = Duration::from_millis(1);
+
+/// One handle's doorbell, as the runtime waits for it.
+#[derive(Debug)]
+struct Bell {
+    place: BellPlace,
+    readable: AsyncFd<OwnedFd>,
+    armed: bool,
+}
+
+impl Bell {
+    fn new<R: Side>(attachment: &Attachment, ring: &R) -> Result<Self, ClientError> {
+        let (place, doorbell) = BellPlace::new(attachment)?;
+        // SAFETY: an owned descriptor is open until it is dropped, always the same one, and the `AsyncFd` owns it.
+        let readable =
+            unsafe { AsyncFd::register_with_interest(place.descriptor()?, Interest::READABLE) }
+                .map_err(std::io::Error::from)?;
+        ring.line().set_doorbell(doorbell, place.bit());
+        Ok(Self {
+            place,
+            readable,
+            armed: false,
+        })
+    }
+
+    /// Asks to be rung; the caller looks at its ring once more before it waits.
+    fn announce<R: Side>(&mut self, attachment: &Attachment, ring: &R) {
+        self.place.take();
+        self.armed = true;
+        ring.own_park().announce(ring.handle());
+        attachment.kernel.heavy_barrier();
+    }
+
+    fn retract<R: Side>(&mut self, ring: &R) {
+        if std::mem::take(&mut self.armed) {
+            ring.own_park().retract(ring.handle());
+        }
+    }
+
+    /// Waits until the doorbell rings for this handle.
+    async fn rung(&mut self) -> std::io::Result<()> {
+        while !self.place.take() {
+            // Cleared before the bit is looked at: a ring that comes later makes the descriptor ready anew.
+            self.readable.readable().await?.clear_ready();
+        }
+        Ok(())
+    }
+
+    /// Looks with `attempt` until it finds something; `None` if the daemon does not know the handle any more.
+    async fn wait<R: Side, T>(
+        &mut self,
+        attachment: &mut Attachment,
+        ring: &mut R,
+        mut attempt: impl FnMut(&mut R) -> Option<T>,
+    ) -> Option<T> {
+        // An earlier future may have been dropped while it waited.
+        self.retract(ring);
+        if let Some(found) = attempt(ring) {
+            return Some(found);
+        }
+        loop {
+            if attachment.is_lost() {
+                return None;
+            }
+            if !attachment.kernel.may_park() {
+                // A pause of the blocking pool: the runtime's own clock may not be enabled.
+                let _ = tokio::task::spawn_blocking(|| std::thread::sleep(POLL)).await;
+                if let Some(found) = attempt(ring) {
+                    return Some(found);
+                }
+                continue;
+            }
+            self.announce(attachment, ring);
+            if let Some(found) = attempt(ring) {
+                self.retract(ring);
+                pass_on(attachment, ring);
+                return Some(found);
+            }
+            // An error means that the runtime shuts down: whoever still polls looks at the ring without sleeping.
+            let _ = self.rung().await;
+            self.retract(ring);
+            if let Some(found) = attempt(ring) {
+                pass_on(attachment, ring);
+                return Some(found);
+            }
+        }
+    }
+}
+
+/// A [`Consumer`] whose waiting forms are futures.
+#[derive(Debug)]
+pub struct AsyncConsumer {
+    consumer: Consumer,
+    bell: Bell,
+}
+
+impl AsyncConsumer {
+    /// Takes over a consumer. Called inside a tokio runtime with its I/O driver enabled; panics outside of one, as all of
+    /// tokio does.
+    ///
+    /// # Errors
+    /// No memory or descriptor is left, or the daemon refuses or does not answer.
+    pub fn new(consumer: Consumer) -> Result<Self, ClientError> {
+        let bell = Bell::new(&consumer.attachment, &consumer.ring)?;
+        Ok(Self { consumer, bell })
+    }
+
+    /// Receives a message; its payload replaces the contents of `buffer`.
+    ///
+    /// # Errors
+    /// As [`Consumer::receive`].
+    pub async fn receive(&mut self, buffer: &mut Vec<u8>) -> Result<Received, ReceiveError> {
+        let taken = self.next().await?;
+        Ok(self.consumer.copy_out(taken, buffer))
+    }
+
+    /// Takes a message and leaves it where it is. The guard should not be kept across an `await` that may take long.
+    ///
+    /// # Errors
+    /// As [`Consumer::take`].
+    pub async fn take(&mut self) -> Result<Guard<'_>, ReceiveError> {
+        let taken = self.next().await?;
+        Ok(Guard::new(&mut self.consumer, taken))
+    }
+
+    async fn next(&mut self) -> Result<crate::ring::Taken, ReceiveError> {
+        let Self { consumer, bell } = self;
+        if consumer.attachment.is_forked() {
+            return Err(ReceiveError::UsedAfterFork);
+        }
+        if let Some(taken) = consumer.pending.pop() {
+            return Ok(taken);
+        }
+        let waited = bell.wait(
+            &mut consumer.attachment,
+            &mut consumer.ring,
+            |ring| match ring.try_take() {
+                Err(TryReceiveError::Empty) => None,
+                result => Some(result),
+            },
+        );
+        match waited.await {
+            Some(Ok(taken)) => Ok(taken),
+            Some(Err(error)) => Err(consumer.explain(error)),
+            None => Err(ReceiveError::Closed(Closed::Deleted)),
+        }
+    }
+
+    /// The consumer, for the forms that do not wait.
+    pub fn get_mut(&mut self) -> &mut Consumer {
+        self.bell.retract(&self.consumer.ring);
+        &mut self.consumer
+    }
+
+    /// The consumer, without the doorbell.
+    #[must_use]
+    pub fn into_inner(mut self) -> Consumer {
+        if !self.consumer.attachment.is_forked() {
+            self.bell.retract(&self.consumer.ring);
+            self.consumer.ring.line().set_doorbell(0, 0);
+        }
+        self.consumer
+    }
+}
+
+/// A [`Producer`] whose waiting forms are futures.
+#[derive(Debug)]
+pub struct AsyncProducer {
+    producer: Producer,
+    bell: Bell,
+}
+
+impl AsyncProducer {
+    /// Takes over a producer. Called inside a tokio runtime with its I/O driver enabled; panics outside of one, as all of
+    /// tokio does.
+    ///
+    /// # Errors
+    /// No memory or descriptor is left, or the daemon refuses or does not answer.
+    pub fn new(producer: Producer) -> Result<Self, ClientError> {
+        let bell = Bell::new(&producer.attachment, &producer.ring)?;
+        Ok(Self { producer, bell })
+    }
+
+    /// Sends a message, waiting for room. Returns its sequence.
+    ///
+    /// # Errors
+    /// As [`Producer::send`].
+    pub async fn send(&mut self, payload: &[u8]) -> Result<u64, SendError> {
+        self.send_with(1, |ring| ring.try_send(0, &[], payload))
+            .await
+    }
+
+    /// Sends a message with metadata, waiting for room. Returns its sequence.
+    ///
+    /// # Errors
+    /// As [`Producer::send_message`].
+    pub async fn send_message(
+        &mut self,
+        metadata: &Metadata,
+        payload: &[u8],
+    ) -> Result<u64, SendError> {
+        let encoded = self.producer.encoded(metadata)?;
+        self.send_with(1, |ring| ring.try_send(0, &encoded, payload))
+            .await
+    }
+
+    /// Sends all of these messages in one step, waiting for room for all. Returns the sequence of the first.
+    ///
+    /// # Errors
+    /// As [`Producer::send_batch`].
+    pub async fn send_batch(&mut self, payloads: &[&[u8]]) -> Result<u64, SendError> {
+        let messages = u32::try_from(payloads.len()).unwrap_or(u32::MAX);
+        self.send_with(messages, |ring| ring.try_send_batch(payloads))
+            .await
+    }
+
+    async fn send_with(
+        &mut self,
+        messages: u32,
+        mut attempt: impl FnMut(&mut crate::ring::Producer) -> Result<u64, TrySendError>,
+    ) -> Result<u64, SendError> {
+        let Self { producer, bell } = self;
+        if producer.attachment.is_forked() {
+            return Err(SendError::UsedAfterFork);
+        }
+        let waited = bell.wait(
+            &mut producer.attachment,
+            &mut producer.ring,
+            |ring| match attempt(ring) {
+                Err(TrySendError::Full) => None,
+                result => Some(result),
+            },
+        );
+        match waited.await {
+            Some(sent) => producer.after_try(sent, messages),
+            None => Err(SendError::Closed(Closed::Deleted)),
+        }
+    }
+
+    /// The producer, for the forms that do not wait.
+    pub fn get_mut(&mut self) -> &mut Producer {
+        self.bell.retract(&self.producer.ring);
+        &mut self.producer
+    }
+
+    /// The producer, without the doorbell.
+    #[must_use]
+    pub fn into_inner(mut self) -> Producer {
+        if !self.producer.attachment.is_forked() {
+            self.bell.retract(&self.producer.ring);
+            self.producer.ring.line().set_doorbell(0, 0);
+        }
+        self.producer
+    }
+}

@@ -1,0 +1,257 @@
+//! What producer and consumer handles have in common: identity, memory, waiting state, wake-ups, and the way out.
+
+use std::mem::ManuallyDrop;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use super::connection::Inner;
+use super::doorbell::PeerDoorbell;
+use super::error::ClientError;
+use crate::layout::{Geometry, LAYOUT_VERSION, PAGE_BYTES};
+use crate::protocol::{Attached, HandleKey, Kind, Memory, Request, Role};
+use crate::ring::{Fault, Kernel, Park, Region, RingMemory, wake_sleepers};
+use crate::sys::affinity::available_cpus;
+use crate::sys::fork::ForkMark;
+use crate::sys::kernel::HostKernel;
+use crate::sys::map::{Access, Mapping, Populate};
+use crate::sys::memory::verify_sealed;
+use crate::wait::{Tuner, WaitPolicy};
+
+/// Longest time for giving a handle back: the daemon finds out by itself when the process exits.
+const DETACH_TIMEOUT: Duration = Duration::from_millis(500);
+
+/// Doorbells of peers that a handle remembers without asking the client.
+const DOORBELLS_MAX: usize = 16;
+
+/// Set when the daemon does not know a handle any more.
+pub(crate) type Lost = Arc<OnceLock<()>>;
+
+/// A handle, apart from its ring.
+#[derive(Debug)]
+pub(crate) struct Attachment {
+    pub(crate) client: Arc<Inner>,
+    pub(crate) key: HandleKey,
+    pub(crate) queue_name: Box<str>,
+    pub(crate) kind: Kind,
+    pub(crate) geometry: Geometry,
+    pub(crate) kernel: HostKernel,
+    pub(crate) tuner: Tuner,
+    mark: ForkMark,
+    lost: Lost,
+    reported: OnceLock<()>,
+    doorbells: Vec<Arc<PeerDoorbell>>,
+    mappings: ManuallyDrop<Vec<Mapping>>,
+}
+
+impl Attachment {
+    /// Asks the daemon for a handle and maps its memory.
+    pub(crate) fn new(
+        client: &Arc<Inner>,
+        queue: &str,
+        role: Role,
+        policy: WaitPolicy,
+    ) -> Result<(Self, RingMemory), ClientError> {
+        let request = Request::Attach {
+            name: queue.to_owned(),
+            role,
+        };
+        let (attached, descriptors, lost) = client.attach(&request)?;
+        let key = attached.key;
+        Self::open(client, queue, role, policy, *attached, descriptors, lost).inspect_err(|_| {
+            client.detach(key, DETACH_TIMEOUT);
+        })
+    }
+
+    fn open(
+        client: &Arc<Inner>,
+        queue: &str,
+        role: Role,
+        policy: WaitPolicy,
+        attached: Attached,
+        descriptors: Vec<OwnedFd>,
+        lost: Lost,
+    ) -> Result<(Self, RingMemory), ClientError> {
+        if attached.layout_version != LAYOUT_VERSION {
+            return Err(ClientError::Protocol(format!(
+                "queue {queue} has memory layout {}, this client knows {LAYOUT_VERSION}",
+                attached.layout_version
+            )));
+        }
+        let geometry = Geometry::new(
+            Some(attached.slots),
+            Some(attached.slot_size),
+            Some(attached.max_message),
+        )
+        .map_err(|error| ClientError::Protocol(error.to_string()))?;
+        let mapped = map_all(&attached, &geometry, role, &descriptors)?;
+        let kernel = HostKernel::new(attached.wake_mode);
+        let cpus = available_cpus().map_or(1, |cpus| cpus.len());
+        let memory = mapped.memory;
+        let attachment = Self {
+            client: Arc::clone(client),
+            key: attached.key,
+            queue_name: queue.into(),
+            kind: attached.kind,
+            geometry,
+            kernel,
+            tuner: Tuner::new(policy, cpus),
+            mark: client.mark(),
+            lost,
+            reported: OnceLock::new(),
+            doorbells: Vec::new(),
+            mappings: ManuallyDrop::new(mapped.mappings),
+        };
+        Ok((attachment, memory))
+    }
+
+    /// Whether this is a forked child, which has neither the mappings nor a right to the connection.
+    #[inline]
+    pub(crate) fn is_forked(&self) -> bool {
+        self.mark.is_forked()
+    }
+
+    /// Whether the daemon does not know this handle any more: its queue is gone.
+    pub(crate) fn is_lost(&self) -> bool {
+        self.lost.get().is_some()
+    }
+
+    /// Takes a lost connection up again, in the background.
+    pub(crate) fn look_after_connection(&self) {
+        self.client.look_after_connection();
+    }
+
+    /// The mark of the process that made this handle.
+    pub(crate) fn mark(&self) -> ForkMark {
+        self.mark
+    }
+
+    /// Tells the daemon, once and in the background, that the ring is damaged.
+    pub(crate) fn report(&self, fault: &Fault) {
+        if self.reported.set(()).is_ok() {
+            self.client
+                .background
+                .report(&self.client, self.key, fault.to_string());
+        }
+    }
+
+    /// After publishing or releasing: wakes up to `count` of those who sleep in `park`. No fence and no system call
+    /// while nobody does.
+    #[inline(always)]
+    pub(crate) fn wake_peers(&mut self, park: &Park, count: u32) {
+        self.kernel.light_barrier();
+        if park.any_sleeper() {
+            self.wake_slow(park, count);
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn wake_slow(&mut self, park: &Park, count: u32) {
+        wake_sleepers(park, &self.kernel, count);
+        for sleeper in park.sleepers() {
+            if let Some((doorbell, bit)) = park.doorbell_of(sleeper) {
+                self.ring_doorbell(doorbell, bit);
+            }
+        }
+    }
+
+    fn ring_doorbell(&mut self, doorbell: u32, bit: u32) {
+        if let Some(known) = self.doorbells.iter().find(|known| known.id() == doorbell) {
+            known.ring(bit);
+            return;
+        }
+        if let Some(found) = self.client.doorbell(self.key.queue, doorbell, bit) {
+            found.ring(bit);
+            if self.doorbells.len() == DOORBELLS_MAX {
+                self.doorbells.remove(0);
+            }
+            self.doorbells.push(found);
+        }
+    }
+}
+
+impl Drop for Attachment {
+    fn drop(&mut self) {
+        if self.is_forked() {
+            // The range is not mapped here, and what this process maps there now is none of ours.
+            return;
+        }
+        // SAFETY: dropped once, here; the ring that used the mappings was dropped before its attachment.
+        unsafe { ManuallyDrop::drop(&mut self.mappings) };
+        self.client.background.flush(&self.client, self.key.queue);
+        self.client.detach(self.key, DETACH_TIMEOUT);
+    }
+}
+
+struct Mapped {
+    memory: RingMemory,
+    mappings: Vec<Mapping>,
+}
+
+fn map_all(
+    attached: &Attached,
+    geometry: &Geometry,
+    role: Role,
+    descriptors: &[OwnedFd],
+) -> Result<Mapped, ClientError> {
+    if attached.descriptors.len() != descriptors.len() {
+        return Err(ClientError::Protocol(format!(
+            "{} descriptors announced, {} came",
+            attached.descriptors.len(),
+            descriptors.len()
+        )));
+    }
+    let mut mappings = Vec::new();
+    let mut region = |wanted: Memory| -> Result<Region, ClientError> {
+        let index = attached
+            .descriptors
+            .iter()
+            .position(|memory| *memory == wanted)
+            .ok_or_else(|| ClientError::Protocol(format!("no descriptor for {wanted:?}")))?;
+        let (bytes, access) = shape(wanted, role, attached.kind, geometry);
+        let descriptor = descriptors[index].as_fd();
+        verify_sealed(descriptor, bytes)
+            .map_err(|error| ClientError::Protocol(format!("{wanted:?}: {error}")))?;
+        let mapping = Mapping::map(descriptor, bytes, access, Populate::Now).map_err(|error| {
+            std::io::Error::new(error.kind(), format!("cannot map {bytes} bytes: {error}"))
+        })?;
+        // SAFETY: page-aligned, of this length, from a file that cannot shrink; the handle keeps the mapping longer
+        // than the ring that gets the region. The rings write to a region only where `shape` says read-write.
+        let region = unsafe { Region::new(mapping.base(), mapping.len()) };
+        mappings.push(mapping);
+        Ok(region)
+    };
+    let control = region(Memory::Control)?;
+    let memory = match attached.kind {
+        Kind::Spsc => RingMemory::Spsc {
+            control,
+            slots: region(Memory::Slots)?,
+            producer: region(Memory::ProducerPage)?,
+            consumer: region(Memory::ConsumerPage)?,
+        },
+        Kind::Mpmc => RingMemory::Mpmc {
+            control,
+            ring: region(Memory::Ring)?,
+        },
+    };
+    Ok(Mapped { memory, mappings })
+}
+
+/// Bytes of a region and what this role may do there.
+fn shape(memory: Memory, role: Role, kind: Kind, geometry: &Geometry) -> (usize, Access) {
+    let writable_by = |writer: Role| {
+        if role == writer {
+            Access::ReadWrite
+        } else {
+            Access::ReadOnly
+        }
+    };
+    match memory {
+        Memory::Control => (PAGE_BYTES, Access::ReadOnly),
+        Memory::Ring => (geometry.region_bytes(kind), Access::ReadWrite),
+        Memory::Slots => (geometry.region_bytes(kind), writable_by(Role::Produce)),
+        Memory::ProducerPage => (PAGE_BYTES, writable_by(Role::Produce)),
+        Memory::ConsumerPage => (PAGE_BYTES, writable_by(Role::Consume)),
+    }
+}

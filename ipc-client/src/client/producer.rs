@@ -1,0 +1,337 @@
+//! The sending handle.
+
+use std::cell::Cell;
+use std::marker::PhantomData;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::attachment::Attachment;
+use super::connection::Inner;
+use super::error::{ClientError, SendError};
+use super::reservation::Reservation;
+use super::waiting::{Stop, leave, wait_for};
+use crate::layout::metadata::{Metadata, MetadataError};
+use crate::protocol::{Kind, Role};
+use crate::ring::{self, Closed, TrySendError};
+use crate::wait::WaitPolicy;
+
+/// Sends messages to one queue.
+///
+/// A producer may move to another thread, but two threads cannot share one: each takes its own. Dropping it gives the
+/// handle back to the daemon.
+///
+/// Each form of sending exists three times: `try_` returns [`SendError::Full`] at once, the plain one waits for room as
+/// long as it takes, `_timeout` waits for at most that long and then returns [`SendError::Timeout`].
+///
+/// # Errors
+/// All of them return [`SendError::Closed`] when the queue was deleted or its daemon stopped,
+/// [`SendError::TooLarge`] for what can never fit, [`SendError::PeerFault`] when another member damaged the queue, and
+/// [`SendError::UsedAfterFork`] in a forked child.
+#[derive(Debug)]
+pub struct Producer {
+    // Before the attachment, which owns the mappings: fields are dropped in this order.
+    pub(crate) ring: ring::Producer,
+    pub(crate) attachment: Attachment,
+    metadata: Vec<u8>,
+    /// `Send`, not `Sync`.
+    not_sync: PhantomData<Cell<()>>,
+}
+
+impl Producer {
+    pub(super) fn attach(
+        client: &Arc<Inner>,
+        queue: &str,
+        policy: WaitPolicy,
+    ) -> Result<Self, ClientError> {
+        let (attachment, memory) = Attachment::new(client, queue, Role::Produce, policy)?;
+        let ring = ring::Producer::new(memory, attachment.geometry, attachment.key.handle)?;
+        Ok(Self {
+            ring,
+            attachment,
+            metadata: Vec::new(),
+            not_sync: PhantomData,
+        })
+    }
+
+    /// Name of the queue.
+    #[must_use]
+    pub fn queue_name(&self) -> &str {
+        &self.attachment.queue_name
+    }
+
+    /// Kind of the queue.
+    #[must_use]
+    pub fn kind(&self) -> Kind {
+        self.attachment.kind
+    }
+
+    /// Longest payload in bytes.
+    #[must_use]
+    pub fn max_message(&self) -> usize {
+        self.attachment.geometry.max_message()
+    }
+
+    /// Sends a message if there is room now. Returns its sequence, which grows from message to message, not always by
+    /// one.
+    ///
+    /// # Errors
+    /// See [`Producer`].
+    #[inline]
+    pub fn try_send(&mut self, payload: &[u8]) -> Result<u64, SendError> {
+        if self.attachment.is_forked() {
+            return Err(SendError::UsedAfterFork);
+        }
+        let sent = self.ring.try_send(0, &[], payload);
+        self.after_try(sent, 1)
+    }
+
+    /// Sends a message and waits for room as long as it takes. Returns its sequence.
+    ///
+    /// # Errors
+    /// See [`Producer`].
+    #[inline]
+    pub fn send(&mut self, payload: &[u8]) -> Result<u64, SendError> {
+        self.send_within(payload, None)
+    }
+
+    /// Sends a message and waits for room at most this long. Returns its sequence.
+    ///
+    /// # Errors
+    /// See [`Producer`].
+    #[inline]
+    pub fn send_timeout(&mut self, payload: &[u8], timeout: Duration) -> Result<u64, SendError> {
+        self.send_within(payload, Some(timeout))
+    }
+
+    #[inline]
+    fn send_within(&mut self, payload: &[u8], timeout: Option<Duration>) -> Result<u64, SendError> {
+        self.wait(timeout, 1, |ring| ring.try_send(0, &[], payload))
+    }
+
+    /// As [`Self::try_send`], with metadata in front of the payload.
+    ///
+    /// # Errors
+    /// See [`Producer`]; [`SendError::InvalidMetadata`].
+    pub fn try_send_message(
+        &mut self,
+        metadata: &Metadata,
+        payload: &[u8],
+    ) -> Result<u64, SendError> {
+        if self.attachment.is_forked() {
+            return Err(SendError::UsedAfterFork);
+        }
+        self.encode(metadata)?;
+        let sent = self.ring.try_send(0, &self.metadata, payload);
+        self.after_try(sent, 1)
+    }
+
+    /// As [`Self::send`], with metadata in front of the payload.
+    ///
+    /// # Errors
+    /// See [`Producer`]; [`SendError::InvalidMetadata`].
+    pub fn send_message(&mut self, metadata: &Metadata, payload: &[u8]) -> Result<u64, SendError> {
+        self.send_message_within(metadata, payload, None)
+    }
+
+    /// As [`Self::send_timeout`], with metadata in front of the payload.
+    ///
+    /// # Errors
+    /// See [`Producer`]; [`SendError::InvalidMetadata`].
+    pub fn send_message_timeout(
+        &mut self,
+        metadata: &Metadata,
+        payload: &[u8],
+        timeout: Duration,
+    ) -> Result<u64, SendError> {
+        self.send_message_within(metadata, payload, Some(timeout))
+    }
+
+    fn send_message_within(
+        &mut self,
+        metadata: &Metadata,
+        payload: &[u8],
+        timeout: Option<Duration>,
+    ) -> Result<u64, SendError> {
+        self.encode(metadata)?;
+        let encoded = std::mem::take(&mut self.metadata);
+        let sent = self.wait(timeout, 1, |ring| ring.try_send(0, &encoded, payload));
+        self.metadata = encoded;
+        sent
+    }
+
+    /// Sends all of these messages in one step, or none. Returns the sequence of the first.
+    ///
+    /// Together they take at most a quarter of the ring; beyond that the error is [`SendError::TooLarge`].
+    ///
+    /// # Errors
+    /// See [`Producer`].
+    pub fn try_send_batch(&mut self, payloads: &[&[u8]]) -> Result<u64, SendError> {
+        if self.attachment.is_forked() {
+            return Err(SendError::UsedAfterFork);
+        }
+        let sent = self.ring.try_send_batch(payloads);
+        self.after_try(sent, messages(payloads))
+    }
+
+    /// As [`Self::try_send_batch`]; waits for room for all of them as long as it takes.
+    ///
+    /// # Errors
+    /// See [`Producer`].
+    pub fn send_batch(&mut self, payloads: &[&[u8]]) -> Result<u64, SendError> {
+        self.wait(None, messages(payloads), |ring| {
+            ring.try_send_batch(payloads)
+        })
+    }
+
+    /// As [`Self::try_send_batch`]; waits for room for all of them at most this long.
+    ///
+    /// # Errors
+    /// See [`Producer`].
+    pub fn send_batch_timeout(
+        &mut self,
+        payloads: &[&[u8]],
+        timeout: Duration,
+    ) -> Result<u64, SendError> {
+        self.wait(Some(timeout), messages(payloads), |ring| {
+            ring.try_send_batch(payloads)
+        })
+    }
+
+    /// Claims a slot for a message of at most `length` bytes, to be written in place. The message must fit one slot.
+    ///
+    /// A reservation that is not committed stops those who come after it, so what takes long is done before.
+    ///
+    /// # Errors
+    /// See [`Producer`].
+    pub fn try_reserve(&mut self, length: usize) -> Result<Reservation<'_>, SendError> {
+        if self.attachment.is_forked() {
+            return Err(SendError::UsedAfterFork);
+        }
+        match self.ring.try_reserve(length) {
+            Ok(reserved) => Ok(Reservation::new(self, reserved)),
+            Err(error) => Err(self.explain(error)),
+        }
+    }
+
+    /// As [`Self::try_reserve`]; waits for room as long as it takes.
+    ///
+    /// # Errors
+    /// See [`Producer`].
+    pub fn reserve(&mut self, length: usize) -> Result<Reservation<'_>, SendError> {
+        let reserved = self.wait(None, 0, |ring| ring.try_reserve(length))?;
+        Ok(Reservation::new(self, reserved))
+    }
+
+    /// As [`Self::try_reserve`]; waits for room at most this long.
+    ///
+    /// # Errors
+    /// See [`Producer`].
+    pub fn reserve_timeout(
+        &mut self,
+        length: usize,
+        timeout: Duration,
+    ) -> Result<Reservation<'_>, SendError> {
+        let reserved = self.wait(Some(timeout), 0, |ring| ring.try_reserve(length))?;
+        Ok(Reservation::new(self, reserved))
+    }
+
+    /// Runs `attempt` until it is not full, then wakes as many consumers as there are new messages.
+    #[inline]
+    fn wait<T>(
+        &mut self,
+        timeout: Option<Duration>,
+        messages: u32,
+        mut attempt: impl FnMut(&mut ring::Producer) -> Result<T, TrySendError>,
+    ) -> Result<T, SendError> {
+        if self.attachment.is_forked() {
+            return Err(SendError::UsedAfterFork);
+        }
+        let waited = wait_for(
+            &mut self.attachment,
+            &mut self.ring,
+            timeout,
+            |ring| match attempt(ring) {
+                Err(TrySendError::Full) => None,
+                result => Some(result),
+            },
+        );
+        match waited {
+            Ok(Ok(sent)) => {
+                self.wake(messages);
+                Ok(sent)
+            }
+            Ok(Err(error)) => Err(self.explain(error)),
+            Err(Stop::Timeout) => Err(SendError::Timeout),
+            Err(Stop::Lost) => Err(SendError::Closed(Closed::Deleted)),
+        }
+    }
+
+    #[inline]
+    pub(crate) fn after_try(
+        &mut self,
+        sent: Result<u64, TrySendError>,
+        messages: u32,
+    ) -> Result<u64, SendError> {
+        match sent {
+            Ok(sequence) => {
+                self.wake(messages);
+                Ok(sequence)
+            }
+            Err(error) => Err(self.explain(error)),
+        }
+    }
+
+    /// Wakes consumers after this many messages (or after a tombstone, which may uncover messages behind it).
+    #[inline]
+    pub(super) fn wake(&mut self, messages: u32) {
+        if messages != 0 {
+            self.attachment.wake_peers(self.ring.peer_park(), messages);
+        }
+    }
+
+    #[cold]
+    fn explain(&self, error: TrySendError) -> SendError {
+        match error {
+            TrySendError::Full if self.attachment.is_lost() => SendError::Closed(Closed::Deleted),
+            TrySendError::Fault(fault) => {
+                self.attachment.report(&fault);
+                SendError::PeerFault(fault)
+            }
+            error => error.into(),
+        }
+    }
+
+    fn encode(&mut self, metadata: &Metadata) -> Result<(), SendError> {
+        self.metadata.clear();
+        encode(metadata, &mut self.metadata)
+    }
+
+    /// Metadata in a buffer of its own, for a future that may be dropped.
+    #[cfg(feature = "tokio")]
+    pub(crate) fn encoded(&self, metadata: &Metadata) -> Result<Vec<u8>, SendError> {
+        let mut encoded = Vec::new();
+        encode(metadata, &mut encoded).map(|()| encoded)
+    }
+}
+
+impl Drop for Producer {
+    fn drop(&mut self) {
+        if !self.attachment.is_forked() {
+            leave(&self.ring);
+        }
+    }
+}
+
+fn encode(metadata: &Metadata, into: &mut Vec<u8>) -> Result<(), SendError> {
+    metadata.encode(into).map_err(|error| match error {
+        MetadataError::TooLong(length) => SendError::TooLarge {
+            length,
+            max: usize::from(u16::MAX),
+        },
+        _ => SendError::InvalidMetadata,
+    })
+}
+
+fn messages(payloads: &[&[u8]]) -> u32 {
+    u32::try_from(payloads.len()).unwrap_or(u32::MAX)
+}

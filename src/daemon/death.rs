@@ -1,0 +1,82 @@
+//! Deaths: the exit of a process, seen on its pidfd, and nothing else.
+
+use std::time::Instant;
+
+use super::broker::Broker;
+use super::entries::Key;
+use super::link::LinkLost;
+use super::log::log;
+use super::sessions::Session;
+
+/// Keys of one message to the keeper, so that it fits a frame.
+const DELETES_AT_ONCE: usize = 1024;
+
+/// A repair that takes longer than this is worth a line.
+const SLOW_MS: u128 = 10;
+
+impl Broker {
+    /// These processes have exited: their slots become what others can use, everybody is woken, then their indexes are free.
+    pub(super) fn on_exits(&mut self, sessions: &[u64]) -> Result<(), LinkLost> {
+        if sessions.is_empty() {
+            return Ok(());
+        }
+        let dead: Vec<(u64, Session)> = sessions
+            .iter()
+            .filter_map(|number| Some((*number, self.sessions.remove(number)?)))
+            .collect();
+        // All repairs before the first message to the keeper: survivors wait for these only. If this broker dies in
+        // between, the next one finds the same sessions dead and repairs again, which changes nothing.
+        for (_, session) in &dead {
+            if let Some(connection) = session.connection {
+                self.connections.remove(&connection);
+            }
+            for (queue, handle) in &session.handles {
+                self.repair(*queue, *handle);
+            }
+        }
+        let mut deletes = Vec::new();
+        for (number, session) in dead {
+            for (queue, handle) in session.handles {
+                deletes.push(Key::Handle { queue, handle }.bytes());
+            }
+            for doorbell in session.doorbells {
+                deletes.push(Key::Doorbell(doorbell).bytes());
+                self.doorbells.remove(&doorbell);
+            }
+            if session.stored {
+                deletes.push(Key::Session(number).bytes());
+            }
+        }
+        for chunk in deletes.chunks(DELETES_AT_ONCE) {
+            self.keeper.apply(chunk.to_vec(), Vec::new(), &[])?;
+        }
+        Ok(())
+    }
+
+    fn repair(&mut self, id: u64, index: u8) {
+        let Some(queue) = self.queues.get_mut(&id) else {
+            return;
+        };
+        let Some(handle) = queue.handles.remove(&index) else {
+            return;
+        };
+        let begun = Instant::now();
+        match queue.memory.repair(index, handle.role) {
+            Ok(()) => {
+                if let Some(queue) = self.queues.get(&id) {
+                    self.wake(queue);
+                }
+            }
+            Err(fault) => self.close_for_fault(id, &fault.to_string()),
+        }
+        let took_ms = begun.elapsed().as_millis();
+        if took_ms > SLOW_MS
+            && let Some(queue) = self.queues.get(&id)
+        {
+            log!(
+                "queue {}: the repair after a death took {took_ms} ms",
+                queue.entry.name
+            );
+        }
+    }
+}

@@ -1,0 +1,246 @@
+//! Doorbells: how a process is told about many queues at once. The daemon keeps their descriptors, hands them to those who
+//! publish, and rings them itself after a repair or a close.
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::Duration;
+
+use nix::sys::signal::{SigEvent, SigevNotify, Signal};
+use nix::sys::timer::{Expiration, Timer, TimerSetTimeFlags};
+use nix::time::ClockId;
+use ringmain_client::layout::doorbell as layout;
+use ringmain_client::protocol::{ErrorCode, HandleKey, Reply};
+use ringmain_client::ring::Region;
+use ringmain_client::sync::atomic::{Ordering, fence};
+use ringmain_client::sys::eventfd::EventFd;
+use ringmain_client::sys::futex;
+use ringmain_client::sys::map::{Access, Mapping, Populate};
+use ringmain_client::sys::memory::verify_sealed;
+
+use super::broker::{Broker, bug};
+use super::connections::{Answer, Failure, refuse};
+use super::entries::{DoorbellEntry, Key, encode};
+use super::link::Item;
+use super::queues::clone_descriptor;
+use super::rings::Ring;
+
+/// One process needs one; libraries inside it may each have their own.
+const DOORBELLS_PER_SESSION: usize = 16;
+
+/// How long the daemon lets itself be held up by a process that blocks the write to its own eventfd.
+const PATIENCE: Duration = Duration::from_millis(5);
+
+/// One doorbell.
+#[derive(Debug)]
+pub(super) struct Doorbell {
+    pub(super) session: u64,
+    region: Region,
+    _mapping: Mapping,
+    memory: OwnedFd,
+    eventfd: EventFd,
+}
+
+impl Doorbell {
+    /// Takes the descriptors of a client, or those that the keeper held. The error says what is wrong with them.
+    pub(super) fn new(session: u64, memory: OwnedFd, eventfd: OwnedFd) -> Result<Self, String> {
+        verify_sealed(memory.as_fd(), layout::BYTES)
+            .map_err(|error| format!("first descriptor (the doorbell's memory): {error}"))?;
+        let eventfd = EventFd::from_descriptor(eventfd)
+            .map_err(|error| format!("second descriptor (the doorbell's eventfd): {error}"))?;
+        let mapping = Mapping::map(
+            memory.as_fd(),
+            layout::BYTES,
+            Access::ReadWrite,
+            Populate::Now,
+        )
+        .map_err(|error| format!("the doorbell's memory cannot be mapped: {error}"))?;
+        // SAFETY: page-aligned, readable and writable for its length as long as the mapping, which this value keeps; the
+        // file cannot shrink; accessed through atomics only.
+        let region = unsafe { Region::new(mapping.base(), mapping.len()) };
+        Ok(Self {
+            session,
+            region,
+            _mapping: mapping,
+            memory,
+            eventfd,
+        })
+    }
+}
+
+/// Rings doorbells without being held up by their owners.
+#[derive(Debug)]
+pub(super) struct Bell {
+    timer: std::cell::RefCell<Timer>,
+}
+
+impl Bell {
+    pub(super) fn new() -> io::Result<Self> {
+        let notify = SigevNotify::SigevSignal {
+            signal: Signal::SIGUSR2,
+            si_value: 0,
+        };
+        let timer = Timer::new(ClockId::CLOCK_MONOTONIC, SigEvent::new(notify))?;
+        Ok(Self {
+            timer: std::cell::RefCell::new(timer),
+        })
+    }
+
+    /// Rings for the queue with this bit; a bit out of range comes from a hostile member and rings nothing.
+    pub(super) fn ring(&self, doorbell: &Doorbell, bit: u32) {
+        let bit = bit as usize;
+        if bit >= layout::QUEUES_MAX {
+            return;
+        }
+        let pending = doorbell.region.u64_at(layout::PENDING + bit / 64 * 8);
+        // Release: whoever takes the bit sees what it was rung for.
+        pending.fetch_or(1 << (bit % 64), Ordering::Release);
+        // SeqCst: partner of the owner's fence between setting its mode and its last look at the bits.
+        fence(Ordering::SeqCst);
+        match doorbell.region.u32_at(layout::MODE).load(Ordering::Relaxed) {
+            layout::MODE_FUTEX => {
+                let event = doorbell.region.u32_at(layout::EVENT);
+                // Release: before the wake, so that a sleeper on its way notices.
+                event.fetch_add(1, Ordering::Release);
+                futex::wake(event, u32::MAX);
+            }
+            layout::MODE_EVENTFD => self.signal(&doorbell.eventfd),
+            _ => {}
+        }
+    }
+
+    /// The owner can fill the counter and make the write block. A signal that comes again and again ends it.
+    fn signal(&self, eventfd: &EventFd) {
+        let mut timer = self.timer.borrow_mut();
+        let every = Expiration::IntervalDelayed(PATIENCE.into(), PATIENCE.into());
+        if timer.set(every, TimerSetTimeFlags::empty()).is_ok() {
+            eventfd.signal();
+            let _ = timer.set(
+                Expiration::OneShot(Duration::ZERO.into()),
+                TimerSetTimeFlags::empty(),
+            );
+        }
+    }
+}
+
+impl Broker {
+    pub(super) fn register_doorbell(
+        &mut self,
+        number: u64,
+        descriptors: Vec<OwnedFd>,
+    ) -> Result<Answer, Failure> {
+        let Ok([memory, eventfd]) = <[OwnedFd; 2]>::try_from(descriptors) else {
+            return Err(bug("descriptors were not counted").into());
+        };
+        let Some(session) = self.sessions.get(&number) else {
+            return Err(bug("session without entry").into());
+        };
+        if session.doorbells.len() >= DOORBELLS_PER_SESSION {
+            let text =
+                format!("a process has at most {DOORBELLS_PER_SESSION} doorbells: share one");
+            return refuse(ErrorCode::Limit, text);
+        }
+        let doorbell = match Doorbell::new(number, memory, eventfd) {
+            Ok(doorbell) => doorbell,
+            Err(reason) => return refuse(ErrorCode::Invalid, reason),
+        };
+        let Some(id) = self.counters.doorbell(&mut self.keeper)? else {
+            return refuse(
+                ErrorCode::Limit,
+                "no doorbell numbers are left: restart the daemon",
+            );
+        };
+        let mut items = Vec::new();
+        let mut beside = Vec::new();
+        if !session.stored {
+            items.push(session.item(number));
+            beside.push(session.pidfd.as_fd());
+        }
+        let bytes = encode(&DoorbellEntry { session: number });
+        items.push(Item {
+            key: Key::Doorbell(id).bytes(),
+            bytes,
+            descriptors: 2,
+        });
+        beside.extend([doorbell.memory.as_fd(), doorbell.eventfd.as_fd()]);
+        self.keeper.apply(Vec::new(), items, &beside)?;
+        if let Some(session) = self.sessions.get_mut(&number) {
+            session.stored = true;
+            session.doorbells.insert(id);
+        }
+        self.doorbells.insert(id, doorbell);
+        Ok(Answer::of(Reply::Doorbell { doorbell: id }))
+    }
+
+    pub(super) fn bind_doorbell(
+        &mut self,
+        number: u64,
+        key: HandleKey,
+        doorbell: u32,
+    ) -> Result<Answer, Failure> {
+        if self
+            .doorbells
+            .get(&doorbell)
+            .is_none_or(|found| found.session != number)
+        {
+            let text = format!("doorbell {doorbell} does not belong to this process");
+            return refuse(ErrorCode::NotFound, text);
+        }
+        self.check_handle(number, key)?;
+        self.update_handle(key.queue, key.handle, |handle| {
+            handle.doorbell = Some(doorbell)
+        })?;
+        Ok(Answer::of(Reply::Done))
+    }
+
+    pub(super) fn fetch_doorbell(
+        &self,
+        number: u64,
+        queue: u64,
+        doorbell: u32,
+    ) -> Result<Answer, Failure> {
+        let is_member = self.sessions.get(&number).is_some_and(|session| {
+            session
+                .handles
+                .range((queue, 0)..=(queue, u8::MAX))
+                .next()
+                .is_some()
+        });
+        if !is_member {
+            return refuse(ErrorCode::NotFound, format!("no handle on queue {queue}"));
+        }
+        let is_bound = self.queues.get(&queue).is_some_and(|queue| {
+            queue
+                .handles
+                .values()
+                .any(|handle| handle.doorbell == Some(doorbell))
+        });
+        let Some(found) = self.doorbells.get(&doorbell).filter(|_| is_bound) else {
+            let text = format!("no doorbell {doorbell} on queue {queue}: its process may be gone");
+            return refuse(ErrorCode::NotFound, text);
+        };
+        let descriptors = vec![
+            clone_descriptor(found.memory.as_fd())?,
+            clone_descriptor(found.eventfd.as_fd())?,
+        ];
+        Ok(Answer {
+            descriptors,
+            ..Answer::of(Reply::Doorbell { doorbell })
+        })
+    }
+}
+
+impl super::queues::Queue {
+    /// The doorbell that a sleeping handle names in shared memory, if it is really bound to that handle.
+    pub(super) fn doorbell_of(&self, ring: &Ring) -> Option<u32> {
+        let handle = match self.entry.kind {
+            ringmain_client::protocol::Kind::Mpmc => self.handles.get(&ring.handle),
+            ringmain_client::protocol::Kind::Spsc => self
+                .handles
+                .values()
+                .find(|handle| handle.role == ring.role),
+        };
+        handle
+            .and_then(|handle| handle.doorbell)
+            .filter(|doorbell| *doorbell == ring.doorbell)
+    }
+}

@@ -1,0 +1,227 @@
+//! What keeper and broker say to each other over their socket pair.
+//!
+//! The broker asks and waits: for [`ToKeeper::Load`] and [`ToKeeper::Apply`] the answer is the next but for
+//! [`FromKeeper::Stop`], [`FromKeeper::Leave`] and [`FromKeeper::UpgradeRefused`], which may come at any time. The
+//! protocol has its own version, because after an upgrade an old keeper talks to a new broker: variants are only ever
+//! added, at the end.
+
+use std::collections::VecDeque;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use ringmain_client::protocol::FRAME_BYTES_MAX;
+use ringmain_client::protocol::frame::Framing;
+use ringmain_client::sys::packet::{Blocking, ReceiveError, receive_packet, send_packet};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use super::Limits;
+
+/// The keeper protocol.
+pub(super) const KEEPER: Framing = Framing {
+    magic: *b"RMKP",
+    version: 1,
+};
+
+/// One entry of the store on its way. Its descriptors travel beside the message.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Item {
+    pub(super) key: Vec<u8>,
+    pub(super) bytes: Vec<u8>,
+    pub(super) descriptors: u8,
+}
+
+/// What the broker needs to know to begin.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct BrokerConfig {
+    /// For people.
+    pub(super) socket: String,
+    pub(super) limits: Limits,
+    pub(super) force_no_membarrier: bool,
+    pub(super) force_no_peer_pidfd: bool,
+    pub(super) keeper_pid: u32,
+    /// `CLOCK_MONOTONIC` nanoseconds.
+    pub(super) keeper_started_ns: u64,
+    /// This start counted.
+    pub(super) broker_starts: u64,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) enum ToKeeper {
+    /// First: the process runs and waits for [`FromKeeper::Start`].
+    Standby { version: String },
+    /// Entries behind this key. Answer: [`FromKeeper::Entries`].
+    Load { after: Vec<u8> },
+    /// Deletes, then puts, at once. Answer: [`FromKeeper::Applied`] or [`FromKeeper::NotApplied`].
+    Apply {
+        deletes: Vec<Vec<u8>>,
+        puts: Vec<Item>,
+    },
+    /// Everything is adopted, requests are served from now on.
+    Ready,
+    /// A client wants the broker replaced; empty: by the same binary. Answer, some time later: [`FromKeeper::Leave`] or
+    /// [`FromKeeper::UpgradeRefused`].
+    Upgrade { binary: String },
+    /// The rings are closed after [`FromKeeper::Stop`]; the text says what was left.
+    Stopped { text: String },
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) enum FromKeeper {
+    /// With the listening socket.
+    Start(BrokerConfig),
+    /// A page of the store, with its descriptors; empty at the end.
+    Entries(Vec<Item>),
+    Applied,
+    NotApplied {
+        reason: String,
+    },
+    /// Close the rings and leave.
+    Stop,
+    /// Your successor stands by: leave, touching nothing.
+    Leave,
+    UpgradeRefused {
+        reason: String,
+    },
+}
+
+/// The other side is gone or talks nonsense: there is no way to go on.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("{0}")]
+pub(super) struct LinkLost(pub(super) String);
+
+/// Sends one message.
+pub(super) fn send<T: Serialize>(
+    socket: BorrowedFd<'_>,
+    message: &T,
+    descriptors: &[BorrowedFd<'_>],
+) -> Result<(), LinkLost> {
+    let frame = KEEPER
+        .encode(message)
+        .map_err(|error| LinkLost(error.to_string()))?;
+    send_packet(socket, &frame, descriptors, Blocking::Wait)
+        .map_err(|error| LinkLost(error.to_string()))
+}
+
+/// Takes one message; `None` if there is none and `blocking` says not to wait.
+pub(super) fn receive<T: DeserializeOwned>(
+    socket: BorrowedFd<'_>,
+    buffer: &mut [u8],
+    blocking: Blocking,
+) -> Result<Option<(T, Vec<OwnedFd>)>, LinkLost> {
+    let received = match receive_packet(socket, buffer, blocking) {
+        Ok(received) => received,
+        Err(ReceiveError::WouldBlock) => return Ok(None),
+        Err(error) => return Err(LinkLost(error.to_string())),
+    };
+    let message = KEEPER
+        .decode(&buffer[..received.length])
+        .map_err(|error| LinkLost(error.to_string()))?;
+    Ok(Some((message, received.descriptors)))
+}
+
+/// The broker's end.
+#[derive(Debug)]
+pub(super) struct KeeperLink {
+    socket: OwnedFd,
+    buffer: Vec<u8>,
+    /// Came while an answer was awaited.
+    events: VecDeque<FromKeeper>,
+}
+
+impl KeeperLink {
+    pub(super) fn new(socket: OwnedFd) -> Self {
+        Self {
+            socket,
+            buffer: vec![0; FRAME_BYTES_MAX],
+            events: VecDeque::new(),
+        }
+    }
+
+    pub(super) fn socket(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+
+    pub(super) fn send(&self, message: &ToKeeper) -> Result<(), LinkLost> {
+        send(self.socket.as_fd(), message, &[])
+    }
+
+    /// The next event, if one is there.
+    pub(super) fn event(&mut self) -> Result<Option<FromKeeper>, LinkLost> {
+        if let Some(event) = self.events.pop_front() {
+            return Ok(Some(event));
+        }
+        let received = receive(self.socket.as_fd(), &mut self.buffer, Blocking::Return)?;
+        Ok(received.map(|(event, _)| event))
+    }
+
+    /// Whether an event waits that poll(2) does not show.
+    pub(super) fn has_event(&self) -> bool {
+        !self.events.is_empty()
+    }
+
+    /// Waits for the keeper's first message.
+    pub(super) fn start(&mut self) -> Result<(BrokerConfig, OwnedFd), LinkLost> {
+        match self.answer()? {
+            (FromKeeper::Start(config), descriptors) => match <[OwnedFd; 1]>::try_from(descriptors)
+            {
+                Ok([listener]) => Ok((config, listener)),
+                Err(_) => Err(LinkLost("the keeper sent no listening socket".to_owned())),
+            },
+            (other, _) => Err(LinkLost(format!(
+                "unexpected message of the keeper: {other:?}"
+            ))),
+        }
+    }
+
+    /// One page of the store.
+    pub(super) fn load(&mut self, after: &[u8]) -> Result<(Vec<Item>, Vec<OwnedFd>), LinkLost> {
+        self.send(&ToKeeper::Load {
+            after: after.to_vec(),
+        })?;
+        match self.answer()? {
+            (FromKeeper::Entries(items), descriptors) => Ok((items, descriptors)),
+            (other, _) => Err(LinkLost(format!(
+                "unexpected message of the keeper: {other:?}"
+            ))),
+        }
+    }
+
+    /// Stores; when it returns, it outlives this process.
+    pub(super) fn apply(
+        &mut self,
+        deletes: Vec<Vec<u8>>,
+        puts: Vec<Item>,
+        descriptors: &[BorrowedFd<'_>],
+    ) -> Result<(), LinkLost> {
+        send(
+            self.socket.as_fd(),
+            &ToKeeper::Apply { deletes, puts },
+            descriptors,
+        )?;
+        match self.answer()? {
+            (FromKeeper::Applied, _) => Ok(()),
+            (FromKeeper::NotApplied { reason }, _) => Err(LinkLost(format!(
+                "the keeper did not store an entry: {reason}"
+            ))),
+            (other, _) => Err(LinkLost(format!(
+                "unexpected message of the keeper: {other:?}"
+            ))),
+        }
+    }
+
+    fn answer(&mut self) -> Result<(FromKeeper, Vec<OwnedFd>), LinkLost> {
+        loop {
+            let socket = self.socket.as_fd();
+            match receive(socket, &mut self.buffer, Blocking::Wait)? {
+                Some((
+                    event @ (FromKeeper::Stop
+                    | FromKeeper::Leave
+                    | FromKeeper::UpgradeRefused { .. }),
+                    _,
+                )) => self.events.push_back(event),
+                Some(answer) => return Ok(answer),
+                None => {}
+            }
+        }
+    }
+}

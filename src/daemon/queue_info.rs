@@ -1,0 +1,177 @@
+//! What is shown of queues and of the daemon. Everything from shared memory is a racy copy, for people.
+
+use std::ops::Bound::{Excluded, Unbounded};
+
+use ringmain_client::protocol::{
+    ErrorCode, HandleInfo, Kind, PROTOCOL_VERSION, QueueInfo, Reply, Role, Status,
+};
+use ringmain_client::ring::Closed;
+use ringmain_client::sys::clock::monotonic_ns;
+
+use super::broker::Broker;
+use super::connections::{Answer, Failure, refuse};
+use super::peer::Credentials;
+use super::process::is_stopped;
+use super::queues::{Handle, Queue};
+
+/// Queues of one page: their summaries fit a frame, whatever their names are.
+const PAGE_QUEUES: usize = 64;
+
+impl Broker {
+    /// Without the handles.
+    pub(super) fn queue_summary(&self, id: u64, queue: &Queue) -> QueueInfo {
+        let entry = &queue.entry;
+        let (head, tail) = queue.memory.positions();
+        let [repairs, tombstones, returned] = queue.memory.counters();
+        let count = |role: Role| {
+            let handles = queue.handles.values().filter(|handle| handle.role == role);
+            u32::try_from(handles.count()).unwrap_or(u32::MAX)
+        };
+        QueueInfo {
+            id,
+            name: entry.name.clone(),
+            kind: entry.kind,
+            plane: "direct".to_owned(),
+            durable: false,
+            slots: entry.slots,
+            slot_size: entry.slot_size,
+            max_message: entry.max_message,
+            memory_bytes: queue.memory_bytes(),
+            owner_uid: entry.owner_uid,
+            group_gid: entry.group_gid,
+            mode: entry.mode,
+            wake_mode: entry.wake_mode,
+            state: match queue.memory.closed() {
+                None => "open",
+                Some(Closed::Draining) => "draining",
+                Some(Closed::Deleted) => "deleted",
+                Some(_) => "fault",
+            }
+            .to_owned(),
+            tail,
+            head,
+            used_slots: tail - head,
+            producers: count(Role::Produce),
+            consumers: count(Role::Consume),
+            repairs,
+            tombstones,
+            returned,
+            handles: Vec::new(),
+        }
+    }
+
+    pub(super) fn queue_info(&self, user: &Credentials, name: &str) -> Result<Answer, Failure> {
+        let (id, queue) = self.find(name)?;
+        if !queue.rights(user).may_see() {
+            let text = format!(
+                "queue {name} gives you no right: owner is user {}, mode {:o}",
+                queue.entry.owner_uid, queue.entry.mode
+            );
+            return refuse(ErrorCode::NotPermitted, text);
+        }
+        let mut info = self.queue_summary(id, queue);
+        info.handles = self.handle_infos(queue);
+        Ok(Answer::of(Reply::Queue(Box::new(info))))
+    }
+
+    fn handle_infos(&self, queue: &Queue) -> Vec<HandleInfo> {
+        let now_ns = monotonic_ns();
+        let owned = queue.memory.owned_by_all();
+        let mut infos: Vec<HandleInfo> = Vec::with_capacity(queue.handles.len());
+        for (index, handle) in &queue.handles {
+            let line = queue.memory.line(handle.role, *index);
+            let owned = match queue.entry.kind {
+                Kind::Mpmc => owned[usize::from(*index)],
+                Kind::Spsc => queue.memory.owned_by(*index, handle.role),
+            };
+            let waiting_ns =
+                (line.waiting_since_ns != 0).then(|| now_ns.saturating_sub(line.waiting_since_ns));
+            let delayed_by = waiting_ns
+                .and_then(|_| self.delayer(queue, handle, line.waiting_at))
+                .filter(|other| other != index && queue.handles.contains_key(other));
+            let session = self.sessions.get(&handle.session);
+            infos.push(HandleInfo {
+                handle: *index,
+                role: handle.role,
+                pid: session.map_or(0, |session| session.pid),
+                uid: session.map_or(0, |session| session.uid),
+                state: self.handle_state(handle).to_owned(),
+                messages: line.messages,
+                bytes: line.payload_bytes,
+                owned_slots: owned.slots,
+                owns_position: owned.first_position,
+                waiting_ns,
+                delayed_by,
+                delays_others_ns: None,
+            });
+        }
+        let delays: Vec<(u8, u64)> = infos
+            .iter()
+            .filter_map(|info| Some((info.delayed_by?, info.waiting_ns?)))
+            .collect();
+        for info in &mut infos {
+            info.delays_others_ns = delays
+                .iter()
+                .filter(|(delayer, _)| *delayer == info.handle)
+                .map(|(_, waiting_ns)| *waiting_ns)
+                .max();
+        }
+        infos
+    }
+
+    /// Who owns the slot that somebody waits for.
+    fn delayer(&self, queue: &Queue, waiting: &Handle, position: u64) -> Option<u8> {
+        match queue.entry.kind {
+            Kind::Mpmc => queue.memory.delayer(waiting.role, position),
+            // A producer waits for the message that the consumer holds; a consumer waits for no slot that anybody owns.
+            Kind::Spsc if waiting.role == Role::Produce => {
+                let (index, consumer) = queue
+                    .handles
+                    .iter()
+                    .find(|(_, handle)| handle.role == Role::Consume)?;
+                let holds = queue.memory.owned_by(*index, consumer.role).slots > 0;
+                holds.then_some(*index)
+            }
+            Kind::Spsc => None,
+        }
+    }
+
+    fn handle_state(&self, handle: &Handle) -> &'static str {
+        match self.sessions.get(&handle.session) {
+            Some(session) if session.pid != 0 && is_stopped(session.pid) => "stopped",
+            Some(session) if session.connection.is_some() && !handle.dirty => "attached",
+            _ => "detached",
+        }
+    }
+
+    /// A page of the queues that the user may see.
+    pub(super) fn list_queues(&self, user: &Credentials, after: &str) -> Answer {
+        let page = self
+            .names
+            .range::<str, _>((Excluded(after), Unbounded))
+            .filter_map(|(_, id)| Some((*id, self.queues.get(id)?)))
+            .filter(|(_, queue)| queue.rights(user).may_see())
+            .take(PAGE_QUEUES)
+            .map(|(id, queue)| self.queue_summary(id, queue))
+            .collect();
+        Answer::of(Reply::Queues(page))
+    }
+
+    pub(super) fn status(&self) -> Answer {
+        let count = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
+        let uptime_ns = monotonic_ns().saturating_sub(self.config.keeper_started_ns);
+        Answer::of(Reply::Status(Box::new(Status {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            protocol: PROTOCOL_VERSION,
+            uptime_s: uptime_ns / 1_000_000_000,
+            keeper_pid: self.config.keeper_pid,
+            broker_pid: std::process::id(),
+            broker_starts: self.config.broker_starts,
+            socket: self.config.socket.clone(),
+            queues: count(self.queues.len()),
+            clients: count(self.sessions.len()),
+            handles: count(self.queues.values().map(|queue| queue.handles.len()).sum()),
+            memory_bytes: self.queues.values().map(Queue::memory_bytes).sum(),
+        })))
+    }
+}

@@ -1,0 +1,442 @@
+//! Queues: creating, deleting, purging.
+
+use std::collections::BTreeMap;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use nix::unistd::Group;
+use ringmain_client::layout::{Geometry, LAYOUT_VERSION, control};
+use ringmain_client::protocol::{ErrorCode, Kind, QueueSpec, Reply, Role};
+use ringmain_client::ring::Closed;
+use ringmain_client::sys::memory::MemoryError;
+
+use super::broker::{Broker, bug};
+use super::connections::{Answer, Failure, refuse};
+use super::entries::{Key, QueueEntry, encode};
+use super::host_memory;
+use super::link::{Item, LinkLost};
+use super::log::log;
+use super::peer::Credentials;
+use super::permissions::Rights;
+use super::rings::{QueueMemory, memory_bytes};
+
+/// Longest name of a queue in bytes.
+const NAME_BYTES_MAX: usize = 200;
+/// Owner only.
+const MODE_DEFAULT: u32 = 0o700;
+
+/// One queue.
+#[derive(Debug)]
+pub(super) struct Queue {
+    pub(super) entry: QueueEntry,
+    pub(super) memory: QueueMemory,
+    /// By index.
+    pub(super) handles: BTreeMap<u8, Handle>,
+}
+
+/// One handle.
+#[derive(Debug, Clone)]
+pub(super) struct Handle {
+    pub(super) role: Role,
+    pub(super) epoch: u32,
+    pub(super) session: u64,
+    pub(super) doorbell: Option<u32>,
+    /// Given back while it owned slots.
+    pub(super) dirty: bool,
+    /// Whether a fault that it reported was logged.
+    pub(super) reported: bool,
+}
+
+impl Queue {
+    pub(super) fn memory_bytes(&self) -> u64 {
+        memory_bytes(self.entry.kind, self.memory.geometry())
+    }
+
+    pub(super) fn rights(&self, user: &Credentials) -> Rights {
+        Rights::of(
+            user,
+            self.entry.owner_uid,
+            self.entry.group_gid,
+            self.entry.mode,
+        )
+    }
+
+    pub(super) fn item(&self, id: u64) -> Item {
+        Item {
+            key: Key::Queue(id).bytes(),
+            bytes: encode(&self.entry),
+            descriptors: 0,
+        }
+    }
+}
+
+/// A copy of a descriptor, to be sent.
+pub(super) fn clone_descriptor(descriptor: BorrowedFd<'_>) -> Result<OwnedFd, Failure> {
+    descriptor.try_clone_to_owned().or_else(|error| {
+        refuse(
+            ErrorCode::Io,
+            format!("the daemon cannot duplicate a descriptor: {error}"),
+        )
+    })
+}
+
+/// Why memory was not to be had, as an answer.
+pub(super) fn memory_failure(error: &MemoryError) -> Failure {
+    match error {
+        MemoryError::NoRoom { .. } => Failure::Refused(
+            ErrorCode::Limit,
+            format!(
+                "no memory for the queue ({error}): ask for fewer or smaller slots, or free memory"
+            ),
+        ),
+        _ => Failure::Refused(ErrorCode::Io, format!("memory of the queue: {error}")),
+    }
+}
+
+fn check_name(name: &str) -> Result<(), Failure> {
+    let good = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-');
+    let valid = !name.is_empty()
+        && name.len() <= NAME_BYTES_MAX
+        && name.bytes().all(good)
+        && !name.starts_with(['.', '-']);
+    if valid {
+        return Ok(());
+    }
+    let shown: String = name.chars().take(40).collect();
+    refuse(
+        ErrorCode::Invalid,
+        format!(
+            "queue name {shown:?}: 1 to {NAME_BYTES_MAX} characters of A-Z a-z 0-9 . _ - are allowed, the first no dot \
+             or dash"
+        ),
+    )
+}
+
+/// The group of a new queue: as with chgrp, one of the creator's own unless it is root.
+fn group_of(user: &Credentials, wanted: Option<&str>) -> Result<u32, Failure> {
+    let Some(wanted) = wanted else {
+        return Ok(user.gid);
+    };
+    let shown: String = wanted.chars().take(40).collect();
+    let gid = match wanted.parse::<u32>() {
+        Ok(gid) => Some(gid),
+        Err(_) if wanted.len() <= 256 && !wanted.contains('\0') => Group::from_name(wanted)
+            .ok()
+            .flatten()
+            .map(|group| group.gid.as_raw()),
+        Err(_) => None,
+    };
+    match gid {
+        None => refuse(
+            ErrorCode::Invalid,
+            format!("group {shown:?} does not exist: name one of your groups"),
+        ),
+        Some(gid) if user.uid == 0 || user.in_group(gid) => Ok(gid),
+        Some(_) => refuse(
+            ErrorCode::NotPermitted,
+            format!("you are no member of group {shown:?}: name one of your groups"),
+        ),
+    }
+}
+
+impl Broker {
+    /// The queue of this name, if the user may see it.
+    pub(super) fn find(&self, name: &str) -> Result<(u64, &Queue), Failure> {
+        let found = self
+            .names
+            .get(name)
+            .and_then(|id| Some((*id, self.queues.get(id)?)));
+        found.map_or_else(
+            || {
+                let shown: String = name.chars().take(NAME_BYTES_MAX).collect();
+                refuse(
+                    ErrorCode::NotFound,
+                    format!("queue {shown:?} does not exist: create it first"),
+                )
+            },
+            Ok,
+        )
+    }
+
+    /// The same, for those who may manage it.
+    fn find_managed(&self, user: &Credentials, name: &str, what: &str) -> Result<u64, Failure> {
+        let (id, queue) = self.find(name)?;
+        if queue.rights(user).may_manage() {
+            return Ok(id);
+        }
+        let text = format!(
+            "{what} queue {name} needs the right to execute (manage): owner is user {}, mode {:o}",
+            queue.entry.owner_uid, queue.entry.mode
+        );
+        refuse(ErrorCode::NotPermitted, text)
+    }
+
+    pub(super) fn create_queue(
+        &mut self,
+        session: u64,
+        user: &Credentials,
+        name: String,
+        spec: &QueueSpec,
+    ) -> Result<Answer, Failure> {
+        check_name(&name)?;
+        let kind = spec.kind.unwrap_or(Kind::Mpmc);
+        let geometry = match Geometry::new(spec.slots, spec.slot_size, spec.max_message) {
+            Ok(geometry) => geometry,
+            Err(error) => return refuse(ErrorCode::Invalid, error.to_string()),
+        };
+        let mode = spec.mode.unwrap_or(MODE_DEFAULT);
+        if mode & !0o777 != 0 {
+            return refuse(
+                ErrorCode::Invalid,
+                format!("mode {mode:o}: only the bits 0777 are allowed"),
+            );
+        }
+        let group_gid = group_of(user, spec.group.as_deref())?;
+        let creator = self
+            .sessions
+            .get(&session)
+            .map(|session| (session.id, session.pid));
+        let slots = u32::try_from(geometry.slots()).unwrap_or(u32::MAX);
+        let entry = QueueEntry {
+            name,
+            kind,
+            layout_version: LAYOUT_VERSION,
+            slots,
+            slot_size: u32::try_from(geometry.slot_size()).unwrap_or(u32::MAX),
+            max_message: u32::try_from(geometry.max_message()).unwrap_or(u32::MAX),
+            wake_mode: self.wake_mode,
+            owner_uid: user.uid,
+            group_gid,
+            mode,
+            creating: creator,
+            purging: false,
+        };
+        if let Some(id) = self.names.get(&entry.name) {
+            return self.exists_already(*id, &entry);
+        }
+        let bytes = memory_bytes(kind, &geometry);
+        self.check_queue_limits(user.uid, bytes)?;
+        host_memory::check(bytes).or_else(|reason| refuse(ErrorCode::Limit, reason))?;
+        let id = self.counters.queue(&mut self.keeper)?;
+        let memory = QueueMemory::create(&entry.name, id, kind, geometry)
+            .map_err(|error| memory_failure(&error))?;
+        let queue = Queue {
+            entry,
+            memory,
+            handles: BTreeMap::new(),
+        };
+        let descriptors: Vec<_> = queue.memory.descriptors.iter().map(AsFd::as_fd).collect();
+        let count = u8::try_from(descriptors.len()).unwrap_or(u8::MAX);
+        let item = Item {
+            descriptors: count,
+            ..queue.item(id)
+        };
+        self.keeper.apply(Vec::new(), vec![item], &descriptors)?;
+        self.names.insert(queue.entry.name.clone(), id);
+        let info = self.queue_summary(id, &queue);
+        self.queues.insert(id, queue);
+        Ok(Answer {
+            created: Some(id),
+            ..Answer::of(Reply::Queue(Box::new(info)))
+        })
+    }
+
+    /// The same request again, because the broker died before it could answer, is no mistake of the client.
+    fn exists_already(&self, id: u64, entry: &QueueEntry) -> Result<Answer, Failure> {
+        let Some(queue) = self.queues.get(&id) else {
+            return Err(bug("name without queue").into());
+        };
+        let again = queue.entry.creating.is_some()
+            && QueueEntry {
+                wake_mode: queue.entry.wake_mode,
+                ..entry.clone()
+            } == queue.entry;
+        if again {
+            let info = self.queue_summary(id, queue);
+            return Ok(Answer {
+                created: Some(id),
+                ..Answer::of(Reply::Queue(Box::new(info)))
+            });
+        }
+        let text = format!(
+            "queue {} exists already: delete it first, or take another name",
+            entry.name
+        );
+        refuse(ErrorCode::Exists, text)
+    }
+
+    /// The creator has its answer: the same request again is a mistake from now on.
+    pub(super) fn creator_knows(&mut self, id: u64) -> Result<(), LinkLost> {
+        let Some(queue) = self.queues.get_mut(&id) else {
+            return Ok(());
+        };
+        queue.entry.creating = None;
+        let item = queue.item(id);
+        self.keeper.apply(Vec::new(), vec![item], &[])
+    }
+
+    pub(super) fn delete_queue(
+        &mut self,
+        user: &Credentials,
+        name: &str,
+    ) -> Result<Answer, Failure> {
+        let id = self.find_managed(user, name, "deleting")?;
+        self.remove_queue(id)?;
+        Ok(Answer::of(Reply::Done))
+    }
+
+    /// Everybody attached is told; their mappings stay valid until they let go.
+    pub(super) fn remove_queue(&mut self, id: u64) -> Result<(), LinkLost> {
+        let Some(queue) = self.queues.get(&id) else {
+            return Ok(());
+        };
+        // First the mark in shared memory: if this broker dies now, the next one goes on from there.
+        queue.memory.close(control::CLOSED_DELETED);
+        self.wake(queue);
+        let mut deletes: Vec<_> = queue
+            .handles
+            .keys()
+            .map(|handle| {
+                Key::Handle {
+                    queue: id,
+                    handle: *handle,
+                }
+                .bytes()
+            })
+            .collect();
+        deletes.push(Key::Queue(id).bytes());
+        self.keeper.apply(deletes, Vec::new(), &[])?;
+        let Some(queue) = self.queues.remove(&id) else {
+            return Ok(());
+        };
+        self.names.remove(&queue.entry.name);
+        for (index, handle) in queue.handles {
+            if let Some(session) = self.sessions.get_mut(&handle.session) {
+                session.handles.remove(&(id, index));
+            }
+            self.forget_if_unneeded(handle.session)?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn purge_queue(
+        &mut self,
+        user: &Credentials,
+        name: &str,
+    ) -> Result<Answer, Failure> {
+        let id = self.find_managed(user, name, "purging")?;
+        self.look_at_holder(id, Role::Consume)?;
+        let Some(queue) = self.queues.get_mut(&id) else {
+            return Err(bug("queue without entry").into());
+        };
+        let consumer = queue
+            .handles
+            .values()
+            .find(|handle| handle.role == Role::Consume);
+        if let (Kind::Spsc, Some(handle)) = (queue.entry.kind, consumer) {
+            let text = format!(
+                "queue {name} has one consumer at a time, and {} is attached: stop it first",
+                self.sessions
+                    .get(&handle.session)
+                    .map_or(0, |session| session.pid)
+            );
+            return refuse(ErrorCode::Busy, text);
+        }
+        // Stored first: if this broker dies over it, the next one repairs what the daemon's own handle holds.
+        queue.entry.purging = true;
+        let begun = queue.item(id);
+        self.keeper.apply(Vec::new(), vec![begun], &[])?;
+        let result = queue.memory.purge();
+        queue.entry.purging = false;
+        let ended = queue.item(id);
+        match result {
+            Ok(messages) => {
+                if let Some(queue) = self.queues.get(&id) {
+                    self.wake(queue);
+                }
+                self.keeper.apply(Vec::new(), vec![ended], &[])?;
+                Ok(Answer::of(Reply::Purged { messages }))
+            }
+            Err(fault) => {
+                self.close_for_fault(id, &fault.to_string());
+                self.keeper.apply(Vec::new(), vec![ended], &[])?;
+                refuse(
+                    ErrorCode::Closed,
+                    format!("queue {name} was closed: {fault}; delete it and create it again"),
+                )
+            }
+        }
+    }
+
+    /// Nobody can use the ring any more; its members are told.
+    pub(super) fn close_for_fault(&self, id: u64, what: &str) {
+        let Some(queue) = self.queues.get(&id) else {
+            return;
+        };
+        if queue
+            .memory
+            .closed()
+            .is_some_and(|closed| closed != Closed::Draining)
+        {
+            return;
+        }
+        log!(
+            "queue {} closed: {what}; delete it and create it again",
+            queue.entry.name
+        );
+        queue.memory.close(control::CLOSED_FAULT);
+        self.wake(queue);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_follow_the_rule() {
+        for good in ["a", "A.b_c-9", "0", "_x", &"n".repeat(200)] {
+            assert!(check_name(good).is_ok(), "{good}");
+        }
+        for bad in [
+            "",
+            ".a",
+            "-a",
+            "a b",
+            "a/b",
+            "ä",
+            "a\n",
+            "a\0",
+            &"n".repeat(201),
+        ] {
+            assert!(check_name(bad).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn groups_are_ones_own_unless_root() {
+        let user = Credentials {
+            uid: 5,
+            gid: 6,
+            groups: vec![7],
+        };
+        let root = Credentials {
+            uid: 0,
+            gid: 0,
+            groups: vec![],
+        };
+        assert_eq!(group_of(&user, None).ok(), Some(6));
+        assert_eq!(group_of(&user, Some("7")).ok(), Some(7));
+        assert!(matches!(
+            group_of(&user, Some("8")),
+            Err(Failure::Refused(ErrorCode::NotPermitted, _))
+        ));
+        assert_eq!(group_of(&root, Some("8")).ok(), Some(8));
+        assert_eq!(group_of(&root, Some("root")).ok(), Some(0));
+        for bad in ["", "no-such-group-here", "-1", "a\0b"] {
+            assert!(matches!(
+                group_of(&root, Some(bad)),
+                Err(Failure::Refused(ErrorCode::Invalid, _))
+            ));
+        }
+    }
+}

@@ -1,0 +1,3 @@
+//! ringmain: a message broker for one Linux host. The library behind the `ringmain` command.
+
+pub mod daemon;

@@ -1,0 +1,23 @@
+//! The daemon as processes: started, killed, replaced, asked in wrong ways.
+
+#[path = "daemon/support.rs"]
+mod support;
+
+#[path = "daemon/bad_input.rs"]
+mod bad_input;
+#[path = "daemon/deaths.rs"]
+mod deaths;
+#[path = "daemon/lifecycle.rs"]
+mod lifecycle;
+#[path = "daemon/queues.rs"]
+mod queues;
+#[path = "daemon/rights.rs"]
+mod rights;
+#[path = "daemon/upgrade.rs"]
+mod upgrade;
+
+/// The other processes of these tests: this binary again, told by the environment what to be.
+#[test]
+fn child_process() {
+    support::child::run();
+}

@@ -1,0 +1,121 @@
+//! Other users. Needs root to become them; without it these tests say so and pass.
+
+use ringmain_client::protocol::{QueueSpec, Request, Role};
+
+use crate::support::*;
+
+const NOBODY: &str = "65534";
+
+fn is_root() -> bool {
+    let root = nix::unistd::geteuid().is_root();
+    if !root {
+        eprintln!("skipped: only root can become another user");
+    }
+    root
+}
+
+#[test]
+fn the_mode_decides_what_others_may_do() {
+    if !is_root() {
+        return;
+    }
+    let daemon = Daemon::start();
+    let mut raw = Raw::hello(&daemon.socket, 1);
+    raw.create("private", mpmc());
+    raw.create(
+        "shared",
+        QueueSpec {
+            mode: Some(0o706),
+            ..mpmc()
+        },
+    );
+    raw.create(
+        "inbox",
+        QueueSpec {
+            mode: Some(0o702),
+            ..spsc()
+        },
+    );
+    raw.create(
+        "outbox",
+        QueueSpec {
+            mode: Some(0o704),
+            ..spsc()
+        },
+    );
+    raw.create(
+        "managed",
+        QueueSpec {
+            mode: Some(0o701),
+            ..spsc()
+        },
+    );
+    for (words, expected) in [
+        (["produce", "private"], "NotPermitted"),
+        (["info", "private"], "NotPermitted"),
+        (["delete", "private"], "NotPermitted"),
+        (["purge", "private"], "NotPermitted"),
+        (["produce", "shared"], "ok"),
+        (["consume", "shared"], "ok"),
+        (["delete", "shared"], "NotPermitted"),
+        (["produce", "inbox"], "ok"),
+        (["consume", "inbox"], "NotPermitted"),
+        (["consume", "outbox"], "ok"),
+        (["produce", "outbox"], "NotPermitted"),
+        (["purge", "outbox"], "NotPermitted"),
+        (["info", "outbox"], "ok"),
+        (["purge", "managed"], "ok"),
+        (["consume", "managed"], "NotPermitted"),
+        (["delete", "managed"], "ok"),
+        (["list", ""], "ok 3"),
+        (["create", "mine"], "ok"),
+        (["create-root-group", "other"], "NotPermitted"),
+        (["upgrade", ""], "NotPermitted"),
+    ] {
+        let child = Actor::start(&daemon.socket, &["as", NOBODY, words[0], words[1]]);
+        let said = child.says();
+        let fits = if expected == "ok" {
+            said == "ok"
+        } else {
+            said.starts_with(expected)
+        };
+        assert!(fits, "{words:?}: {said}");
+    }
+    // Root passes, whoever owns the queue.
+    let info = raw.info("mine");
+    assert_eq!(
+        (info.owner_uid, info.group_gid, info.mode),
+        (65534, 65534, 0o700)
+    );
+    raw.attach("mine", Role::Consume);
+}
+
+#[test]
+fn limits_count_for_each_user_alone() {
+    if !is_root() {
+        return;
+    }
+    let daemon = Daemon::start_with(&["--limit-queues", "1"]);
+    let mut raw = Raw::hello(&daemon.socket, 1);
+    raw.create("roots", mpmc());
+    let child = Actor::start(&daemon.socket, &["as", NOBODY, "create", "nobodys"]);
+    assert_eq!(child.says(), "ok");
+    let child = Actor::start(&daemon.socket, &["as", NOBODY, "create", "more"]);
+    assert!(child.says().starts_with("Limit "));
+    let request = Request::CreateQueue {
+        name: "too".into(),
+        spec: mpmc(),
+    };
+    assert!(raw.refused(&request).1.contains("user 0"));
+}
+
+#[test]
+fn kernels_without_peer_pidfd_are_served_as_well() {
+    let daemon = Daemon::start_with(&["--force-no-peer-pidfd"]);
+    let mut raw = Raw::hello(&daemon.socket, 1);
+    raw.create("m", mpmc());
+    let child = Actor::started(&daemon.socket, &["hold", "m", "idle"]);
+    assert_eq!(raw.info("m").handles[0].pid, child.pid());
+    child.kill();
+    eventually("repair", || raw.info("m").handles.is_empty().then_some(()));
+}
