@@ -172,7 +172,7 @@ impl Consumer {
     /// Whether [`Self::try_take`] would probably not answer `Empty`: there is a message, the queue is closed, or it is
     /// damaged. Takes nothing; another consumer may be faster.
     pub fn has_message(&self) -> bool {
-        if self.memory.closed().is_some() {
+        if self.closed().is_some() {
             return true;
         }
         match &self.end {

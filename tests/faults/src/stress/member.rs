@@ -246,7 +246,7 @@ fn produce(
                 Err(TrySendError::Full) => {}
                 Err(error) => return Err(format!("send: {error:?}")),
             }
-            if sleep_for_room(&mut producer, ledger, kernel, &payload, way)? {
+            if sleep_for_room(&mut producer, kernel, &payload, way)? {
                 break;
             }
         }
@@ -264,7 +264,6 @@ fn produce(
 /// Sleeps once for want of room; whether the message was sent on the way.
 fn sleep_for_room(
     producer: &mut Producer,
-    ledger: &Ledger,
     kernel: &Watching,
     payload: &[u8],
     way: usize,
@@ -274,13 +273,12 @@ fn sleep_for_room(
     kernel.timed_out.set(false);
     let found = sleep_once(&park, handle, kernel, Some(SLEEP_MAX), || {
         match send(producer, payload, way) {
-            Err(TrySendError::Full) if ledger.stopped() => Some(Ok(0)),
             Err(TrySendError::Full) => None,
             other => Some(other),
         }
     });
     match found {
-        Some(Ok(_)) if kernel.timed_out.get() && !ledger.stopped() => {
+        Some(Ok(_)) if kernel.timed_out.get() => {
             Err("slept although there was room".into())
         }
         Some(Ok(_)) => Ok(true),

@@ -24,7 +24,6 @@ const CASE_SECONDS: u32 = 120;
 
 #[derive(Debug, Clone, Copy)]
 struct Plan {
-    kind: Kind,
     mode: WakeMode,
     producers: usize,
     consumers: usize,
@@ -49,7 +48,7 @@ pub fn run(arguments: impl Iterator<Item = String>) -> i32 {
                 let arena = Arena::new(kind, geometry);
                 let ring = format!("{kind:?}::{producers}P{consumers}C::{mode:?}::{slots}x{slot_size}");
                 let messages = size.choose(30_000, 1_000_000) / producers as u64;
-                let plan = Plan { kind, mode, producers, consumers, messages, kills: 0, seed };
+                let plan = Plan { mode, producers, consumers, messages, kills: 0, seed };
                 runner.case(&format!("calm::{}", ring.to_lowercase()), |tally| {
                     stress(tally, &arena, plan);
                 });
