@@ -139,9 +139,15 @@ impl Ledger {
 }
 
 /// A kernel that remembers whether the last sleep ended by its time.
-struct Watching<'a> {
+pub(super) struct Watching<'a> {
     host: &'a HostKernel,
     timed_out: Cell<bool>,
+}
+
+impl<'a> Watching<'a> {
+    pub(super) fn new(host: &'a HostKernel) -> Self {
+        Self { host, timed_out: Cell::new(false) }
+    }
 }
 
 impl Kernel for Watching<'_> {
@@ -168,7 +174,7 @@ pub(super) fn run(
     job: Job,
     seed: u64,
 ) -> Result<(), String> {
-    let kernel = Watching { host, timed_out: Cell::new(false) };
+    let kernel = Watching::new(host);
     let random = Random::new(seed ^ (job.life << 8 | u64::from(job.handle)).wrapping_mul(0x9e37));
     match job.role {
         Role::Produce => produce(arena, ledger, &kernel, job, random),
@@ -338,9 +344,10 @@ fn consume(
     }
 }
 
-type Answer = Result<Taken, TryReceiveError>;
+pub(super) type Answer = Result<Taken, TryReceiveError>;
 
-fn sleep_for_message(
+/// Sleeps once for want of a message.
+pub(super) fn sleep_for_message(
     consumer: &mut Consumer,
     kernel: &Watching,
 ) -> Result<Option<Answer>, String> {

@@ -5,6 +5,7 @@
 //! consumer died); each consumer sees each producer's messages in order; nobody sleeps through a wake.
 
 mod member;
+mod ping_pong;
 
 use std::time::{Duration, Instant};
 
@@ -59,6 +60,13 @@ pub fn run(arguments: impl Iterator<Item = String>) -> i32 {
             }
         }
     }
+    for kind in [Kind::Spsc, Kind::Mpmc] {
+        for mode in [WakeMode::Membarrier, WakeMode::Fence] {
+            let rounds = size.choose(20_000, 1_000_000);
+            let name = format!("ping-pong::{kind:?}::{mode:?}").to_lowercase();
+            runner.case(&name, |tally| ping_pong::run(tally, kind, mode, rounds, seed));
+        }
+    }
     runner.finish()
 }
 
@@ -95,10 +103,16 @@ fn stress(tally: &mut Tally, arena: &Arena, plan: Plan) {
             dead.push(victim);
         }
         for victim in &mut dead {
-            if let Some(end) = victim.child.wait_at_most(Duration::from_secs(20)) {
-                if end != End::Killed {
-                    tally.check(|| format!("{:?}", victim.job), end.killed());
+            match victim.child.wait_at_most(Duration::from_secs(20)) {
+                Some(End::Killed) => {}
+                // It ended before the signal came, and not well.
+                Some(End::Exited(1)) => {
+                    tally.check(|| format!("{:?}", victim.job), Err(ledger.complaint()));
                 }
+                Some(End::Exited(0)) | None => {
+                    tally.check(|| format!("{:?}", victim.job), Err("is not to be killed".into()));
+                }
+                Some(end) => tally.check(|| format!("{:?}", victim.job), end.killed()),
             }
         }
         for victim in &dead {
@@ -157,35 +171,56 @@ fn wake_everybody(arena: &Arena, plan: Plan) {
 }
 
 /// Lets the producers stop, then the consumers when everything is received.
-fn finish(
-    tally: &mut Tally,
-    arena: &Arena,
-    plan: Plan,
-    ledger: &Ledger,
-    members: Vec<Running>,
-) {
+fn finish(tally: &mut Tally, arena: &Arena, plan: Plan, ledger: &Ledger, members: Vec<Running>) {
     if plan.kills > 0 {
         ledger.stop();
         wake_everybody(arena, plan);
     }
-    let deadline = Instant::now() + Duration::from_secs(u64::from(CASE_SECONDS));
-    let (producers, consumers): (Vec<_>, Vec<_>) =
+    let (mut producers, mut consumers): (Vec<_>, Vec<_>) =
         members.into_iter().partition(|member| member.job.role == Role::Produce);
-    for (group, close) in [(producers, true), (consumers, false)] {
-        for mut member in group {
-            let left = deadline.saturating_duration_since(Instant::now());
-            let result = match member.child.wait_at_most(left) {
-                Some(End::Exited(0)) => continue,
-                Some(End::Exited(1)) => Err(ledger.complaint()),
-                Some(End::Killed) => Err("killed by somebody else".into()),
-                Some(end) => end.killed(),
-                None => Err("does not come to an end".into()),
-            };
-            tally.check(|| format!("{:?}", member.job), result);
+    let deadline = Instant::now() + Duration::from_secs(u64::from(CASE_SECONDS));
+    let mut open = true;
+    // Whoever is left when something went wrong is killed when it is dropped.
+    while !producers.is_empty() || !consumers.is_empty() {
+        for group in [&mut producers, &mut consumers] {
+            if let Err((job, error)) = reap(group, ledger) {
+                tally.check(|| format!("{job:?}"), Err(error));
+                return;
+            }
         }
-        if close {
+        if Instant::now() > deadline {
+            let left = producers.iter().chain(&consumers).map(|member| member.job);
+            let left: Vec<Job> = left.collect();
+            tally.check(|| format!("{left:?}"), Err("do not come to an end".into()));
+            return;
+        }
+        if producers.is_empty() && open {
+            open = false;
             repair::close(arena.daemon.control(), control::CLOSED_DRAINING);
             wake_everybody(arena, plan);
         }
+        std::thread::sleep(Duration::from_micros(500));
     }
+}
+
+/// Takes those out of the group that have come to a good end.
+fn reap(group: &mut Vec<Running>, ledger: &Ledger) -> Result<(), (Job, String)> {
+    let mut index = 0;
+    while let Some(member) = group.get_mut(index) {
+        let error = match member.child.try_wait() {
+            None => {
+                index += 1;
+                continue;
+            }
+            Some(End::Exited(0)) => {
+                group.swap_remove(index);
+                continue;
+            }
+            Some(End::Exited(1)) => ledger.complaint(),
+            Some(End::Killed) => "killed by somebody else".into(),
+            Some(end) => end.killed().err().unwrap_or_default(),
+        };
+        return Err((member.job, error));
+    }
+    Ok(())
 }
