@@ -23,9 +23,9 @@ use std::time::Duration;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
-use crate::client::internal::{Attachment, BellPlace, Side, look, pass_on};
+use crate::client::internal::{Attachment, BellPlace, Side, found_nothing, pass_on};
 use crate::layout::metadata::Metadata;
-use crate::ring::{Kernel, TrySendError};
+use crate::ring::{Kernel, TryReceiveError, TrySendError};
 use crate::{ClientError, Closed, Consumer, Guard, Producer, ReceiveError, Received, SendError};
 
 /// How often a process that may not issue membarrier looks at its ring.
@@ -158,10 +158,16 @@ impl AsyncConsumer {
         if let Some(taken) = consumer.pending.pop() {
             return Ok(taken);
         }
-        let waited = bell.wait(&mut consumer.attachment, &mut consumer.ring, |ring, attachment| {
-            let found = ring.try_take();
-            look(ring, attachment, found)
-        });
+        let waited =
+            bell.wait(&mut consumer.attachment, &mut consumer.ring, |ring, attachment| match ring
+                .try_take()
+            {
+                Err(TryReceiveError::Empty) => {
+                    found_nothing(ring, attachment);
+                    None
+                }
+                found => Some(found),
+            });
         match waited.await {
             Some(Ok(taken)) => Ok(taken),
             Some(Err(error)) => Err(consumer.explain(error)),
