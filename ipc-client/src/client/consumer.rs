@@ -232,7 +232,7 @@ impl Consumer {
         match error {
             TryReceiveError::Empty => {
                 found_nothing(&self.ring, &mut self.attachment);
-                if self.attachment.is_lost() {
+                if self.attachment.keep_house_rarely() {
                     return ReceiveError::Closed(Closed::Deleted);
                 }
                 ReceiveError::Empty

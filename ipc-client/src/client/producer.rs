@@ -289,9 +289,11 @@ impl Producer {
     }
 
     #[cold]
-    fn explain(&self, error: TrySendError) -> SendError {
+    fn explain(&mut self, error: TrySendError) -> SendError {
         match error {
-            TrySendError::Full if self.attachment.is_lost() => SendError::Closed(Closed::Deleted),
+            TrySendError::Full if self.attachment.keep_house_rarely() => {
+                SendError::Closed(Closed::Deleted)
+            }
             TrySendError::Fault(fault) => {
                 self.attachment.report(&fault);
                 SendError::PeerFault(fault)

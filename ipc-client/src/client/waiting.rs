@@ -86,7 +86,7 @@ pub(crate) fn wait_for<R: Side>(
         return Err(if attachment.is_lost() { Stop::Lost } else { Stop::Timeout });
     }
     let mut wait = attachment.tuner.begin();
-    let mut house = House { told: false, kept_ns: 0 };
+    let mut told = false;
     let result = loop {
         let step = wait.next(&attachment.tuner);
         match step {
@@ -102,7 +102,7 @@ pub(crate) fn wait_for<R: Side>(
             Step::Sleep => {
                 // A look may have been long ago: the time that is left is counted from now.
                 wait.clock(monotonic_ns(), Step::Clock, &mut attachment.tuner);
-                house.tell(ring, &wait);
+                tell(&mut told, ring, &wait);
                 let bound = left(&wait, timeout).min(SLEEP_MAX);
                 if sleep(attachment, ring, bound, &mut attempt) {
                     break Ok(());
@@ -117,12 +117,15 @@ pub(crate) fn wait_for<R: Side>(
             if left(&wait, timeout).is_zero() {
                 break Err(Stop::Timeout);
             }
-            if house.keep(attachment, ring, &wait) {
+            if wait.elapsed_ns() > SPIN_ALONE_NS {
+                tell(&mut told, ring, &wait);
+            }
+            if attachment.keep_house(wait.now_ns()) {
                 break Err(Stop::Lost);
             }
         }
     };
-    if house.told {
+    if told {
         ring.line().clear_waiting();
     }
     if result.is_ok() {
@@ -183,37 +186,9 @@ pub(crate) fn leave<R: Side>(ring: &R) {
     ring.line().clear_waiting();
 }
 
-/// What a handle does beside waiting.
-struct House {
-    /// The handle line says that it waits.
-    told: bool,
-    /// When it looked after its connection last.
-    kept_ns: u64,
-}
-
-impl House {
-    /// Writes into the handle line that it waits, for `queue info`.
-    fn tell<R: Side>(&mut self, ring: &R, wait: &Wait) {
-        if !self.told {
-            self.told = true;
-            ring.line().set_waiting(ring.position(), wait.started_ns().max(1));
-        }
-    }
-
-    /// Looks after the connection every [`SLEEP_MAX`]; whether the handle is lost.
-    fn keep<R: Side>(&mut self, attachment: &Attachment, ring: &R, wait: &Wait) -> bool {
-        if wait.elapsed_ns() > SPIN_ALONE_NS {
-            self.tell(ring, wait);
-        }
-        let now_ns = wait.now_ns();
-        if self.kept_ns == 0 {
-            self.kept_ns = wait.started_ns();
-        }
-        if Duration::from_nanos(now_ns.saturating_sub(self.kept_ns)) < SLEEP_MAX {
-            return false;
-        }
-        self.kept_ns = now_ns;
-        attachment.look_after_connection();
-        attachment.is_lost()
+/// Writes into the handle line that it waits, for `queue info`.
+fn tell<R: Side>(told: &mut bool, ring: &R, wait: &Wait) {
+    if !std::mem::replace(told, true) {
+        ring.line().set_waiting(ring.position(), wait.started_ns().max(1));
     }
 }
