@@ -67,10 +67,11 @@ fn torment(spec: &QueueSpec, roles: &[Role], seed: u64) {
         let index = usize::try_from(random.next()).unwrap() % regions.len();
         let region = &regions[index];
         // Mostly where the headers are.
-        let reach = if random.next() % 4 == 0 { region.len() } else { region.len().min(0x500) };
+        let reach =
+            if random.next().is_multiple_of(4) { region.len() } else { region.len().min(0x500) };
         let offset = usize::try_from(random.next()).unwrap() % (reach / 8) * 8;
         region.u64_at(offset).store(random.value(), Ordering::Relaxed);
-        if mutation % BETWEEN_REQUESTS != 0 {
+        if !mutation.is_multiple_of(BETWEEN_REQUESTS) {
             continue;
         }
         rounds += 1;
