@@ -396,11 +396,9 @@ fn parse_queue_name(text: &str) -> Result<String, String> {
     {
         Ok(text.to_string())
     } else {
-        Err(
-            "a queue name has 1 to 200 characters of A-Z a-z 0-9 . _ - and starts with no dot or \
+        Err("a queue name has 1 to 200 characters of A-Z a-z 0-9 . _ - and starts with no dot or \
              dash"
-                .to_string(),
-        )
+            .to_string())
     }
 }
 

@@ -21,28 +21,17 @@ pub(crate) fn broker() -> Outcome {
 
 /// Defaults, then the file, then the flags.
 fn options(socket: &Socket, args: ServeArgs) -> Outcome<ServeOptions> {
-    let file = args
-        .config
-        .as_deref()
-        .map(ConfigFile::read)
-        .transpose()?
-        .unwrap_or_default();
+    let file = args.config.as_deref().map(ConfigFile::read).transpose()?.unwrap_or_default();
     let default = Limits::default();
     let mut options = ServeOptions::new(socket.path());
     options.data_dir = args.data_dir;
     options.limits = Limits {
-        queues: args
-            .queues_per_user
-            .or(file.queues_per_user)
-            .unwrap_or(default.queues),
+        queues: args.queues_per_user.or(file.queues_per_user).unwrap_or(default.queues),
         bytes: args
             .bytes_per_user
             .or_else(|| file.bytes_per_user.map(|size| size.0))
             .unwrap_or(default.bytes),
-        handles: args
-            .handles_per_user
-            .or(file.handles_per_user)
-            .unwrap_or(default.handles),
+        handles: args.handles_per_user.or(file.handles_per_user).unwrap_or(default.handles),
     };
     options.force_no_membarrier = args.force_no_membarrier;
     options.force_no_peer_pidfd = args.force_no_peer_pidfd;
@@ -114,10 +103,9 @@ mod tests {
 
     #[test]
     fn sizes_in_the_file_are_numbers_or_text() {
-        for (text, bytes) in [
-            ("{\"bytes_per_user\": 42}", 42),
-            ("{\"bytes_per_user\": \"1M\"}", 1 << 20),
-        ] {
+        for (text, bytes) in
+            [("{\"bytes_per_user\": 42}", 42), ("{\"bytes_per_user\": \"1M\"}", 1 << 20)]
+        {
             let file: ConfigFile = serde_json::from_str(text).unwrap();
             assert_eq!(file.bytes_per_user.unwrap().0, bytes);
         }

@@ -119,3 +119,16 @@ fn remove_stale(path: &Path, address: &UnixAddr) -> Result<(), DaemonError> {
         _ => Ok(()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_that_mean_something_else_are_refused() {
+        for bad in ["", "a\0b", &"x".repeat(108)] {
+            assert_eq!(check_path(Path::new(bad)).unwrap_err().exit_code(), 78, "{bad:?}");
+        }
+        assert!(check_path(Path::new(&"x".repeat(107))).is_ok());
+    }
+}

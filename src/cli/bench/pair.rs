@@ -36,12 +36,8 @@ pub(crate) enum Medium {
 }
 
 impl Medium {
-    pub(crate) const ALL: [Medium; 4] = [
-        Medium::Floor,
-        Medium::Futex,
-        Medium::Membarrier,
-        Medium::Ring,
-    ];
+    pub(crate) const ALL: [Medium; 4] =
+        [Medium::Floor, Medium::Futex, Medium::Membarrier, Medium::Ring];
 }
 
 /// What a medium is used for, and for how long.
@@ -106,40 +102,18 @@ impl Side {
         let cpu = task.cpu.map(affinity::pin_current_thread).transpose();
         let cpu = cpu.map_err(|error| Failure::system("pin the process", error))?;
         let lines = SharedLines::inherit(task.memory, task.lines)?;
-        let rings = task
-            .rings
-            .as_ref()
-            .map(|rings| attach(rings, measures))
-            .transpose()?;
-        if task
-            .windows
-            .iter()
-            .any(|window| window.medium == Medium::Membarrier)
-        {
+        let rings = task.rings.as_ref().map(|rings| attach(rings, measures)).transpose()?;
+        if task.windows.iter().any(|window| window.medium == Medium::Membarrier) {
             membarrier::register();
         }
-        Ok(Self {
-            lines,
-            rings,
-            cpu,
-            number: 0,
-            seen_line: 0,
-            seen_word: 0,
-        })
+        Ok(Self { lines, rings, cpu, number: 0, seen_line: 0, seen_word: 0 })
     }
 }
 
 fn attach(rings: &Rings, measures: bool) -> Outcome<(Producer, Consumer, usize)> {
-    let (to, from) = if measures {
-        (&rings.out, &rings.back)
-    } else {
-        (&rings.back, &rings.out)
-    };
+    let (to, from) = if measures { (&rings.out, &rings.back) } else { (&rings.back, &rings.out) };
     let client = Client::connect(&rings.socket)?;
-    let wait: WaitPolicy = rings
-        .wait
-        .parse()
-        .map_err(|_| Failure::internal("wait policy"))?;
+    let wait: WaitPolicy = rings.wait.parse().map_err(|_| Failure::internal("wait policy"))?;
     let producer = client.producer_with(to, HandleOptions::with_wait(wait));
     let consumer = client.consumer_with(from, HandleOptions::with_wait(wait));
     Ok((
@@ -174,14 +148,8 @@ pub(crate) fn ping(task: &Task, parent: &Parent) -> Outcome<Report> {
         parent.progress(medians_ns.len() as u64);
     }
     let used = samples.iter().filter(|(_, samples)| samples.count() > 0);
-    let samples = used
-        .map(|(medium, samples)| (*medium, samples.pack()))
-        .collect();
-    Ok(Report {
-        medians_ns,
-        samples,
-        cpu: side.cpu,
-    })
+    let samples = used.map(|(medium, samples)| (*medium, samples.pack())).collect();
+    Ok(Report { medians_ns, samples, cpu: side.cpu })
 }
 
 /// Answers; returns the processor that it was pinned to.
@@ -212,12 +180,7 @@ impl<'a> Pace<'a> {
     fn new(duration: Duration, samples: &'a mut Samples) -> Self {
         let now_ns = monotonic_ns();
         let length = u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
-        Self {
-            end_ns: now_ns.saturating_add(length),
-            last_ns: now_ns,
-            count: 0,
-            samples,
-        }
+        Self { end_ns: now_ns.saturating_add(length), last_ns: now_ns, count: 0, samples }
     }
 
     /// After each send; `false` when this was the last one of the window.
@@ -243,8 +206,7 @@ impl Side {
         loop {
             self.number = self.number.wrapping_add(2);
             let last_word = if go_on { 0 } else { OVER };
-            self.lines
-                .write(Direction::Out, u64::from(self.number | last_word));
+            self.lines.write(Direction::Out, u64::from(self.number | last_word));
             let in_time = pace.sent();
             self.seen_line = self.lines.wait(Direction::Back, self.seen_line);
             if !go_on {
@@ -267,11 +229,7 @@ impl Side {
     /// Samples are round trips, or with `barrier` the membarriers in front of the sleeps.
     fn ping_futex(&mut self, duration: Duration, samples: &mut Samples, barrier: bool) {
         let mut none = Samples::new();
-        let (trips, barriers) = if barrier {
-            (&mut none, Some(samples))
-        } else {
-            (samples, None)
-        };
+        let (trips, barriers) = if barrier { (&mut none, Some(samples)) } else { (samples, None) };
         let mut barriers = barriers;
         let mut pace = Pace::new(duration, trips);
         let mut go_on = true;
@@ -339,9 +297,7 @@ impl Side {
             message[..marked].copy_from_slice(&mark[..marked]);
             producer.send(&message).map_err(|error| sending(&error))?;
             let go_on = pace.sent();
-            consumer
-                .receive(&mut answer)
-                .map_err(|error| receiving(&error))?;
+            consumer.receive(&mut answer).map_err(|error| receiving(&error))?;
             if answer.len() != message.len() || answer[..marked] != message[..marked] {
                 return Err(Failure::new(
                     crate::cli::exit::Exit::Data,
@@ -353,9 +309,7 @@ impl Side {
             }
         }
         // A message of another length is the last word.
-        producer
-            .send(last_word(*size))
-            .map_err(|error| sending(&error))?;
+        producer.send(last_word(*size)).map_err(|error| sending(&error))?;
         Ok(())
     }
 
@@ -365,9 +319,7 @@ impl Side {
         };
         let mut message = Vec::with_capacity(*size);
         loop {
-            consumer
-                .receive(&mut message)
-                .map_err(|error| receiving(&error))?;
+            consumer.receive(&mut message).map_err(|error| receiving(&error))?;
             if message.len() == last_word(*size).len() {
                 return Ok(());
             }
