@@ -71,20 +71,13 @@ impl Config {
         let refuse = |flag: &str, why: &str| {
             Err(Failure::new(
                 Exit::Config,
-                format_args!(
-                    "queue {} is {}, {why}; leave out {flag}",
-                    info.name, info.plane
-                ),
+                format_args!("queue {} is {}, {why}; leave out {flag}", info.name, info.plane),
             ))
         };
         if info.plane != "direct" {
             return Ok(());
         }
-        if self
-            .group
-            .as_deref()
-            .is_some_and(|group| group != "default")
-        {
+        if self.group.as_deref().is_some_and(|group| group != "default") {
             return refuse("--group", "all of its consumers share one group");
         }
         match self.from {
@@ -98,19 +91,14 @@ impl Config {
 
 pub(crate) fn run(socket: &Socket, config: Config) -> Outcome {
     let client = socket.connect()?;
-    let info = client
-        .queue_info(&config.queue)
-        .map_err(|error| Failure::queue(&config.queue, error))?;
+    let info =
+        client.queue_info(&config.queue).map_err(|error| Failure::queue(&config.queue, error))?;
     config.fits(&info)?;
     let mut consumer = client
         .consumer_with(&config.queue, HandleOptions::with_wait(config.wait))
         .map_err(|error| Failure::queue(&config.queue, error))?;
     signals::catch()?;
-    let mut printer = Printer {
-        format: config.format,
-        redelivered: 0,
-        line: Vec::new(),
-    };
+    let mut printer = Printer { format: config.format, redelivered: 0, line: Vec::new() };
     let result = consume(&client, &mut consumer, &config, &mut printer);
     if printer.redelivered > 0 {
         notice(&format!(
@@ -127,17 +115,10 @@ fn consume(
     config: &Config,
     printer: &mut Printer,
 ) -> Outcome {
-    let mut idle = Idle {
-        since: None,
-        noticed: false,
-    };
+    let mut idle = Idle { since: None, noticed: false };
     let mut left = config.count.unwrap_or(u64::MAX);
     while left > 0 && signals::caught().is_none() {
-        let taken = if config.drain {
-            consumer.try_take()
-        } else {
-            consumer.take_timeout(SLICE)
-        };
+        let taken = if config.drain { consumer.try_take() } else { consumer.take_timeout(SLICE) };
         let problem = match taken {
             Ok(guard) => {
                 printer.print(guard)?;

@@ -47,20 +47,13 @@ struct State {
 impl Crew {
     pub(crate) fn new() -> Self {
         let (sender, events) = mpsc::channel();
-        Self {
-            members: Vec::new(),
-            sender,
-            events,
-        }
+        Self { members: Vec::new(), sender, events }
     }
 
     /// Starts a child with this task; it inherits these descriptors under their numbers.
     pub(crate) fn start(&mut self, role: &str, task: &Task, keep: &[i32]) -> Outcome<Member> {
         let mut command = this_program();
-        command
-            .arg("helper")
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped());
+        command.arg("helper").stdin(Stdio::piped()).stdout(Stdio::piped());
         die_with_parent(&mut command, libc::SIGKILL, keep);
         let fail = |error| Failure::system(&format!("start the {role} process"), error);
         let mut process = command.spawn().map_err(fail)?;
@@ -69,13 +62,7 @@ impl Crew {
         };
         let index = self.members.len();
         let role = role.to_string();
-        self.members.push(State {
-            role,
-            process,
-            stdin,
-            ready: false,
-            result: None,
-        });
+        self.members.push(State { role, process, stdin, ready: false, result: None });
         let sender = self.sender.clone();
         thread::spawn(move || {
             for line in BufReader::new(stdout).lines().map_while(Result::ok) {
@@ -106,9 +93,7 @@ impl Crew {
 
     /// Gives some children an order.
     pub(crate) fn order(&mut self, members: &[Member], order: Order) -> Outcome {
-        members
-            .iter()
-            .try_for_each(|member| self.write(*member, &order))
+        members.iter().try_for_each(|member| self.write(*member, &order))
     }
 
     /// Waits for the results of these children; progress of any child is passed on.
@@ -117,10 +102,7 @@ impl Crew {
         members: &[Member],
         mut progress: impl FnMut(Member, u64),
     ) -> Outcome<Vec<T>> {
-        while members
-            .iter()
-            .any(|member| self.members[member.0].result.is_none())
-        {
+        while members.iter().any(|member| self.members[member.0].result.is_none()) {
             self.listen(&mut progress)?;
         }
         let take = |member: &Member| {
@@ -135,10 +117,7 @@ impl Crew {
         let mut line = serde_json::to_vec(value).map_err(Failure::internal)?;
         line.push(b'\n');
         // A child that is gone is noticed, with its reason, by whoever listens.
-        let _ = state
-            .stdin
-            .write_all(&line)
-            .and_then(|()| state.stdin.flush());
+        let _ = state.stdin.write_all(&line).and_then(|()| state.stdin.flush());
         Ok(())
     }
 
@@ -158,17 +137,11 @@ impl Crew {
             Some(Event::Progress { messages }) => progress(Member(index), messages),
             Some(Event::Done { result }) => state.result = Some(result),
             Some(Event::Failed { exit, message }) => {
-                return Err(Failure::new(
-                    exit,
-                    format_args!("{}: {message}", state.role),
-                ));
+                return Err(Failure::new(exit, format_args!("{}: {message}", state.role)));
             }
             None if state.result.is_some() => {}
             None => {
-                let status = state
-                    .process
-                    .wait()
-                    .map_err(|e| Failure::system("wait", e))?;
+                let status = state.process.wait().map_err(|e| Failure::system("wait", e))?;
                 return Err(died(&state.role, status));
             }
         }
@@ -177,10 +150,7 @@ impl Crew {
 }
 
 fn died(role: &str, status: ExitStatus) -> Failure {
-    Failure::new(
-        Exit::Internal,
-        format_args!("the {role} process died ({status})"),
-    )
+    Failure::new(Exit::Internal, format_args!("the {role} process died ({status})"))
 }
 
 impl Drop for Crew {

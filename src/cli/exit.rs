@@ -54,15 +54,9 @@ impl Failure {
     /// A failure with this code and line. Line breaks become `; `.
     pub(crate) fn new(exit: Exit, message: impl fmt::Display) -> Self {
         let message = message.to_string();
-        let lines: Vec<&str> = message
-            .lines()
-            .map(str::trim)
-            .filter(|line| !line.is_empty())
-            .collect();
-        Self::Message {
-            exit,
-            message: lines.join("; "),
-        }
+        let lines: Vec<&str> =
+            message.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
+        Self::Message { exit, message: lines.join("; ") }
     }
 
     /// Wrong arguments.
@@ -82,10 +76,7 @@ impl Failure {
             io::ErrorKind::PermissionDenied => Exit::NotPermitted,
             _ => Exit::Io,
         };
-        Self::new(
-            exit,
-            format_args!("cannot {doing} {}: {error}", path.display()),
-        )
+        Self::new(exit, format_args!("cannot {doing} {}: {error}", path.display()))
     }
 
     /// A failed write to stdout.
@@ -105,10 +96,7 @@ impl Failure {
     /// What the client library reports while it asks for something about this queue.
     pub(crate) fn queue(name: &str, error: ClientError) -> Self {
         match error {
-            ClientError::Refused {
-                code: ErrorCode::NotFound,
-                ..
-            } => Self::new(
+            ClientError::Refused { code: ErrorCode::NotFound, .. } => Self::new(
                 Exit::Data,
                 format_args!(
                     "queue {name} does not exist; see 'ringmain queue list', or create it with \
@@ -198,10 +186,7 @@ mod tests {
         let Failure::Message { message, exit } = Failure::usage("first\n  second\n\nthird") else {
             panic!("no message");
         };
-        assert_eq!(
-            (message.as_str(), exit as i32),
-            ("first; second; third", 64)
-        );
+        assert_eq!((message.as_str(), exit as i32), ("first; second; third", 64));
     }
 
     #[test]

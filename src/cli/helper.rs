@@ -64,9 +64,7 @@ impl Parent {
     /// Says that everything is set up, and waits for the start.
     pub(crate) fn wait_for_go(&self) -> Outcome {
         say(&Event::Ready);
-        self.go
-            .recv()
-            .map_err(|_| Failure::internal("the parent is gone"))
+        self.go.recv().map_err(|_| Failure::internal("the parent is gone"))
     }
 
     /// Whether nothing more will come than is there now.
@@ -83,10 +81,7 @@ impl Parent {
 /// Takes the task from stdin and does it.
 pub(crate) fn run() -> Outcome {
     let mut line = String::new();
-    io::stdin()
-        .lock()
-        .read_line(&mut line)
-        .map_err(|error| Failure::system("read", error))?;
+    io::stdin().lock().read_line(&mut line).map_err(|error| Failure::system("read", error))?;
     let task: Task = serde_json::from_str(&line)
         .map_err(|_| Failure::usage("helper: is started by other commands only"))?;
     let (sender, go) = mpsc::channel();

@@ -33,10 +33,7 @@ impl Host {
             kernel: first_line("/proc/sys/kernel/osrelease"),
             processor: value("model name").unwrap_or_else(|| std::env::consts::ARCH.to_string()),
             cpus: affinity::available_cpus().unwrap_or_default(),
-            cpus_online: info
-                .lines()
-                .filter(|line| line.starts_with("processor"))
-                .count(),
+            cpus_online: info.lines().filter(|line| line.starts_with("processor")).count(),
             virtual_machine: flags.split(' ').any(|flag| flag == "hypervisor"),
             clock_source: first_line(
                 "/sys/devices/system/clocksource/clocksource0/current_clocksource",
@@ -50,19 +47,11 @@ impl Host {
         format!(
             "{}{}, {} of {} processors, Linux {}{}",
             self.processor,
-            if self.virtual_machine {
-                " (virtual machine)"
-            } else {
-                ""
-            },
+            if self.virtual_machine { " (virtual machine)" } else { "" },
             self.cpus.len(),
             self.cpus_online,
             self.kernel,
-            if self.optimised {
-                ""
-            } else {
-                ", NOT an optimised build"
-            }
+            if self.optimised { "" } else { ", NOT an optimised build" }
         )
     }
 }
@@ -89,11 +78,7 @@ pub(crate) fn cores(wanted: usize) -> Vec<usize> {
 fn core_of(cpu: usize) -> String {
     let path = format!("/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list");
     let siblings = first_line(&path);
-    if siblings.is_empty() {
-        cpu.to_string()
-    } else {
-        siblings
-    }
+    if siblings.is_empty() { cpu.to_string() } else { siblings }
 }
 
 #[cfg(test)]

@@ -23,8 +23,8 @@ mod upgrade;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use clap::{CommandFactory, Parser};
 use clap::error::ErrorKind;
+use clap::{CommandFactory, Parser};
 use ringmain_client::Client;
 
 use args::{Cli, Command};
@@ -76,9 +76,7 @@ impl Socket {
     }
 
     fn path(&self) -> PathBuf {
-        self.0
-            .clone()
-            .unwrap_or_else(ringmain_client::default_socket)
+        self.0.clone().unwrap_or_else(ringmain_client::default_socket)
     }
 
     fn given(&self) -> Option<&Path> {
@@ -88,10 +86,7 @@ impl Socket {
 
 /// Help and version go to stdout; a usage error becomes one line on stderr and exit code 64.
 fn usage(error: &clap::Error) -> ExitCode {
-    if matches!(
-        error.kind(),
-        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion
-    ) {
+    if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) {
         // A reader that left (`ringmain --help | head -1`) is no error.
         let _ = error.print();
         return ExitCode::SUCCESS;
@@ -106,10 +101,7 @@ fn usage_line(error: &clap::Error) -> String {
         return format!("a command is missing; see '{} --help'", command_words());
     }
     let text = error.render().to_string();
-    let lines = text
-        .lines()
-        .map(str::trim)
-        .take_while(|line| !line.is_empty());
+    let lines = text.lines().map(str::trim).take_while(|line| !line.is_empty());
     let first = lines.collect::<Vec<_>>().join(" ");
     let first = first.strip_prefix("error: ").unwrap_or(&first);
     format!("{first}; see '{} --help'", command_words())
@@ -148,10 +140,7 @@ mod tests {
             &["ringmain"],
         ] {
             let text = usage_line(&Cli::try_parse_from(line).expect_err("accepted"));
-            assert!(
-                !text.contains('\n') && text.contains("--help'"),
-                "{line:?}: {text}"
-            );
+            assert!(!text.contains('\n') && text.contains("--help'"), "{line:?}: {text}");
         }
     }
 }

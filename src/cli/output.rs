@@ -42,16 +42,12 @@ pub(crate) struct Style {
 impl Style {
     /// For what goes to stdout.
     pub(crate) fn stdout() -> Self {
-        Self {
-            colour: colour_wanted() && io::stdout().is_terminal(),
-        }
+        Self { colour: colour_wanted() && io::stdout().is_terminal() }
     }
 
     /// For what goes to stderr.
     pub(crate) fn stderr() -> Self {
-        Self {
-            colour: colour_wanted() && io::stderr().is_terminal(),
-        }
+        Self { colour: colour_wanted() && io::stderr().is_terminal() }
     }
 
     /// No colours.
@@ -81,11 +77,7 @@ impl Style {
     }
 
     fn paint(self, code: &str, text: &str) -> String {
-        if self.colour {
-            format!("\x1b[{code}m{text}\x1b[0m")
-        } else {
-            text.to_string()
-        }
+        if self.colour { format!("\x1b[{code}m{text}\x1b[0m") } else { text.to_string() }
     }
 }
 
@@ -103,10 +95,7 @@ pub(crate) struct Table {
 
 impl Table {
     pub(crate) fn new(header: &[&str]) -> Self {
-        Self {
-            header: header.iter().map(ToString::to_string).collect(),
-            rows: Vec::new(),
-        }
+        Self { header: header.iter().map(ToString::to_string).collect(), rows: Vec::new() }
     }
 
     /// Adds a row with as many cells as the header has.
@@ -121,25 +110,16 @@ impl Table {
         let width = |column: usize| {
             let cells = self.rows.iter().map(|row| row[column].as_str());
             let header = self.header[column].as_str();
-            cells
-                .chain([header])
-                .map(|cell| cell.chars().count())
-                .max()
-                .unwrap_or(0)
+            cells.chain([header]).map(|cell| cell.chars().count()).max().unwrap_or(0)
         };
         let widths: Vec<usize> = (0..columns).map(width).collect();
-        let right: Vec<bool> = (0..columns)
-            .map(|c| self.rows.iter().all(|row| is_number(&row[c])))
-            .collect();
+        let right: Vec<bool> =
+            (0..columns).map(|c| self.rows.iter().all(|row| is_number(&row[c]))).collect();
         let line = |cells: &[String]| {
             let mut text = String::new();
             for (column, cell) in cells.iter().enumerate() {
                 let padding = " ".repeat(widths[column] - cell.chars().count());
-                let cell = if right[column] {
-                    padding + cell
-                } else {
-                    cell.clone() + &padding
-                };
+                let cell = if right[column] { padding + cell } else { cell.clone() + &padding };
                 text.push_str(if column == 0 { "" } else { "  " });
                 text.push_str(&cell);
             }
@@ -170,12 +150,7 @@ impl Facts {
     }
 
     pub(crate) fn render(&self, style: Style) -> String {
-        let width = self
-            .pairs
-            .iter()
-            .map(|(name, _)| name.chars().count())
-            .max()
-            .unwrap_or(0);
+        let width = self.pairs.iter().map(|(name, _)| name.chars().count()).max().unwrap_or(0);
         let mut text = String::new();
         for (name, value) in &self.pairs {
             let padding = " ".repeat(width - name.chars().count());
@@ -198,20 +173,12 @@ impl Progress {
     const INTERVAL: Duration = Duration::from_millis(100);
 
     pub(crate) fn new() -> Self {
-        Self {
-            terminal: io::stderr().is_terminal(),
-            shown: None,
-            style: Style::stderr(),
-        }
+        Self { terminal: io::stderr().is_terminal(), shown: None, style: Style::stderr() }
     }
 
     /// Shows the state, at most ten times a second.
     pub(crate) fn show(&mut self, state: impl FnOnce() -> String) {
-        if self.terminal
-            && self
-                .shown
-                .is_none_or(|shown| shown.elapsed() >= Self::INTERVAL)
-        {
+        if self.terminal && self.shown.is_none_or(|shown| shown.elapsed() >= Self::INTERVAL) {
             self.shown = Some(Instant::now());
             let _ = write!(io::stderr().lock(), "\r\x1b[K{}", self.style.dim(&state()));
         }
@@ -238,11 +205,7 @@ impl Drop for Progress {
 }
 
 /// A bar of `width` characters, filled by this share.
-#[allow(
-    clippy::cast_possible_truncation,
-    clippy::cast_sign_loss,
-    clippy::cast_precision_loss
-)] // 0 to width
+#[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, clippy::cast_precision_loss)] // 0 to width
 pub(crate) fn bar(share: f64, width: usize) -> String {
     let filled = (share.clamp(0.0, 1.0) * width as f64).round() as usize;
     format!("[{}{}]", "#".repeat(filled), "-".repeat(width - filled))
@@ -257,10 +220,7 @@ mod tests {
         let mut table = Table::new(&["NAME", "DEPTH"]);
         table.row(vec!["orders".into(), "7".into()]);
         table.row(vec!["a".into(), "1,024".into()]);
-        assert_eq!(
-            table.render(Style::plain()),
-            "NAME    DEPTH\norders      7\na       1,024\n"
-        );
+        assert_eq!(table.render(Style::plain()), "NAME    DEPTH\norders      7\na       1,024\n");
     }
 
     #[test]

@@ -41,19 +41,10 @@ impl PrivateBroker {
             .map_err(|error| Failure::file(folder.path(), "write to", &error))?;
         let mut command = this_program();
         command.arg("serve").arg("--socket").arg(&socket);
-        command
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(log);
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log);
         die_with_parent(&mut command, libc::SIGTERM, &[]);
-        let keeper = command
-            .spawn()
-            .map_err(|error| Failure::system("start the daemon", error))?;
-        let mut broker = Self {
-            keeper,
-            socket,
-            folder,
-        };
+        let keeper = command.spawn().map_err(|error| Failure::system("start the daemon", error))?;
+        let mut broker = Self { keeper, socket, folder };
         broker.wait_until_ready()?;
         Ok(broker)
     }
@@ -121,11 +112,7 @@ fn folder() -> Outcome<TempDir> {
     let default = std::env::temp_dir();
     // The random part and the name of the socket take less than 40 bytes.
     let short = default.as_os_str().len() + 40 <= SOCKET_PATH_MAX;
-    let parent = if short {
-        default
-    } else {
-        PathBuf::from("/tmp")
-    };
+    let parent = if short { default } else { PathBuf::from("/tmp") };
     builder
         .tempdir_in(&parent)
         .map_err(|error| Failure::file(&parent, "make a temporary folder in", &error))

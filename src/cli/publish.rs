@@ -49,11 +49,7 @@ impl Config {
                 "--batch sends bare payloads; leave it out when --header or --key is given",
             ));
         }
-        let input = if args.file == Path::new("-") {
-            Input::Stdin
-        } else {
-            Input::File(args.file)
-        };
+        let input = if args.file == Path::new("-") { Input::Stdin } else { Input::File(args.file) };
         Ok(Self {
             queue: args.queue,
             input,
@@ -75,9 +71,7 @@ fn metadata(args: &PublishArgs) -> Option<Metadata> {
     let headers = args.header.iter();
     Some(Metadata {
         key: args.key.as_ref().map(|key| key.clone().into_bytes()),
-        headers: headers
-            .map(|(name, value)| (name.clone(), value.clone().into_bytes()))
-            .collect(),
+        headers: headers.map(|(name, value)| (name.clone(), value.clone().into_bytes())).collect(),
         trace: None,
     })
 }
@@ -85,9 +79,8 @@ fn metadata(args: &PublishArgs) -> Option<Metadata> {
 pub(crate) fn run(socket: &Socket, config: Config) -> Outcome {
     let input = open(&config.input)?;
     let client = socket.connect()?;
-    let info = client
-        .queue_info(&config.queue)
-        .map_err(|error| Failure::queue(&config.queue, error))?;
+    let info =
+        client.queue_info(&config.queue).map_err(|error| Failure::queue(&config.queue, error))?;
     if config.confirm == Confirm::Durable && !info.durable {
         return Err(Failure::new(
             Exit::Config,
@@ -132,12 +125,9 @@ struct Publisher {
 
 impl Publisher {
     fn new(client: Client, producer: Producer, info: &QueueInfo, config: Config) -> Outcome<Self> {
-        let geometry = Geometry::new(
-            Some(info.slots),
-            Some(info.slot_size),
-            Some(info.max_message),
-        )
-        .map_err(Failure::internal)?;
+        let geometry =
+            Geometry::new(Some(info.slots), Some(info.slot_size), Some(info.max_message))
+                .map_err(Failure::internal)?;
         Ok(Self {
             client,
             producer,
@@ -193,14 +183,10 @@ impl Publisher {
             })?;
             return self.confirmed(sequence, payload.len());
         }
-        let slots: u64 = payloads
-            .iter()
-            .map(|payload| self.geometry.slots_for(payload.len()))
-            .sum();
+        let slots: u64 =
+            payloads.iter().map(|payload| self.geometry.slots_for(payload.len())).sum();
         if slots > u64::from(self.geometry.claim_slots_max()) {
-            return payloads
-                .iter()
-                .try_for_each(|payload| self.publish(&[payload]));
+            return payloads.iter().try_for_each(|payload| self.publish(&[payload]));
         }
         let mut sequence =
             self.send(|producer, _, timeout| producer.send_batch_timeout(payloads, timeout))?;
@@ -220,15 +206,8 @@ impl Publisher {
         let mut start: Option<Instant> = None;
         loop {
             let waited = start.map_or(Duration::ZERO, |start| start.elapsed());
-            let left = self
-                .config
-                .timeout
-                .map_or(NOTICE_AFTER, |limit| limit - waited.min(limit));
-            match send(
-                &mut self.producer,
-                self.config.metadata.as_ref(),
-                left.min(NOTICE_AFTER),
-            ) {
+            let left = self.config.timeout.map_or(NOTICE_AFTER, |limit| limit - waited.min(limit));
+            match send(&mut self.producer, self.config.metadata.as_ref(), left.min(NOTICE_AFTER)) {
                 Ok(sequence) => return Ok(sequence),
                 Err(SendError::Timeout | SendError::Full) => {}
                 Err(error) => return Err(self.failed(&error)),

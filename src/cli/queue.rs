@@ -53,24 +53,16 @@ impl CreateConfig {
             mode: args.mode,
             group: args.group,
         };
-        Ok(Self {
-            name: args.name,
-            spec,
-            if_not_exists: args.if_not_exists,
-        })
+        Ok(Self { name: args.name, spec, if_not_exists: args.if_not_exists })
     }
 }
 
 fn create(client: &Client, config: &CreateConfig, json: bool) -> Outcome {
     let info = match client.create_queue(&config.name, config.spec.clone()) {
-        Err(ClientError::Refused {
-            code: ErrorCode::Exists,
-            ..
-        }) if config.if_not_exists => client.queue_info(&config.name)?,
-        Err(ClientError::Refused {
-            code: ErrorCode::Exists,
-            ..
-        }) => {
+        Err(ClientError::Refused { code: ErrorCode::Exists, .. }) if config.if_not_exists => {
+            client.queue_info(&config.name)?
+        }
+        Err(ClientError::Refused { code: ErrorCode::Exists, .. }) => {
             return Err(Failure::new(
                 Exit::Exists,
                 format_args!(
@@ -131,9 +123,7 @@ fn list(client: &Client, args: QueueListArgs) -> Outcome {
 }
 
 fn info(client: &Client, args: &QueueInfoArgs) -> Outcome {
-    let info = client
-        .queue_info(&args.name)
-        .map_err(|error| Failure::queue(&args.name, error))?;
+    let info = client.queue_info(&args.name).map_err(|error| Failure::queue(&args.name, error))?;
     if args.format.json {
         return print_json(&info);
     }
@@ -150,32 +140,18 @@ fn facts(info: &QueueInfo) -> Facts {
     let mut facts = Facts::default();
     facts.add("name", &info.name);
     facts.add("id", info.id);
-    facts.add(
-        "kind",
-        format!("{}, {}, not durable", kind(info), info.plane),
-    );
+    facts.add("kind", format!("{}, {}, not durable", kind(info), info.plane));
     facts.add("state", &info.state);
-    facts.add(
-        "slots",
-        format!("{} of {}", info.slots, units::bytes(info.slot_size.into())),
-    );
+    facts.add("slots", format!("{} of {}", info.slots, units::bytes(info.slot_size.into())));
     facts.add("longest message", units::bytes(info.max_message.into()));
     facts.add("shared memory", units::bytes(info.memory_bytes));
     facts.add(
         "rights",
-        format!(
-            "{:03o}, user {}, group {}",
-            info.mode, info.owner_uid, info.group_gid
-        ),
+        format!("{:03o}, user {}, group {}", info.mode, info.owner_uid, info.group_gid),
     );
     facts.add("wake mode", format!("{:?}", info.wake_mode).to_lowercase());
-    facts.add(
-        "used slots",
-        format!(
-            "{} (tail {}, head {})",
-            info.used_slots, info.tail, info.head
-        ),
-    );
+    facts
+        .add("used slots", format!("{} (tail {}, head {})", info.used_slots, info.tail, info.head));
     facts.add("deaths repaired", info.repairs);
     facts.add("discarded claims of dead producers", info.tombstones);
     facts.add("messages of dead consumers given out again", info.returned);
@@ -198,10 +174,7 @@ fn handles(handles: &[HandleInfo]) -> Table {
     ]);
     let pid_of = |handle: u8| {
         let found = handles.iter().find(|other| other.handle == handle);
-        found.map_or_else(
-            || format!("handle {handle}"),
-            |other| format!("pid {}", other.pid),
-        )
+        found.map_or_else(|| format!("handle {handle}"), |other| format!("pid {}", other.pid))
     };
     for handle in handles {
         let owns = match (handle.owned_slots, handle.owns_position) {
@@ -221,13 +194,9 @@ fn handles(handles: &[HandleInfo]) -> Table {
             units::count(handle.messages),
             units::bytes(handle.bytes),
             owns,
-            handle
-                .waiting_ns
-                .map_or_else(|| "-".to_string(), units::nanos),
+            handle.waiting_ns.map_or_else(|| "-".to_string(), units::nanos),
             handle.delayed_by.map_or_else(|| "-".to_string(), pid_of),
-            handle
-                .delays_others_ns
-                .map_or_else(|| "-".to_string(), units::nanos),
+            handle.delays_others_ns.map_or_else(|| "-".to_string(), units::nanos),
         ]);
     }
     table
@@ -236,10 +205,7 @@ fn handles(handles: &[HandleInfo]) -> Table {
 fn delete(client: &Client, args: &QueueDeleteArgs) -> Outcome {
     let deleted = match client.delete_queue(&args.name) {
         Ok(()) => true,
-        Err(ClientError::Refused {
-            code: ErrorCode::NotFound,
-            ..
-        }) if args.if_exists => false,
+        Err(ClientError::Refused { code: ErrorCode::NotFound, .. }) if args.if_exists => false,
         Err(error) => return Err(Failure::queue(&args.name, error)),
     };
     if args.format.json {
@@ -250,17 +216,12 @@ fn delete(client: &Client, args: &QueueDeleteArgs) -> Outcome {
 }
 
 fn purge(client: &Client, args: &QueuePurgeArgs) -> Outcome {
-    let messages = client
-        .purge_queue(&args.name)
-        .map_err(|error| Failure::queue(&args.name, error))?;
+    let messages =
+        client.purge_queue(&args.name).map_err(|error| Failure::queue(&args.name, error))?;
     if args.format.json {
         return print_json(&json!({ "queue": args.name, "messages": messages }));
     }
-    print_line(&format!(
-        "{}: {} messages discarded",
-        args.name,
-        units::count(messages)
-    ))
+    print_line(&format!("{}: {} messages discarded", args.name, units::count(messages)))
 }
 
 fn kind(info: &QueueInfo) -> &'static str {

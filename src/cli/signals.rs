@@ -50,9 +50,5 @@ fn set(signal: libc::c_int, handler: libc::sighandler_t) -> io::Result<()> {
     // SAFETY: `action` is initialised and outlives the call, the old action is not asked for, and the handler only
     // stores to an atomic, which is allowed in a signal handler.
     let result = unsafe { libc::sigaction(signal, &raw const action, std::ptr::null_mut()) };
-    if result == 0 {
-        Ok(())
-    } else {
-        Err(io::Error::last_os_error())
-    }
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }

@@ -30,8 +30,7 @@ impl Samples {
 
     pub(crate) fn add(&mut self, other: &Self) {
         for value in other.0.iter_recorded() {
-            self.0
-                .saturating_record_n(value.value_iterated_to(), value.count_at_value());
+            self.0.saturating_record_n(value.value_iterated_to(), value.count_at_value());
         }
     }
 
@@ -57,11 +56,7 @@ impl Samples {
     /// For the way between processes.
     pub(crate) fn pack(&self) -> Packed {
         let values = self.0.iter_recorded();
-        Packed(
-            values
-                .map(|v| (v.value_iterated_to(), v.count_at_value()))
-                .collect(),
-        )
+        Packed(values.map(|v| (v.value_iterated_to(), v.count_at_value())).collect())
     }
 }
 
@@ -111,24 +106,11 @@ const CURVE_NINES: usize = 5;
 
 /// Latency over percentile, both on logarithmic scales: each step to the right leaves out nine tenths of what is left.
 /// A curve ends where there are too few samples to know more.
-#[allow(
-    clippy::cast_precision_loss,
-    clippy::cast_possible_truncation,
-    clippy::cast_sign_loss
-)] // a drawing
+#[allow(clippy::cast_precision_loss, clippy::cast_possible_truncation, clippy::cast_sign_loss)] // a drawing
 pub(crate) fn curve(series: &[Series<'_>]) -> String {
     let values = series.iter().filter(|(_, _, samples)| samples.count() > 0);
-    let low = values
-        .clone()
-        .map(|(_, _, s)| s.0.min())
-        .min()
-        .unwrap_or(1)
-        .max(1) as f64;
-    let high = values
-        .map(|(_, _, s)| last_known(s))
-        .max()
-        .unwrap_or(1)
-        .max(1) as f64;
+    let low = values.clone().map(|(_, _, s)| s.0.min()).min().unwrap_or(1).max(1) as f64;
+    let high = values.map(|(_, _, s)| last_known(s)).max().unwrap_or(1).max(1) as f64;
     let (low, high) = (low.ln(), high.ln().max(low.ln() + 0.1));
     let mut cells = vec![[' '; CURVE_COLUMNS]; CURVE_ROWS];
     for (sign, _, samples) in series {
@@ -179,9 +161,7 @@ fn last_known(samples: &Samples) -> u64 {
 
 fn axis() -> String {
     let step = (CURVE_COLUMNS - 1) / CURVE_NINES;
-    (0..CURVE_COLUMNS)
-        .map(|column| if column % step == 0 { '+' } else { '-' })
-        .collect()
+    (0..CURVE_COLUMNS).map(|column| if column % step == 0 { '+' } else { '-' }).collect()
 }
 
 fn axis_labels() -> String {
@@ -213,10 +193,7 @@ mod tests {
         let copy = serde_json::from_str::<Packed>(&packed).unwrap().unpack();
         assert_eq!(copy.percentiles(), original.percentiles());
         let percentiles = copy.percentiles();
-        assert_eq!(
-            (percentiles.p50, percentiles.p99, percentiles.samples),
-            (500, 990, 1000)
-        );
+        assert_eq!((percentiles.p50, percentiles.p99, percentiles.samples), (500, 990, 1000));
         let mut both = samples([5000]);
         both.add(&copy);
         assert_eq!(both.count(), 1001);
@@ -234,16 +211,10 @@ mod tests {
         let empty = Samples::new();
         let one = samples([7]);
         let many = samples((0..100_000).map(|i| 100 + i % 97 * (i % 1013)));
-        for list in [
-            vec![('*', "a", &empty)],
-            vec![('*', "a", &one), ('o', "b", &many)],
-        ] {
+        for list in [vec![('*', "a", &empty)], vec![('*', "a", &one), ('o', "b", &many)]] {
             let text = curve(&list);
             assert_eq!(text.lines().count(), CURVE_ROWS + 3, "{text}");
-            assert!(
-                text.lines().all(|line| line.chars().count() < 100),
-                "{text}"
-            );
+            assert!(text.lines().all(|line| line.chars().count() < 100), "{text}");
         }
         assert!(curve(&[('o', "b", &many)]).contains("99.999 %"));
     }

@@ -19,9 +19,7 @@ pub(crate) fn parse_size(text: &str) -> Result<u64, String> {
         "gb" => 1_000_000_000,
         _ => return Err(expected.to_string()),
     };
-    number
-        .checked_mul(factor)
-        .ok_or_else(|| "too large".to_string())
+    number.checked_mul(factor).ok_or_else(|| "too large".to_string())
 }
 
 /// Reads a size that fits 32 bits, see [`parse_size`].
@@ -113,12 +111,8 @@ fn digits(value: f64) -> usize {
 
 /// `2d 3h`, `4m 51s`, `12s`: the two largest units.
 pub(crate) fn seconds(value: u64) -> String {
-    let (days, hours, minutes, seconds) = (
-        value / 86_400,
-        value / 3_600 % 24,
-        value / 60 % 60,
-        value % 60,
-    );
+    let (days, hours, minutes, seconds) =
+        (value / 86_400, value / 3_600 % 24, value / 60 % 60, value % 60);
     match (days, hours, minutes) {
         (0, 0, 0) => format!("{seconds}s"),
         (0, 0, _) => format!("{minutes}m {seconds}s"),
@@ -146,16 +140,8 @@ mod tests {
         for (text, value) in good {
             assert_eq!(parse_size(text), Ok(value), "{text}");
         }
-        for text in [
-            "",
-            "K",
-            "-1",
-            "1.5M",
-            "1Q",
-            "64KiB/s",
-            "99999999999999999999",
-            "17179869184G",
-        ] {
+        for text in ["", "K", "-1", "1.5M", "1Q", "64KiB/s", "99999999999999999999", "17179869184G"]
+        {
             assert!(parse_size(text).is_err(), "{text}");
         }
         assert!(parse_size_u32("4G").is_err());

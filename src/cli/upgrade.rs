@@ -38,8 +38,7 @@ pub(crate) fn run(socket: &Socket, args: UpgradeArgs) -> Outcome {
 
 /// The daemon has another working directory, and the file may be missing: better said here.
 fn absolute(path: PathBuf) -> Outcome<PathBuf> {
-    path.canonicalize()
-        .map_err(|error| Failure::file(&path, "find the binary", &error))
+    path.canonicalize().map_err(|error| Failure::file(&path, "find the binary", &error))
 }
 
 fn wait_for_another(client: &Client, before: &Status) -> Outcome<Status> {

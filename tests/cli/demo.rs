@@ -6,15 +6,8 @@ use super::*;
 
 /// Runs it with a folder of its own for temporary files, which must be empty afterwards.
 fn clean(arguments: &[&str]) -> Output {
-    let folder = tempfile::Builder::new()
-        .prefix("rm-")
-        .tempdir_in("/tmp")
-        .unwrap();
-    let output = ringmain()
-        .env("TMPDIR", folder.path())
-        .args(arguments)
-        .output()
-        .unwrap();
+    let folder = tempfile::Builder::new().prefix("rm-").tempdir_in("/tmp").unwrap();
+    let output = ringmain().env("TMPDIR", folder.path()).args(arguments).output().unwrap();
     let left: Vec<_> = std::fs::read_dir(folder.path()).unwrap().collect();
     assert!(left.is_empty(), "{left:?}");
     output
@@ -30,41 +23,21 @@ fn has(document: &serde_json::Value, keys: &[&str]) {
 fn demo_verifies_the_records_of_a_file() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("records");
-    let records: String = (0..3000)
-        .map(|n| format!("{{\"n\":{n},\"x\":\"{}\"}}\n", "z".repeat(n % 200)))
-        .collect();
+    let records: String =
+        (0..3000).map(|n| format!("{{\"n\":{n},\"x\":\"{}\"}}\n", "z".repeat(n % 200))).collect();
     std::fs::write(&file, records).unwrap();
     for slot_size in ["64", "4KiB"] {
-        let answer = json(&clean(&[
-            "demo",
-            "--json",
-            "--file",
-            path(&file),
-            "--slot-size",
-            slot_size,
-        ]));
+        let answer =
+            json(&clean(&["demo", "--json", "--file", path(&file), "--slot-size", slot_size]));
         assert_eq!(answer["verified"], true);
         let stages = answer["stages"].as_array().unwrap();
-        let names: Vec<_> = stages
-            .iter()
-            .filter_map(|stage| stage["name"].as_str())
-            .collect();
+        let names: Vec<_> = stages.iter().filter_map(|stage| stage["name"].as_str()).collect();
         assert_eq!(names, ["direct spsc", "direct mpmc"]);
         for stage in stages {
-            assert_eq!(
-                (&stage["messages"], &stage["lost"]),
-                (&3000.into(), &0.into())
-            );
+            assert_eq!((&stage["messages"], &stage["lost"]), (&3000.into(), &0.into()));
             has(
                 stage,
-                &[
-                    "messages_per_s",
-                    "bytes_per_s",
-                    "verified",
-                    "doubled",
-                    "altered",
-                    "latency",
-                ],
+                &["messages_per_s", "bytes_per_s", "verified", "doubled", "altered", "latency"],
             );
             has(&stage["latency"], &["rtt_ns", "floor_ns", "ratio_p50"]);
         }
@@ -79,14 +52,8 @@ fn demo_draws_for_people() {
     let output = clean(&["demo", "--file", path(&file), "--passes", "100"]);
     assert!(output.status.success(), "{output:?}");
     let text = stdout(&output);
-    assert!(
-        text.contains("every record arrived once, unaltered"),
-        "{text}"
-    );
-    assert!(
-        text.contains("99.999 %") && text.contains("VERIFIED"),
-        "{text}"
-    );
+    assert!(text.contains("every record arrived once, unaltered"), "{text}");
+    assert!(text.contains("99.999 %") && text.contains("VERIFIED"), "{text}");
     assert!(!text.contains('\x1b'), "colour without a terminal");
 }
 
@@ -104,46 +71,18 @@ fn round_trips_have_their_keys() {
             "300ms",
             "--json",
         ]));
-        has(
-            &answer,
-            &[
-                "rtt_ns",
-                "floor_ns",
-                "ratio_p50",
-                "pairs_kept",
-                "pairs_dropped",
-                "host",
-            ],
-        );
+        has(&answer, &["rtt_ns", "floor_ns", "ratio_p50", "pairs_kept", "pairs_dropped", "host"]);
         has(&answer["rtt_ns"], &["p50", "p99", "p999", "max"]);
         let pairs =
             answer["pairs_kept"].as_u64().unwrap() + answer["pairs_dropped"].as_u64().unwrap();
         assert!(pairs >= 15, "{answer}");
-        assert_eq!(
-            (&answer["lines"], &answer["slot_size"]),
-            (&1.into(), &64.into())
-        );
+        assert_eq!((&answer["lines"], &answer["slot_size"]), (&1.into(), &64.into()));
     }
-    let park = json(&clean(&[
-        "bench",
-        "rtt",
-        "--wait",
-        "park",
-        "--duration",
-        "500ms",
-        "--json",
-    ]));
+    let park = json(&clean(&["bench", "rtt", "--wait", "park", "--duration", "500ms", "--json"]));
     has(&park, &["futex_rtt_ns", "membarrier_ns", "ratio_park"]);
     for size in ["0", "1", "64", "3000"] {
-        let answer = json(&clean(&[
-            "bench",
-            "rtt",
-            "--size",
-            size,
-            "--duration",
-            "100ms",
-            "--json",
-        ]));
+        let answer =
+            json(&clean(&["bench", "rtt", "--size", size, "--duration", "100ms", "--json"]));
         assert_eq!(answer["size"].to_string(), size);
     }
 }
@@ -153,29 +92,14 @@ fn throughput_is_verified() {
     let table: &[&[&str]] = &[
         &["--kind", "spsc", "--batch", "16"],
         &["--kind", "mpmc", "--producers", "2", "--consumers", "2"],
-        &[
-            "--kind",
-            "mpmc",
-            "--producers",
-            "2",
-            "--batch",
-            "4",
-            "--size",
-            "1000",
-        ],
+        &["--kind", "mpmc", "--producers", "2", "--batch", "4", "--size", "1000"],
     ];
     for arguments in table {
         let common = ["bench", "throughput", "--duration", "200ms", "--json"];
         let answer = json(&clean(&[&common, *arguments].concat()));
-        has(
-            &answer,
-            &["messages_per_s", "bytes_per_s", "oversubscribed", "host"],
-        );
+        has(&answer, &["messages_per_s", "bytes_per_s", "oversubscribed", "host"]);
         assert_eq!(answer["verified"], true);
-        assert_eq!(
-            (&answer["lost"], &answer["doubled"]),
-            (&0.into(), &0.into())
-        );
+        assert_eq!((&answer["lost"], &answer["doubled"]), (&0.into(), &0.into()));
         assert!(answer["received"].as_u64().unwrap() > 0);
     }
 }
@@ -186,15 +110,9 @@ fn a_running_daemon_is_used_and_left_as_it_was() {
     let socket = path(&daemon.socket);
     for arguments in [["bench", "rtt"], ["bench", "throughput"]] {
         let mut command = ringmain();
-        command
-            .args(["--socket", socket])
-            .args(arguments)
-            .args(["--duration", "100ms", "--json"]);
+        command.args(["--socket", socket]).args(arguments).args(["--duration", "100ms", "--json"]);
         json(&command.output().unwrap());
-        assert_eq!(
-            daemon.json(&["queue", "list", "--json"]),
-            serde_json::json!([])
-        );
+        assert_eq!(daemon.json(&["queue", "list", "--json"]), serde_json::json!([]));
     }
 }
 
@@ -202,18 +120,7 @@ fn a_running_daemon_is_used_and_left_as_it_was() {
 fn doctor_has_its_keys() {
     let daemon = Daemon::start();
     let answer = daemon.json(&["doctor", "--json"]);
-    has(
-        &answer,
-        &[
-            "host",
-            "io_uring",
-            "membarrier",
-            "memory",
-            "socket",
-            "costs",
-            "modes",
-        ],
-    );
+    has(&answer, &["host", "io_uring", "membarrier", "memory", "socket", "costs", "modes"]);
     assert_eq!(answer["daemon"]["keeper_pid"], daemon.keeper.id());
     let text = daemon.ok(&["doctor"]);
     for part in ["io_uring", "memlock", "membarrier", "clock", "modes"] {
@@ -227,9 +134,7 @@ fn marked(marker: &str) -> BTreeSet<u32> {
     let ids = processes.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
     ids.filter(|id: &u32| {
         let environment = std::fs::read(format!("/proc/{id}/environ")).unwrap_or_default();
-        environment
-            .split(|byte| *byte == 0)
-            .any(|one| one == marker.as_bytes())
+        environment.split(|byte| *byte == 0).any(|one| one == marker.as_bytes())
     })
     .collect()
 }
@@ -237,19 +142,12 @@ fn marked(marker: &str) -> BTreeSet<u32> {
 #[test]
 fn a_signal_leaves_nothing_behind() {
     for (number, by) in [(1, libc::SIGINT), (2, libc::SIGTERM), (3, libc::SIGKILL)] {
-        let folder = tempfile::Builder::new()
-            .prefix("rm-")
-            .tempdir_in("/tmp")
-            .unwrap();
+        let folder = tempfile::Builder::new().prefix("rm-").tempdir_in("/tmp").unwrap();
         let value = format!("{}-{number}", std::process::id());
         let marker = format!("RINGMAIN_TEST_MARK={value}");
         let mut command = ringmain();
-        command
-            .env("TMPDIR", folder.path())
-            .env("RINGMAIN_TEST_MARK", &value);
-        command
-            .args(["bench", "rtt", "--duration", "60s"])
-            .stderr(Stdio::null());
+        command.env("TMPDIR", folder.path()).env("RINGMAIN_TEST_MARK", &value);
+        command.args(["bench", "rtt", "--duration", "60s"]).stderr(Stdio::null());
         let mut bench = Running::start(command.stdout(Stdio::null()));
         // Itself, keeper, broker and two helpers.
         eventually("all processes run", || marked(&marker).len() == 5);

@@ -20,20 +20,14 @@ const LIMIT: Duration = Duration::from_secs(60);
 /// The command, independent of the environment of the tests.
 fn ringmain() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_ringmain"));
-    command
-        .env_remove("RINGMAIN_SOCKET")
-        .env_remove("XDG_RUNTIME_DIR")
-        .env("NO_COLOR", "1");
+    command.env_remove("RINGMAIN_SOCKET").env_remove("XDG_RUNTIME_DIR").env("NO_COLOR", "1");
     command.stdin(Stdio::null());
     command
 }
 
 /// Runs it to its end.
 fn run(arguments: &[&str]) -> Output {
-    ringmain()
-        .args(arguments)
-        .output()
-        .expect("the command starts")
+    ringmain().args(arguments).output().expect("the command starts")
 }
 
 fn stdout(output: &Output) -> String {
@@ -49,18 +43,12 @@ fn failure(output: &Output) -> (i32, String) {
     let text = stderr(output);
     assert_eq!(text.lines().count(), 1, "stderr is one line: {text:?}");
     assert!(text.starts_with("ringmain: "), "{text:?}");
-    (
-        output.status.code().expect("it ended by itself"),
-        text.trim_end().to_string(),
-    )
+    (output.status.code().expect("it ended by itself"), text.trim_end().to_string())
 }
 
 fn assert_fails(output: &Output, code: i32, part: &str) {
     let (found, line) = failure(output);
-    assert!(
-        found == code && line.contains(part),
-        "{found} instead of {code} ({part}): {line}"
-    );
+    assert!(found == code && line.contains(part), "{found} instead of {code} ({part}): {line}");
 }
 
 fn json(output: &Output) -> serde_json::Value {
@@ -81,32 +69,15 @@ impl Daemon {
     }
 
     fn start_with(arguments: &[&str]) -> Self {
-        let folder = tempfile::Builder::new()
-            .prefix("rm-cli-")
-            .tempdir_in("/tmp")
-            .unwrap();
+        let folder = tempfile::Builder::new().prefix("rm-cli-").tempdir_in("/tmp").unwrap();
         let socket = folder.path().join("s");
         let mut command = ringmain();
-        command
-            .arg("serve")
-            .arg("--socket")
-            .arg(&socket)
-            .args(arguments);
-        let mut keeper = command
-            .stdout(Stdio::piped())
-            .spawn()
-            .expect("the daemon starts");
+        command.arg("serve").arg("--socket").arg(&socket).args(arguments);
+        let mut keeper = command.stdout(Stdio::piped()).spawn().expect("the daemon starts");
         let lines = lines(keeper.stdout.take().expect("piped"));
         let ready = lines.recv_timeout(LIMIT).expect("the daemon gets ready");
-        assert!(
-            ready.starts_with("ready") && ready.contains(socket.to_str().unwrap()),
-            "{ready}"
-        );
-        Self {
-            keeper,
-            socket,
-            folder,
-        }
+        assert!(ready.starts_with("ready") && ready.contains(socket.to_str().unwrap()), "{ready}");
+        Self { keeper, socket, folder }
     }
 
     fn command(&self, arguments: &[&str]) -> Command {
@@ -116,18 +87,13 @@ impl Daemon {
     }
 
     fn run(&self, arguments: &[&str]) -> Output {
-        self.command(arguments)
-            .output()
-            .expect("the command starts")
+        self.command(arguments).output().expect("the command starts")
     }
 
     /// Runs it with this text on stdin.
     fn feed(&self, arguments: &[&str], text: &[u8]) -> Output {
         let mut command = self.command(arguments);
-        command
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped());
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().expect("the command starts");
         let mut stdin = child.stdin.take().expect("piped");
         let text = text.to_vec();
@@ -142,10 +108,7 @@ impl Daemon {
     /// Runs it and expects success without a word on stderr.
     fn ok(&self, arguments: &[&str]) -> String {
         let output = self.run(arguments);
-        assert!(
-            output.status.success() && output.stderr.is_empty(),
-            "{arguments:?}: {output:?}"
-        );
+        assert!(output.status.success() && output.stderr.is_empty(), "{arguments:?}: {output:?}");
         stdout(&output)
     }
 
@@ -186,9 +149,7 @@ impl Running {
     fn end(&mut self) -> i32 {
         use std::os::unix::process::ExitStatusExt;
         let status = wait(&mut self.0, LIMIT).expect("the command ends in time");
-        status
-            .code()
-            .unwrap_or_else(|| -status.signal().unwrap_or(0))
+        status.code().unwrap_or_else(|| -status.signal().unwrap_or(0))
     }
 }
 

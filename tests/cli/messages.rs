@@ -18,16 +18,11 @@ fn lines_come_back_as_they_were() {
 #[test]
 fn many_lines_go_through_while_they_are_consumed() {
     let daemon = Daemon::start();
-    let text: String = (0..20_000)
-        .map(|n| format!("line {n} {}\n", "x".repeat(n % 300)))
-        .collect();
+    let text: String = (0..20_000).map(|n| format!("line {n} {}\n", "x".repeat(n % 300))).collect();
     let input = daemon.file("input", text.as_bytes());
     for (kind, batch) in [("spsc", "1"), ("spsc", "16"), ("mpmc", "1"), ("mpmc", "16")] {
         let name = format!("{kind}-{batch}");
-        daemon.create(
-            &name,
-            &["--kind", kind, "--slots", "128", "--slot-size", "64"],
-        );
+        daemon.create(&name, &["--kind", kind, "--slots", "128", "--slot-size", "64"]);
         let output = daemon.file("output", b"");
         let mut consume = daemon.command(&["consume", &name, "--count", "20000"]);
         consume.stdout(std::fs::File::create(&output).unwrap());
@@ -46,16 +41,12 @@ fn receipts_are_the_sequences_that_consumers_see() {
         let name = format!("{kind}-{batch}");
         daemon.create(&name, &["--kind", kind, "--slot-size", "64"]);
         let text: String = (0..100).map(|n| format!("{}\n", "y".repeat(n))).collect();
-        let receipts = daemon.feed(
-            &["publish", &name, "--receipts", "--batch", batch],
-            text.as_bytes(),
-        );
+        let receipts =
+            daemon.feed(&["publish", &name, "--receipts", "--batch", batch], text.as_bytes());
         let receipts = stdout(&receipts);
         let seen = daemon.ok(&["consume", &name, "--drain", "--with-sequence"]);
-        let (sequences, payloads): (Vec<&str>, Vec<&str>) = seen
-            .lines()
-            .map(|line| line.split_once('\t').unwrap())
-            .unzip();
+        let (sequences, payloads): (Vec<&str>, Vec<&str>) =
+            seen.lines().map(|line| line.split_once('\t').unwrap()).unzip();
         assert_eq!(receipts.lines().collect::<Vec<_>>(), sequences, "{name}");
         assert_eq!(payloads.join("\n") + "\n", text, "{name}");
         let numbers: Vec<u64> = sequences.iter().map(|s| s.parse().unwrap()).collect();
@@ -83,27 +74,14 @@ fn receipts_are_flushed_one_by_one() {
 fn json_shows_everything() {
     let daemon = Daemon::start();
     daemon.create("q", &[]);
-    let arguments = [
-        "publish", "q", "--json", "--key", "k1", "--header", "a=1", "--header", "b=2",
-    ];
+    let arguments = ["publish", "q", "--json", "--key", "k1", "--header", "a=1", "--header", "b=2"];
     let summary = json(&daemon.feed(&arguments, b"one\n\xff\n"));
-    assert_eq!(
-        (&summary["published"], &summary["bytes"]),
-        (&2.into(), &4.into())
-    );
+    assert_eq!((&summary["published"], &summary["bytes"]), (&2.into(), &4.into()));
     let output = daemon.ok(&["consume", "q", "--drain", "--json"]);
-    let documents: Vec<serde_json::Value> = output
-        .lines()
-        .map(|line| serde_json::from_str(line).unwrap())
-        .collect();
-    assert_eq!(
-        (&documents[0]["payload"], &documents[0]["key"]),
-        (&"one".into(), &"k1".into())
-    );
-    assert_eq!(
-        documents[0]["headers"],
-        serde_json::json!([["a", "1"], ["b", "2"]])
-    );
+    let documents: Vec<serde_json::Value> =
+        output.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!((&documents[0]["payload"], &documents[0]["key"]), (&"one".into(), &"k1".into()));
+    assert_eq!(documents[0]["headers"], serde_json::json!([["a", "1"], ["b", "2"]]));
     assert_eq!(documents[0]["redelivered"], false);
     assert_eq!(documents[1]["payload_hex"], "ff");
 }
@@ -117,11 +95,7 @@ fn a_line_that_is_too_long_is_named() {
     assert_fails(&output, 65, "line 2 is longer than the 100 bytes");
     assert_eq!(daemon.ok(&["consume", "q", "--drain"]), "short\n");
     let endless = "x".repeat(1 << 20);
-    assert_fails(
-        &daemon.feed(&["publish", "q"], endless.as_bytes()),
-        65,
-        "line 1",
-    );
+    assert_fails(&daemon.feed(&["publish", "q"], endless.as_bytes()), 65, "line 1");
 }
 
 #[test]
@@ -133,23 +107,11 @@ fn a_full_queue_is_waited_for_and_explained() {
     assert_fails(&output, 75, "stayed full");
     let mut command = daemon.command(&["publish", "q"]);
     let mut publish = Running::start(command.stdin(Stdio::piped()).stderr(Stdio::piped()));
-    publish
-        .0
-        .stdin
-        .take()
-        .unwrap()
-        .write_all(b"one more\n")
-        .unwrap();
+    publish.0.stdin.take().unwrap().write_all(b"one more\n").unwrap();
     let notices = lines(publish.0.stderr.take().unwrap());
     let notice = notices.recv_timeout(LIMIT).unwrap();
-    assert!(
-        notice.contains("q is full and nobody consumes it"),
-        "{notice}"
-    );
-    assert_eq!(
-        daemon.ok(&["consume", "q", "--count", "65"]).lines().last(),
-        Some("one more")
-    );
+    assert!(notice.contains("q is full and nobody consumes it"), "{notice}");
+    assert_eq!(daemon.ok(&["consume", "q", "--count", "65"]).lines().last(), Some("one more"));
     assert_eq!(publish.end(), 0);
 }
 
@@ -158,10 +120,7 @@ fn what_a_direct_queue_does_not_have_is_refused() {
     let daemon = Daemon::start();
     daemon.create("q", &[]);
     let table: &[(&[&str], &str)] = &[
-        (
-            &["publish", "q", "--confirm", "durable"],
-            "queue q is not durable",
-        ),
+        (&["publish", "q", "--confirm", "durable"], "queue q is not durable"),
         (&["consume", "q", "--group", "g"], "leave out --group"),
         (&["consume", "q", "--from", "new"], "leave out --from"),
         (&["consume", "q", "--from", "17"], "leave out --from"),
@@ -169,9 +128,7 @@ fn what_a_direct_queue_does_not_have_is_refused() {
     for (arguments, part) in table {
         assert_fails(&daemon.run(arguments), 78, part);
     }
-    daemon.ok(&[
-        "consume", "q", "--group", "default", "--from", "first", "--drain",
-    ]);
+    daemon.ok(&["consume", "q", "--group", "default", "--from", "first", "--drain"]);
 }
 
 #[test]
@@ -193,11 +150,7 @@ fn a_second_member_of_an_spsc_queue_is_refused() {
 fn consume_ends_when_it_is_told_to() {
     let daemon = Daemon::start();
     daemon.create("q", &[]);
-    assert_fails(
-        &daemon.run(&["consume", "q", "--timeout", "50ms"]),
-        75,
-        "no message came",
-    );
+    assert_fails(&daemon.run(&["consume", "q", "--timeout", "50ms"]), 75, "no message came");
     assert_eq!(daemon.ok(&["consume", "q", "--count", "0"]), "");
     for by in [libc::SIGINT, libc::SIGTERM] {
         let mut command = daemon.command(&["consume", "q"]);
@@ -225,10 +178,7 @@ fn a_message_that_nobody_read_is_given_out_again() {
         assert_eq!(consume.end(), 0, "{kind}");
         let output = daemon.run(&["consume", kind, "--drain"]);
         assert_eq!(stdout(&output), "one\ntwo\n", "{kind}");
-        assert!(
-            stderr(&output).contains("1 messages had been given"),
-            "{kind}: {output:?}"
-        );
+        assert!(stderr(&output).contains("1 messages had been given"), "{kind}: {output:?}");
     }
 }
 
@@ -243,11 +193,6 @@ fn a_deleted_queue_ends_its_consumers() {
         daemon.json(&["queue", "info", "q", "--json"])["consumers"] == 1
     });
     daemon.ok(&["queue", "delete", "q"]);
-    assert!(
-        notices
-            .recv_timeout(LIMIT)
-            .unwrap()
-            .contains("queue q was deleted")
-    );
+    assert!(notices.recv_timeout(LIMIT).unwrap().contains("queue q was deleted"));
     assert_eq!(consume.end(), 65);
 }

@@ -58,11 +58,7 @@ impl SharedLines {
         // SAFETY: the mapping has this base and length, is page-aligned, writable, sealed against shrinking, and lives
         // as long as the region, which is not cloned out of this struct.
         let region = unsafe { Region::new(mapping.base(), mapping.len()) };
-        Ok(Self {
-            region,
-            lines,
-            _mapping: mapping,
-        })
+        Ok(Self { region, lines, _mapping: mapping })
     }
 
     /// Opens the memory behind a descriptor that the parent passed on.
@@ -82,9 +78,7 @@ impl SharedLines {
         let base = self.base(direction);
         for line in 0..self.lines - 1 {
             // Relaxed: the last line's Release publishes them.
-            self.region
-                .u64_at(base + line * LINE_BYTES)
-                .store(value, Ordering::Relaxed);
+            self.region.u64_at(base + line * LINE_BYTES).store(value, Ordering::Relaxed);
         }
         let last = base + (self.lines - 1) * LINE_BYTES;
         // Release: partner of the Acquire in `wait`.
@@ -112,9 +106,7 @@ impl SharedLines {
         for line in 0..self.lines - 1 {
             // Relaxed: ordered by the Acquire above; black_box, so that the load is not left out.
             std::hint::black_box(
-                self.region
-                    .u64_at(base + line * LINE_BYTES)
-                    .load(Ordering::Relaxed),
+                self.region.u64_at(base + line * LINE_BYTES).load(Ordering::Relaxed),
             );
         }
         value
@@ -164,10 +156,7 @@ mod tests {
             shared.write(Direction::Out, 7);
             assert_eq!(other.wait(Direction::Out, 0), 7);
             assert_eq!(
-                shared
-                    .region
-                    .u64_at(shared.base(Direction::Back))
-                    .load(Ordering::Relaxed),
+                shared.region.u64_at(shared.base(Direction::Back)).load(Ordering::Relaxed),
                 0
             );
             other.write(Direction::Back, 8);

@@ -108,10 +108,7 @@ impl Tally {
     /// Of the numbers 0 to `sent`.
     pub(crate) fn expected_sums(sent: u64) -> [u64; 2] {
         (0..sent).fold([0u64; 2], |sums, number| {
-            [
-                sums[0].wrapping_add(number),
-                sums[1].wrapping_add(mix(number)),
-            ]
+            [sums[0].wrapping_add(number), sums[1].wrapping_add(mix(number))]
         })
     }
 }
@@ -156,7 +153,6 @@ fn verify(message: &[u8]) -> Option<u64> {
 
 /// Sends until the time is over.
 pub(crate) fn produce(task: &ProduceTask, parent: &Parent) -> Outcome<Produced> {
-    pin(task.cpu)?;
     let client = Client::connect(&task.socket)?;
     let mut producer = client
         .producer_with(&task.queue, HandleOptions::with_wait(policy(&task.wait)?))
@@ -166,6 +162,7 @@ pub(crate) fn produce(task: &ProduceTask, parent: &Parent) -> Outcome<Produced> 
     let mut slices: Vec<&[u8]> = Vec::with_capacity(task.batch);
     let origin = u64::from(task.producer) << PRODUCER_SHIFT;
     let per_send = task.batch as u64;
+    pin(task.cpu)?;
     parent.wait_for_go()?;
     let start_ns = monotonic_ns();
     let end_ns = start_ns.saturating_add(task.duration_ns);
@@ -181,14 +178,10 @@ pub(crate) fn produce(task: &ProduceTask, parent: &Parent) -> Outcome<Produced> 
             fill(message, origin | (sent + index));
         }
         if task.batch == 1 {
-            send(&mut producer, |producer| {
-                producer.send_timeout(&messages, SLICE)
-            })?;
+            send(&mut producer, |producer| producer.send_timeout(&messages, SLICE))?;
         } else {
             slices.extend(messages.chunks_exact(size));
-            send(&mut producer, |producer| {
-                producer.send_batch_timeout(&slices, SLICE)
-            })?;
+            send(&mut producer, |producer| producer.send_batch_timeout(&slices, SLICE))?;
             slices = emptied(slices);
         }
         sent += per_send;
@@ -218,13 +211,13 @@ fn emptied<'a>(mut slices: Vec<&[u8]>) -> Vec<&'a [u8]> {
 
 /// Verifies until the order to stop came and nothing is left.
 pub(crate) fn consume(task: &ConsumeTask, parent: &Parent) -> Outcome<Consumed> {
-    pin(task.cpu)?;
     let client = Client::connect(&task.socket)?;
     let mut consumer = client
         .consumer_with(&task.queue, HandleOptions::with_wait(policy(&task.wait)?))
         .map_err(|error| Failure::queue(&task.queue, error))?;
     let mut check = Check::new(task);
     let mut buffer = Vec::with_capacity(task.size);
+    pin(task.cpu)?;
     parent.wait_for_go()?;
     let (mut received, mut next_look, mut next_report_ns) = (0, 0, 0);
     loop {
@@ -292,16 +285,8 @@ struct Check {
 impl Check {
     fn new(task: &ConsumeTask) -> Self {
         let tallies = vec![Tally::default(); usize::from(task.producers)];
-        let consumed = Consumed {
-            tallies,
-            ..Consumed::default()
-        };
-        Self {
-            consumed,
-            alone: task.alone,
-            size: task.size,
-            busy: false,
-        }
+        let consumed = Consumed { tallies, ..Consumed::default() };
+        Self { consumed, alone: task.alone, size: task.size, busy: false }
     }
 
     #[inline]
@@ -326,7 +311,8 @@ impl Check {
     }
 }
 
-/// Pins the process if it has a processor of its own.
+/// Pins the process if it has a processor of its own; after attaching, because a handle that is made by a pinned
+/// process believes that there is one processor.
 pub(crate) fn pin(cpu: Option<usize>) -> Outcome {
     let Some(cpu) = cpu else { return Ok(()) };
     affinity::pin_current_thread(cpu)
@@ -336,8 +322,7 @@ pub(crate) fn pin(cpu: Option<usize>) -> Outcome {
 
 /// A wait policy that came from the parent.
 pub(crate) fn policy(text: &str) -> Outcome<WaitPolicy> {
-    text.parse()
-        .map_err(|_| Failure::internal(format_args!("wait policy {text}")))
+    text.parse().map_err(|_| Failure::internal(format_args!("wait policy {text}")))
 }
 
 #[cfg(test)]
@@ -370,15 +355,11 @@ mod tests {
     #[test]
     fn tallies_see_gaps_and_repeats() {
         let mut tally = Tally::default();
-        [0, 1, 4, 4, 5]
-            .iter()
-            .for_each(|number| tally.add(*number, true));
+        [0, 1, 4, 4, 5].iter().for_each(|number| tally.add(*number, true));
         assert_eq!((tally.received, tally.lost, tally.backward), (5, 2, 1));
         let mut first = Tally::default();
         let mut second = Tally::default();
-        [0, 3, 4]
-            .iter()
-            .for_each(|number| first.add(*number, false));
+        [0, 3, 4].iter().for_each(|number| first.add(*number, false));
         [1, 2].iter().for_each(|number| second.add(*number, false));
         assert_eq!((first.lost, second.lost), (0, 0));
         let sums = [0, 1].map(|i| first.sums[i].wrapping_add(second.sums[i]));

@@ -31,15 +31,18 @@ pub(crate) enum Medium {
     Futex,
     /// The same with a membarrier in front of each sleep; the membarrier is what is recorded.
     Membarrier,
+    /// The round trips of those windows. No window of its own.
+    FutexAndMembarrier,
     /// Messages in two rings.
     Ring,
 }
 
 impl Medium {
-    pub(crate) const ALL: [Medium; 4] = [
+    pub(crate) const ALL: [Medium; 5] = [
         Medium::Floor,
         Medium::Futex,
         Medium::Membarrier,
+        Medium::FutexAndMembarrier,
         Medium::Ring,
     ];
 }
@@ -103,43 +106,22 @@ struct Side {
 
 impl Side {
     fn new(task: &Task, measures: bool) -> Outcome<Self> {
+        let lines = SharedLines::inherit(task.memory, task.lines)?;
+        let rings = task.rings.as_ref().map(|rings| attach(rings, measures)).transpose()?;
+        // After attaching: a handle that is made by a pinned process believes that there is one processor.
         let cpu = task.cpu.map(affinity::pin_current_thread).transpose();
         let cpu = cpu.map_err(|error| Failure::system("pin the process", error))?;
-        let lines = SharedLines::inherit(task.memory, task.lines)?;
-        let rings = task
-            .rings
-            .as_ref()
-            .map(|rings| attach(rings, measures))
-            .transpose()?;
-        if task
-            .windows
-            .iter()
-            .any(|window| window.medium == Medium::Membarrier)
-        {
+        if task.windows.iter().any(|window| window.medium == Medium::Membarrier) {
             membarrier::register();
         }
-        Ok(Self {
-            lines,
-            rings,
-            cpu,
-            number: 0,
-            seen_line: 0,
-            seen_word: 0,
-        })
+        Ok(Self { lines, rings, cpu, number: 0, seen_line: 0, seen_word: 0 })
     }
 }
 
 fn attach(rings: &Rings, measures: bool) -> Outcome<(Producer, Consumer, usize)> {
-    let (to, from) = if measures {
-        (&rings.out, &rings.back)
-    } else {
-        (&rings.back, &rings.out)
-    };
+    let (to, from) = if measures { (&rings.out, &rings.back) } else { (&rings.back, &rings.out) };
     let client = Client::connect(&rings.socket)?;
-    let wait: WaitPolicy = rings
-        .wait
-        .parse()
-        .map_err(|_| Failure::internal("wait policy"))?;
+    let wait: WaitPolicy = rings.wait.parse().map_err(|_| Failure::internal("wait policy"))?;
     let producer = client.producer_with(to, HandleOptions::with_wait(wait));
     let consumer = client.consumer_with(from, HandleOptions::with_wait(wait));
     Ok((
@@ -161,8 +143,12 @@ pub(crate) fn ping(task: &Task, parent: &Parent) -> Outcome<Report> {
         let duration = Duration::from_nanos(window.duration_ns);
         match window.medium {
             Medium::Floor => side.ping_floor(duration, &mut window_samples),
-            Medium::Futex => side.ping_futex(duration, &mut window_samples, false),
-            Medium::Membarrier => side.ping_futex(duration, &mut window_samples, true),
+            Medium::Futex => side.ping_futex(duration, &mut window_samples, None),
+            Medium::Membarrier => {
+                let trips = &mut samples[Medium::FutexAndMembarrier as usize].1;
+                side.ping_futex(duration, trips, Some(&mut window_samples));
+            }
+            Medium::FutexAndMembarrier => return Err(Failure::internal("no window")),
             Medium::Ring => side.ping_ring(duration, &mut window_samples)?,
         }
         medians_ns.push(window_samples.at(0.5));
@@ -174,14 +160,8 @@ pub(crate) fn ping(task: &Task, parent: &Parent) -> Outcome<Report> {
         parent.progress(medians_ns.len() as u64);
     }
     let used = samples.iter().filter(|(_, samples)| samples.count() > 0);
-    let samples = used
-        .map(|(medium, samples)| (*medium, samples.pack()))
-        .collect();
-    Ok(Report {
-        medians_ns,
-        samples,
-        cpu: side.cpu,
-    })
+    let samples = used.map(|(medium, samples)| (*medium, samples.pack())).collect();
+    Ok(Report { medians_ns, samples, cpu: side.cpu })
 }
 
 /// Answers; returns the processor that it was pinned to.
@@ -192,7 +172,7 @@ pub(crate) fn pong(task: &Task, parent: &Parent) -> Outcome<Option<usize>> {
         match window.medium {
             Medium::Floor => side.pong_floor(),
             Medium::Futex => side.pong_futex(false),
-            Medium::Membarrier => side.pong_futex(true),
+            Medium::Membarrier | Medium::FutexAndMembarrier => side.pong_futex(true),
             Medium::Ring => side.pong_ring()?,
         }
     }
@@ -212,12 +192,7 @@ impl<'a> Pace<'a> {
     fn new(duration: Duration, samples: &'a mut Samples) -> Self {
         let now_ns = monotonic_ns();
         let length = u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
-        Self {
-            end_ns: now_ns.saturating_add(length),
-            last_ns: now_ns,
-            count: 0,
-            samples,
-        }
+        Self { end_ns: now_ns.saturating_add(length), last_ns: now_ns, count: 0, samples }
     }
 
     /// After each send; `false` when this was the last one of the window.
@@ -243,8 +218,7 @@ impl Side {
         loop {
             self.number = self.number.wrapping_add(2);
             let last_word = if go_on { 0 } else { OVER };
-            self.lines
-                .write(Direction::Out, u64::from(self.number | last_word));
+            self.lines.write(Direction::Out, u64::from(self.number | last_word));
             let in_time = pace.sent();
             self.seen_line = self.lines.wait(Direction::Back, self.seen_line);
             if !go_on {
@@ -264,15 +238,13 @@ impl Side {
         }
     }
 
-    /// Samples are round trips, or with `barrier` the membarriers in front of the sleeps.
-    fn ping_futex(&mut self, duration: Duration, samples: &mut Samples, barrier: bool) {
-        let mut none = Samples::new();
-        let (trips, barriers) = if barrier {
-            (&mut none, Some(samples))
-        } else {
-            (samples, None)
-        };
-        let mut barriers = barriers;
+    /// With a place for them, a membarrier is issued and timed in front of each sleep.
+    fn ping_futex(
+        &mut self,
+        duration: Duration,
+        trips: &mut Samples,
+        mut barriers: Option<&mut Samples>,
+    ) {
         let mut pace = Pace::new(duration, trips);
         let mut go_on = true;
         loop {
@@ -339,9 +311,7 @@ impl Side {
             message[..marked].copy_from_slice(&mark[..marked]);
             producer.send(&message).map_err(|error| sending(&error))?;
             let go_on = pace.sent();
-            consumer
-                .receive(&mut answer)
-                .map_err(|error| receiving(&error))?;
+            consumer.receive(&mut answer).map_err(|error| receiving(&error))?;
             if answer.len() != message.len() || answer[..marked] != message[..marked] {
                 return Err(Failure::new(
                     crate::cli::exit::Exit::Data,
@@ -353,9 +323,7 @@ impl Side {
             }
         }
         // A message of another length is the last word.
-        producer
-            .send(last_word(*size))
-            .map_err(|error| sending(&error))?;
+        producer.send(last_word(*size)).map_err(|error| sending(&error))?;
         Ok(())
     }
 
@@ -365,9 +333,7 @@ impl Side {
         };
         let mut message = Vec::with_capacity(*size);
         loop {
-            consumer
-                .receive(&mut message)
-                .map_err(|error| receiving(&error))?;
+            consumer.receive(&mut message).map_err(|error| receiving(&error))?;
             if message.len() == last_word(*size).len() {
                 return Ok(());
             }

@@ -62,12 +62,7 @@ mod tests {
     use super::*;
 
     fn pair(floor_before: u64, ring: u64, floor_after: u64) -> Pair {
-        Pair {
-            floor_before,
-            floor_after,
-            ring,
-            park: None,
-        }
+        Pair { floor_before, floor_after, ring, park: None }
     }
 
     #[test]
@@ -88,10 +83,7 @@ mod tests {
 
     #[test]
     fn park_is_judged_over_futex_and_membarriers() {
-        let pairs = [Pair {
-            park: Some((40_000, 1_000)),
-            ..pair(100, 44_100, 100)
-        }];
+        let pairs = [Pair { park: Some((40_000, 1_000)), ..pair(100, 44_100, 100) }];
         assert!((judge(&pairs).ratio_park.unwrap() - 1.05).abs() < 1e-9);
     }
 

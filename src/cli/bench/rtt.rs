@@ -67,9 +67,7 @@ pub(crate) fn cpus(wanted: &[usize]) -> Outcome<[Option<usize>; 2]> {
                 ))),
             }
         }
-        _ => Err(Failure::usage(
-            "--cpus takes two different processors, such as 0,1",
-        )),
+        _ => Err(Failure::usage("--cpus takes two different processors, such as 0,1")),
     }
 }
 
@@ -93,6 +91,9 @@ pub(crate) struct Answer {
     futex_rtt_ns: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     membarrier_ns: Option<u64>,
+    /// Round trips over a futex with a membarrier in front of each sleep: what `ratio_park` adds up from parts.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    futex_and_membarrier_rtt_ns: Option<u64>,
     pinned_cpus: Option<[usize; 2]>,
     oversubscribed: bool,
     host: Host,
@@ -107,11 +108,7 @@ pub(crate) fn run(socket: &Socket, args: &RttArgs) -> Outcome {
     let mut progress = Progress::new();
     let answer = measure(&mut place, &config, &mut progress)?;
     drop(place);
-    if args.format.json {
-        print_json(&answer)
-    } else {
-        print(&text(&answer))
-    }
+    if args.format.json { print_json(&answer) } else { print(&text(&answer)) }
 }
 
 /// Measures on queues that it makes.
@@ -164,6 +161,7 @@ pub(crate) fn measure(
         verdict: judge(&pairs(&windows, &report.medians_ns)),
         futex_rtt_ns: park.then(|| samples(Medium::Futex).at(0.5)),
         membarrier_ns: park.then(|| samples(Medium::Membarrier).at(0.5)),
+        futex_and_membarrier_rtt_ns: park.then(|| samples(Medium::FutexAndMembarrier).at(0.5)),
         pinned_cpus: pinned,
         oversubscribed: pinned.is_none(),
         host: Host::look(),
@@ -194,13 +192,8 @@ pub(crate) fn run_pair(
     crew.wait_ready()?;
     crew.order_all(Order::Go)?;
     let mut reports = crew.results::<Report>(&[ping], |_, done| progress(done))?;
-    let other = crew
-        .results::<Option<usize>>(&[pong], |_, _| {})?
-        .pop()
-        .flatten();
-    let report = reports
-        .pop()
-        .ok_or_else(|| Failure::internal("no report"))?;
+    let other = crew.results::<Option<usize>>(&[pong], |_, _| {})?.pop().flatten();
+    let report = reports.pop().ok_or_else(|| Failure::internal("no report"))?;
     let pinned = report.cpu.zip(other).map(|(first, second)| [first, second]);
     Ok((report, pinned))
 }
@@ -211,10 +204,7 @@ fn windows(duration: Duration, park: bool) -> Vec<Window> {
     let pair = u64::try_from(PAIR_DURATION.as_nanos()).unwrap_or(u64::MAX);
     let count = (total / pair).max(PAIRS_MIN);
     let each = total / count;
-    let window = |medium, share: u64| Window {
-        medium,
-        duration_ns: each * share / 100,
-    };
+    let window = |medium, share: u64| Window { medium, duration_ns: each * share / 100 };
     let one: &[Window] = if park {
         &[
             window(Medium::Floor, 10),
@@ -245,14 +235,12 @@ fn pairs(windows: &[Window], medians_ns: &[u64]) -> Vec<Pair> {
                     pair.park = futex.take().zip(membarrier.take());
                     pairs.push(pair);
                 }
-                pair = Pair {
-                    floor_before: (*median).max(1),
-                    ..Pair::default()
-                };
+                pair = Pair { floor_before: (*median).max(1), ..Pair::default() };
             }
             Medium::Ring => pair.ring = *median,
             Medium::Futex => futex = Some(*median),
             Medium::Membarrier => membarrier = Some(*median),
+            Medium::FutexAndMembarrier => {}
         }
     }
     pairs
@@ -292,27 +280,18 @@ fn text(answer: &Answer) -> String {
         ),
     );
     if let (Some(futex), Some(membarrier)) = (answer.futex_rtt_ns, answer.membarrier_ns) {
-        facts.add(
-            "bare futex round trip",
-            format!("p50 {}", units::nanos(futex)),
-        );
-        facts.add(
-            "membarrier before a sleep",
-            format!("p50 {}", units::nanos(membarrier)),
-        );
+        facts.add("bare futex round trip", format!("p50 {}", units::nanos(futex)));
+        facts.add("membarrier before a sleep", format!("p50 {}", units::nanos(membarrier)));
+    }
+    if let Some(both) = answer.futex_and_membarrier_rtt_ns {
+        facts.add("futex round trip with membarriers", format!("p50 {}", units::nanos(both)));
     }
     if let Some(ratio) = answer.verdict.ratio_park {
-        facts.add(
-            "ring over futex + 2 membarriers",
-            style.bold(&format!("{ratio:.2}")),
-        );
+        facts.add("ring over futex + 2 membarriers", style.bold(&format!("{ratio:.2}")));
     }
     facts.add(
         "pairs",
-        format!(
-            "{} kept, {} dropped",
-            answer.verdict.pairs_kept, answer.verdict.pairs_dropped
-        ),
+        format!("{} kept, {} dropped", answer.verdict.pairs_kept, answer.verdict.pairs_dropped),
     );
     facts.render(style) + "\n" + &drawing(answer)
 }

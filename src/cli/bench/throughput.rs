@@ -114,10 +114,7 @@ pub(crate) fn run(socket: &Socket, args: &ThroughputArgs) -> Outcome {
     if answer.check.verified {
         return Ok(());
     }
-    Err(Failure::new(
-        Exit::Data,
-        format_args!("not what was sent: {:?}", answer.check),
-    ))
+    Err(Failure::new(Exit::Data, format_args!("not what was sent: {:?}", answer.check)))
 }
 
 fn measure(place: &mut Place, config: &Config) -> Outcome<Answer> {
@@ -219,10 +216,7 @@ fn check(produced: &[Produced], consumed: &[Consumed]) -> Check {
     for (index, one) in produced.iter().enumerate() {
         let mut sums = [0u64; 2];
         let (mut received, mut lost, mut backward) = (0, 0, 0);
-        for tally in consumed
-            .iter()
-            .filter_map(|consumer| consumer.tallies.get(index))
-        {
+        for tally in consumed.iter().filter_map(|consumer| consumer.tallies.get(index)) {
             received += tally.received;
             lost += tally.lost;
             backward += tally.backward;
@@ -233,10 +227,7 @@ fn check(produced: &[Produced], consumed: &[Consumed]) -> Check {
         if alone {
             // Every number was compared with the one before; those behind the last one seen are missing as well.
             check.doubled += backward;
-            check.lost += lost
-                + one
-                    .sent
-                    .saturating_sub(received + lost - backward.min(received));
+            check.lost += lost + one.sent.saturating_sub(received + lost - backward.min(received));
         } else {
             check.out_of_order += backward;
             check.lost += one.sent.saturating_sub(received);
@@ -282,11 +273,7 @@ fn text(answer: &Answer) -> String {
     facts.add("time", format!("{:.2} s", answer.seconds));
     facts.add("rate", style.bold(&units::rate(answer.messages_per_s)));
     facts.add("payload", units::bytes_rate(answer.bytes_per_s));
-    let verdict = if check.verified {
-        style.green("yes")
-    } else {
-        style.red("NO")
-    };
+    let verdict = if check.verified { style.green("yes") } else { style.red("NO") };
     facts.add(
         "verified",
         format!(
@@ -307,11 +294,7 @@ mod tests {
     use super::*;
 
     fn consumed(tallies: &[Tally]) -> Consumed {
-        Consumed {
-            tallies: tallies.to_vec(),
-            altered: 0,
-            end_ns: 1,
-        }
+        Consumed { tallies: tallies.to_vec(), altered: 0, end_ns: 1 }
     }
 
     fn produced(sent: u64) -> Produced {
@@ -320,52 +303,24 @@ mod tests {
 
     #[test]
     fn one_consumer_is_judged_by_its_numbers() {
-        let right = Tally {
-            received: 10,
-            ..Tally::default()
-        };
+        let right = Tally { received: 10, ..Tally::default() };
         assert!(check(&[produced(10)], &[consumed(&[right])]).verified);
-        let gap = Tally {
-            received: 8,
-            lost: 1,
-            ..Tally::default()
-        };
+        let gap = Tally { received: 8, lost: 1, ..Tally::default() };
         let verdict = check(&[produced(10)], &[consumed(&[gap])]);
-        assert_eq!(
-            (verdict.lost, verdict.doubled, verdict.verified),
-            (2, 0, false)
-        );
-        let repeat = Tally {
-            received: 11,
-            backward: 1,
-            ..Tally::default()
-        };
+        assert_eq!((verdict.lost, verdict.doubled, verdict.verified), (2, 0, false));
+        let repeat = Tally { received: 11, backward: 1, ..Tally::default() };
         let verdict = check(&[produced(10)], &[consumed(&[repeat])]);
-        assert_eq!(
-            (verdict.lost, verdict.doubled, verdict.verified),
-            (0, 1, false)
-        );
+        assert_eq!((verdict.lost, verdict.doubled, verdict.verified), (0, 1, false));
     }
 
     #[test]
     fn several_consumers_are_judged_by_their_sums() {
         let sums = Tally::expected_sums(4);
-        let half = Tally {
-            received: 2,
-            ..Tally::default()
-        };
-        let other = Tally {
-            received: 2,
-            sums,
-            ..Tally::default()
-        };
+        let half = Tally { received: 2, ..Tally::default() };
+        let other = Tally { received: 2, sums, ..Tally::default() };
         let both = [consumed(&[half]), consumed(&[other])];
         assert!(check(&[produced(4)], &both).verified);
-        let wrong = Tally {
-            received: 2,
-            sums: [sums[0], 1],
-            ..Tally::default()
-        };
+        let wrong = Tally { received: 2, sums: [sums[0], 1], ..Tally::default() };
         let both = [consumed(&[half]), consumed(&[wrong])];
         assert!(!check(&[produced(4)], &both).verified);
     }

@@ -76,8 +76,7 @@ impl Passed {
         self.records += 1;
         self.bytes += record.len() as u64;
         self.contents.add(fingerprint(0, record));
-        self.placed
-            .add(fingerprint(sequence.wrapping_add(1), record));
+        self.placed.add(fingerprint(sequence.wrapping_add(1), record));
         self.backward += u64::from(last.is_some_and(|last| sequence <= last));
         *last = Some(sequence);
     }
@@ -85,7 +84,6 @@ impl Passed {
 
 /// Sends.
 pub(crate) fn produce(task: &ProduceTask, parent: &Parent) -> Outcome<Passed> {
-    pin(task.cpu)?;
     let records = Records::load(&task.source)?;
     let client = Client::connect(&task.socket)?;
     let mut producer = client
@@ -93,6 +91,7 @@ pub(crate) fn produce(task: &ProduceTask, parent: &Parent) -> Outcome<Passed> {
         .map_err(|error| Failure::queue(&task.queue, error))?;
     let total = records.len() as u64 * task.passes;
     let (mut passed, mut last) = (Passed::default(), None);
+    pin(task.cpu)?;
     parent.wait_for_go()?;
     passed.start_ns = monotonic_ns();
     let mut number = task.index;
@@ -114,7 +113,6 @@ pub(crate) fn produce(task: &ProduceTask, parent: &Parent) -> Outcome<Passed> {
 
 /// Receives until the order to stop came and nothing is left.
 pub(crate) fn consume(task: &ConsumeTask, parent: &Parent) -> Outcome<Passed> {
-    pin(task.cpu)?;
     let expected = task.in_order.as_ref().map(Records::load).transpose()?;
     let client = Client::connect(&task.socket)?;
     let mut consumer = client
@@ -122,6 +120,7 @@ pub(crate) fn consume(task: &ConsumeTask, parent: &Parent) -> Outcome<Passed> {
         .map_err(|error| Failure::queue(&task.queue, error))?;
     let (mut passed, mut last, mut record) = (Passed::default(), None, Vec::new());
     let mut next_report_ns = 0;
+    pin(task.cpu)?;
     parent.wait_for_go()?;
     passed.start_ns = monotonic_ns();
     loop {
@@ -133,10 +132,7 @@ pub(crate) fn consume(task: &ConsumeTask, parent: &Parent) -> Outcome<Passed> {
             Err(ReceiveError::Empty | ReceiveError::Timeout) => continue,
             Err(error) => return Err(Failure::receive(&task.queue, &error)),
         };
-        if expected
-            .as_ref()
-            .is_some_and(|expected| expected.get(passed.records) != record)
-        {
+        if expected.as_ref().is_some_and(|expected| expected.get(passed.records) != record) {
             passed.different += 1;
             passed.first_different.get_or_insert(passed.records);
         }
@@ -286,9 +282,7 @@ impl Flow {
         oversubscribed: bool,
     ) -> FlowAnswer {
         let mut source = Multiset::default();
-        records
-            .iter()
-            .for_each(|r| source.add_times(fingerprint(0, r), self.passes));
+        records.iter().for_each(|r| source.add_times(fingerprint(0, r), self.passes));
         let total = |side: &[Passed], field: fn(&Passed) -> u64| side.iter().map(field).sum();
         let messages: u64 = total(received, |one| one.records);
         let bytes: u64 = total(received, |one| one.bytes);
@@ -329,9 +323,7 @@ fn check(
     in_order: bool,
 ) -> Check {
     let union = |side: &[Passed], field: fn(&Passed) -> Multiset| {
-        side.iter()
-            .map(field)
-            .fold(Multiset::default(), Multiset::union)
+        side.iter().map(field).fold(Multiset::default(), Multiset::union)
     };
     let messages: u64 = received.iter().map(|one| one.records).sum();
     let different: u64 = received.iter().map(|one| one.different).sum();
@@ -373,9 +365,7 @@ mod tests {
 
     fn source(records: &[&str]) -> Multiset {
         let mut set = Multiset::default();
-        records
-            .iter()
-            .for_each(|record| set.add(fingerprint(0, record.as_bytes())));
+        records.iter().for_each(|record| set.add(fingerprint(0, record.as_bytes())));
         set
     }
 
@@ -400,10 +390,6 @@ mod tests {
         assert_eq!(judge(&[(1, "b"), (0, "a"), (2, "c")]).out_of_order, 1);
         // Two records changed places: each is whole, yet not where it was sent.
         assert!(!judge(&[(0, "b"), (1, "a"), (2, "c")]).verified);
-        assert!(
-            [&[][..], &[(0, "a")]]
-                .iter()
-                .all(|received| !judge(received).verified)
-        );
+        assert!([&[][..], &[(0, "a")]].iter().all(|received| !judge(received).verified));
     }
 }

@@ -44,11 +44,7 @@ pub(crate) struct Config {
 impl Config {
     pub(crate) fn new(args: DemoArgs) -> Outcome<Self> {
         Geometry::new(Some(args.slots), Some(args.slot_size), None).map_err(Failure::usage)?;
-        let default = if args.file.is_some() {
-            1
-        } else {
-            SAMPLE_PASSES
-        };
+        let default = if args.file.is_some() { 1 } else { SAMPLE_PASSES };
         let passes = args.passes.unwrap_or(default);
         Ok(Self {
             // The processes have the same working directory; a name is as good as a path.
@@ -104,19 +100,9 @@ pub(crate) fn run(config: Config) -> Outcome {
     let mut progress = Progress::new();
     let mut place = Place::private()?;
     let mut stages = Vec::new();
-    for (name, kind, members) in [
-        ("direct spsc", Kind::Spsc, 1),
-        ("direct mpmc", Kind::Mpmc, 2),
-    ] {
+    for (name, kind, members) in [("direct spsc", Kind::Spsc, 1), ("direct mpmc", Kind::Mpmc, 2)] {
         let flow = config.flow(kind, members, max_message);
-        stages.push(stage(
-            name,
-            &flow,
-            &config,
-            &records,
-            &mut place,
-            &mut progress,
-        )?);
+        stages.push(stage(name, &flow, &config, &records, &mut place, &mut progress)?);
     }
     drop(place);
     let answer = Answer {
@@ -136,10 +122,7 @@ pub(crate) fn run(config: Config) -> Outcome {
     if answer.verified {
         return Ok(());
     }
-    Err(Failure::new(
-        Exit::Data,
-        "records were lost, doubled or altered; the table says which",
-    ))
+    Err(Failure::new(Exit::Data, "records were lost, doubled or altered; the table says which"))
 }
 
 /// The longest record must fit a quarter of the ring.
@@ -181,11 +164,7 @@ fn stage(
         answer.producers,
         answer.consumers,
         answer.seconds,
-        if answer.check.verified {
-            "verified"
-        } else {
-            "NOT what was sent"
-        }
+        if answer.check.verified { "verified" } else { "NOT what was sent" }
     ));
     let size = u32::try_from(records.median_length()).unwrap_or(u32::MAX);
     let latency = rtt::Config {
@@ -196,20 +175,12 @@ fn stage(
         cpus: rtt::cpus(&[])?,
     };
     let latency = rtt::measure(place, &latency, progress)?;
-    Ok(Stage {
-        name,
-        flow: answer,
-        latency,
-    })
+    Ok(Stage { name, flow: answer, latency })
 }
 
 fn text(answer: &Answer) -> String {
     let style = Style::stdout();
-    let mut text = format!(
-        "\nrecords  {}\nhost     {}\n\n",
-        answer.source,
-        answer.host.line()
-    );
+    let mut text = format!("\nrecords  {}\nhost     {}\n\n", answer.source, answer.host.line());
     text.push_str(&table(answer).render(style));
     for stage in &answer.stages {
         text.push_str(&explain(stage, style));
@@ -237,12 +208,7 @@ fn table(answer: &Answer) -> Table {
         "OVER FLOOR",
         "VERIFIED",
     ]);
-    for Stage {
-        name,
-        flow,
-        latency,
-    } in &answer.stages
-    {
+    for Stage { name, flow, latency } in &answer.stages {
         let crowded = if flow.oversubscribed { " *" } else { "" };
         table.row(vec![
             (*name).to_string(),
@@ -265,11 +231,7 @@ fn table(answer: &Answer) -> Table {
 }
 
 fn explain(stage: &Stage, style: Style) -> String {
-    let Stage {
-        name,
-        flow,
-        latency,
-    } = stage;
+    let Stage { name, flow, latency } = stage;
     let mut text = format!("\n{}\n", style.bold(name));
     let check = &flow.check;
     text.push_str(&format!("  {}\n", check.method));

@@ -11,10 +11,8 @@ use serde::{Deserialize, Serialize};
 use crate::cli::exit::{Exit, Failure, Outcome};
 
 /// 100,000 flights of January 2001.
-const SAMPLE: &[u8] = include_bytes!(concat!(
-    env!("CARGO_MANIFEST_DIR"),
-    "/examples/data/flights-sample.ndjson.gz"
-));
+const SAMPLE: &[u8] =
+    include_bytes!(concat!(env!("CARGO_MANIFEST_DIR"), "/examples/data/flights-sample.ndjson.gz"));
 
 /// All records are held in memory, by each process.
 const BYTES_MAX: u64 = 1 << 30;
@@ -52,18 +50,12 @@ impl Records {
         if bytes.len() as u64 > BYTES_MAX {
             return Err(Failure::new(
                 Exit::Data,
-                format_args!(
-                    "{} has more than {BYTES_MAX} bytes of records",
-                    name.display()
-                ),
+                format_args!("{} has more than {BYTES_MAX} bytes of records", name.display()),
             ));
         }
         let records = Self::split(bytes);
         if records.ranges.is_empty() {
-            return Err(Failure::new(
-                Exit::Data,
-                format_args!("{} has no lines", name.display()),
-            ));
+            return Err(Failure::new(Exit::Data, format_args!("{} has no lines", name.display())));
         }
         Ok(records)
     }
@@ -114,9 +106,7 @@ fn unpack(input: impl Read) -> io::Result<Vec<u8>> {
     let gzip = io::BufRead::fill_buf(&mut input)?.starts_with(&[0x1f, 0x8b]);
     let mut bytes = Vec::new();
     if gzip {
-        MultiGzDecoder::new(input)
-            .take(BYTES_MAX + 1)
-            .read_to_end(&mut bytes)?;
+        MultiGzDecoder::new(input).take(BYTES_MAX + 1).read_to_end(&mut bytes)?;
     } else {
         input.take(BYTES_MAX + 1).read_to_end(&mut bytes)?;
     }
@@ -201,11 +191,7 @@ mod tests {
     fn the_sample_is_whole() {
         let records = Records::load(&Source::Sample).unwrap();
         assert_eq!(records.len(), 100_000);
-        assert!(
-            records
-                .iter()
-                .all(|record| record.starts_with(b"{\"date\":\"2001-01-"))
-        );
+        assert!(records.iter().all(|record| record.starts_with(b"{\"date\":\"2001-01-")));
         assert_eq!(records.get(100_003), records.get(3));
         assert!((60..100).contains(&records.median_length()));
         assert!(records.longest() >= records.median_length());
@@ -215,10 +201,7 @@ mod tests {
     fn lines_are_records() {
         let split = |text: &str| {
             let records = Records::split(Vec::from(text));
-            records
-                .iter()
-                .map(|r| String::from_utf8_lossy(r).into_owned())
-                .collect::<Vec<_>>()
+            records.iter().map(|r| String::from_utf8_lossy(r).into_owned()).collect::<Vec<_>>()
         };
         assert_eq!(split("a\n\nb"), ["a", "", "b"]);
         assert_eq!(split("a\n"), ["a"]);
@@ -227,23 +210,11 @@ mod tests {
 
     #[test]
     fn fingerprints_differ() {
-        let texts = [
-            "",
-            "\0",
-            "\0\0",
-            "a",
-            "b",
-            "ab",
-            "0123456789abcdef",
-            "0123456789abcdef\0",
-        ];
+        let texts = ["", "\0", "\0\0", "a", "b", "ab", "0123456789abcdef", "0123456789abcdef\0"];
         let mut seen = HashSet::new();
         for text in texts {
             for number in 0..4 {
-                assert!(
-                    seen.insert(fingerprint(number, text.as_bytes())),
-                    "{text:?} {number}"
-                );
+                assert!(seen.insert(fingerprint(number, text.as_bytes())), "{text:?} {number}");
             }
         }
         let record = b"0123456789abcdefghijklmnopqrstuvwxyz".to_vec();
@@ -258,9 +229,7 @@ mod tests {
     fn multisets_ignore_order_and_see_repetition() {
         let of = |numbers: &[u64]| {
             let mut set = Multiset::default();
-            numbers
-                .iter()
-                .for_each(|number| set.add(fingerprint(*number, b"x")));
+            numbers.iter().for_each(|number| set.add(fingerprint(*number, b"x")));
             set
         };
         assert_eq!(of(&[1, 2, 3]), of(&[3, 1, 2]));

@@ -52,9 +52,7 @@ impl Costs {
         let (report, pinned_cpus) = rtt::run_pair(&windows, 1, None, rtt::cpus(&[])?, |_| {})?;
         let samples = |medium| {
             let found = report.samples.iter().find(|(used, _)| *used == medium);
-            found
-                .map_or_else(Samples::new, |(_, packed)| packed.unpack())
-                .percentiles()
+            found.map_or_else(Samples::new, |(_, packed)| packed.unpack()).percentiles()
         };
         Ok(Self {
             clock_read_ns: per_call(|| {
@@ -88,22 +86,13 @@ impl Costs {
                 )
             ),
         );
-        facts.add(
-            "futex, round trip",
-            rtt::percentile_line(&self.futex_round_trip_ns),
-        );
-        facts.add(
-            "futex wake, nobody sleeps",
-            units::nanos(self.futex_wake_without_sleeper_ns),
-        );
+        facts.add("futex, round trip", rtt::percentile_line(&self.futex_round_trip_ns));
+        facts.add("futex wake, nobody sleeps", units::nanos(self.futex_wake_without_sleeper_ns));
         if let Some(alone) = self.membarrier_alone_ns {
             facts.add("membarrier, nobody to interrupt", units::nanos(alone));
         }
         if let Some(percentiles) = &self.membarrier_before_sleep_ns {
-            facts.add(
-                "membarrier before a sleep",
-                rtt::percentile_line(percentiles),
-            );
+            facts.add("membarrier before a sleep", rtt::percentile_line(percentiles));
         }
         facts.add("clock", units::nanos(self.clock_read_ns));
         facts

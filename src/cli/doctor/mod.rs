@@ -52,20 +52,8 @@ pub(crate) fn run(socket: &Socket, args: DoctorArgs) -> Outcome {
     };
     let modes = modes(&probes, &host);
     let advice = advice(&probes, &host);
-    let answer = Answer {
-        host,
-        probes,
-        costs,
-        modes,
-        daemon,
-        daemon_problem,
-        advice,
-    };
-    if args.format.json {
-        print_json(&answer)
-    } else {
-        print(&text(&answer))
-    }
+    let answer = Answer { host, probes, costs, modes, daemon, daemon_problem, advice };
+    if args.format.json { print_json(&answer) } else { print(&text(&answer)) }
 }
 
 /// A daemon that does not run is no fault of the host.
@@ -138,10 +126,8 @@ fn advice(probes: &Probes, host: &Host) -> Vec<String> {
         add("membarrier is not available: a container's seccomp profile may forbid it; every message then costs a fence".to_string());
     }
     if !probes.processes.pidfd {
-        add(
-            "pidfd_open is not available: Linux 5.3 or a seccomp profile that allows it is needed"
-                .to_string(),
-        );
+        add("pidfd_open is not available: Linux 5.3 or a seccomp profile that allows it is needed"
+            .to_string());
     }
     if !probes.memory_files.sealing {
         add("memfd with seals is not available: a seccomp profile that allows memfd_create is needed".to_string());
@@ -195,11 +181,7 @@ fn host_facts(answer: &Answer) -> Facts {
         format!(
             "{}{}; {} of {} may be used: {:?}",
             host.processor,
-            if host.virtual_machine {
-                " (virtual machine)"
-            } else {
-                ""
-            },
+            if host.virtual_machine { " (virtual machine)" } else { "" },
             host.cpus.len(),
             host.cpus_online,
             host.cpus
@@ -209,10 +191,7 @@ fn host_facts(answer: &Answer) -> Facts {
     facts.add("io_uring", &probes.io_uring.detail);
     facts.add(
         "membarrier",
-        format!(
-            "global expedited: {}",
-            yes(probes.membarrier.global_expedited)
-        ),
+        format!("global expedited: {}", yes(probes.membarrier.global_expedited)),
     );
     facts.add(
         "processes",
@@ -231,14 +210,8 @@ fn host_facts(answer: &Answer) -> Facts {
         ),
     );
     facts.add("memory available", limit(probes.memory.available_bytes));
-    facts.add(
-        "memory limit of the cgroup",
-        limit(probes.memory.cgroup_max_bytes),
-    );
-    facts.add(
-        "locked memory (memlock)",
-        limit(probes.memory.memlock_soft_bytes),
-    );
+    facts.add("memory limit of the cgroup", limit(probes.memory.cgroup_max_bytes));
+    facts.add("locked memory (memlock)", limit(probes.memory.memlock_soft_bytes));
     facts.add("file size limit", limit(probes.memory.file_size_bytes));
     facts.add(
         "socket",

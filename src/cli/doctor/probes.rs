@@ -74,13 +74,8 @@ impl Probes {
     pub(super) fn look(socket: &Path) -> Self {
         Self {
             io_uring: io_uring(),
-            membarrier: Membarrier {
-                global_expedited: membarrier::register(),
-            },
-            processes: Processes {
-                pidfd: pidfd(),
-                peer_pidfd: peer_pidfd(),
-            },
+            membarrier: Membarrier { global_expedited: membarrier::register() },
+            processes: Processes { pidfd: pidfd(), peer_pidfd: peer_pidfd() },
             memory_files: MemoryFiles {
                 sealing: memory::create_sealed("ringmain-doctor", 4096).is_ok(),
                 noexec_seal: noexec_seal(),
@@ -98,11 +93,7 @@ impl Probes {
 
 impl Membarrier {
     pub(super) fn problem(&self) -> &'static str {
-        if self.global_expedited {
-            "none"
-        } else {
-            "the kernel or a seccomp profile refuses it"
-        }
+        if self.global_expedited { "none" } else { "the kernel or a seccomp profile refuses it" }
     }
 }
 
@@ -112,17 +103,10 @@ fn io_uring() -> IoUring {
     let mut parameters = [0u64; 15];
     // SAFETY: the kernel reads and writes the 120 bytes of the parameters, which are live and large enough.
     let result = unsafe {
-        libc::syscall(
-            libc::SYS_io_uring_setup,
-            1 as libc::c_uint,
-            parameters.as_mut_ptr(),
-        )
+        libc::syscall(libc::SYS_io_uring_setup, 1 as libc::c_uint, parameters.as_mut_ptr())
     };
     match own(result) {
-        Some(_ring) => IoUring {
-            available: true,
-            detail: "available (not used yet)".to_string(),
-        },
+        Some(_ring) => IoUring { available: true, detail: "available (not used yet)".to_string() },
         None => {
             let error = io::Error::last_os_error();
             let why = match error.raw_os_error() {
@@ -133,19 +117,14 @@ fn io_uring() -> IoUring {
                 Some(libc::ENOMEM) => "not enough locked memory; raise memlock",
                 _ => "refused",
             };
-            IoUring {
-                available: false,
-                detail: format!("{why} ({error}); not used yet"),
-            }
+            IoUring { available: false, detail: format!("{why} ({error}); not used yet") }
         }
     }
 }
 
 /// Takes over the descriptor that a system call returned, if it did.
 fn own(result: libc::c_long) -> Option<OwnedFd> {
-    let descriptor = i32::try_from(result)
-        .ok()
-        .filter(|descriptor| *descriptor >= 0)?;
+    let descriptor = i32::try_from(result).ok().filter(|descriptor| *descriptor >= 0)?;
     // SAFETY: the kernel has just made this descriptor for the caller; nobody else owns it.
     Some(unsafe { OwnedFd::from_raw_fd(descriptor) })
 }
@@ -211,9 +190,7 @@ impl Memory {
 
 fn available() -> Option<u64> {
     let info = fs::read_to_string("/proc/meminfo").ok()?;
-    let line = info
-        .lines()
-        .find(|line| line.starts_with("MemAvailable:"))?;
+    let line = info.lines().find(|line| line.starts_with("MemAvailable:"))?;
     let kibibytes: u64 = line.split_whitespace().nth(1)?.parse().ok()?;
     Some(kibibytes * 1024)
 }
@@ -224,9 +201,7 @@ fn cgroup_max() -> Option<u64> {
     let path = own.lines().find_map(|line| line.strip_prefix("0::/"))?;
     let root = Path::new("/sys/fs/cgroup");
     let folder = root.join(path);
-    let limits = folder
-        .ancestors()
-        .take_while(|folder| folder.starts_with(root));
+    let limits = folder.ancestors().take_while(|folder| folder.starts_with(root));
     limits
         .filter_map(|folder| fs::read_to_string(folder.join("memory.max")).ok())
         .filter_map(|text| text.trim().parse().ok())

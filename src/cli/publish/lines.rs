@@ -35,15 +35,7 @@ pub(super) struct Lines<R> {
 impl<R: Read> Lines<R> {
     /// Lines of at most `max` bytes.
     pub(super) fn new(input: R, max: usize) -> Self {
-        Self {
-            input,
-            buffer: Vec::new(),
-            start: 0,
-            end: 0,
-            at_end: false,
-            max,
-            count: 0,
-        }
+        Self { input, buffer: Vec::new(), start: 0, end: 0, at_end: false, max, count: 0 }
     }
 
     /// Up to `limit` lines without their line breaks; none at the end. The lines before one that is too long are
@@ -84,21 +76,14 @@ impl<R: Read> Lines<R> {
     }
 
     fn too_long(&self) -> Error {
-        Error::TooLong {
-            line: self.count + 1,
-            max: self.max,
-        }
+        Error::TooLong { line: self.count + 1, max: self.max }
     }
 
     /// Where the next lines end, if the first of them ends behind the first `searched` bytes.
     fn line_ends(&self, searched: usize, limit: usize) -> Vec<usize> {
         let from = self.start + searched;
         let found = self.buffer[from..self.end].iter().enumerate();
-        found
-            .filter(|(_, byte)| **byte == b'\n')
-            .map(|(at, _)| from + at)
-            .take(limit)
-            .collect()
+        found.filter(|(_, byte)| **byte == b'\n').map(|(at, _)| from + at).take(limit).collect()
     }
 
     fn fill(&mut self) -> io::Result<()> {
@@ -160,11 +145,7 @@ mod tests {
         let expected = ["one", "", "three\r", "four", "last without end"];
         for piece in 1..text.len() + 1 {
             for limit in 1..7 {
-                assert_eq!(
-                    all(text, piece, limit, 16).0,
-                    expected,
-                    "piece {piece} limit {limit}"
-                );
+                assert_eq!(all(text, piece, limit, 16).0, expected, "piece {piece} limit {limit}");
             }
         }
         assert!(all("", 1, 1, 0).0.is_empty());
