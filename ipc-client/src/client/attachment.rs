@@ -11,7 +11,7 @@ use super::error::ClientError;
 use crate::layout::{Geometry, LAYOUT_VERSION, PAGE_BYTES};
 use crate::protocol::{Attached, HandleKey, Kind, Memory, Request, Role};
 use crate::ring::{Fault, Kernel, Park, Region, RingMemory, wake_sleepers};
-use crate::sys::affinity::available_cpus;
+use crate::sys::affinity::online_cpus;
 use crate::sys::fork::ForkMark;
 use crate::sys::kernel::HostKernel;
 use crate::sys::map::{Access, Mapping, Populate};
@@ -85,7 +85,6 @@ impl Attachment {
         .map_err(|error| ClientError::Protocol(error.to_string()))?;
         let mapped = map_all(&attached, &geometry, role, &descriptors)?;
         let kernel = HostKernel::new(attached.wake_mode);
-        let cpus = available_cpus().map_or(1, |cpus| cpus.len());
         let memory = mapped.memory;
         let attachment = Self {
             client: Arc::clone(client),
@@ -94,7 +93,7 @@ impl Attachment {
             kind: attached.kind,
             geometry,
             kernel,
-            tuner: Tuner::new(policy, cpus),
+            tuner: Tuner::new(policy, online_cpus()),
             looked_at: 0,
             mark: client.mark(),
             lost,

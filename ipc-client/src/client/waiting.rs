@@ -107,6 +107,7 @@ fn wait_longer<R: Side, T>(
             Step::Pause => std::hint::spin_loop(),
             Step::Clock | Step::Yield => {
                 if step == Step::Yield {
+                    wait.clock(monotonic_ns(), Step::Clock, &mut attachment.tuner);
                     std::thread::yield_now();
                 }
                 wait.clock(monotonic_ns(), step, &mut attachment.tuner);

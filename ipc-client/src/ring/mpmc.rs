@@ -207,7 +207,7 @@ impl Ring {
     fn advance(&self, end: &AtomicU64, claim: Claim) {
         // AcqRel: partner of the Acquire loads of head and tail; hands on the word's exchange that came before.
         // Failure, Relaxed: somebody helped; their exchange is as good.
-        let next = claim.position + u64::from(claim.n);
+        let next = claim.position.wrapping_add(u64::from(claim.n));
         let _ = end.compare_exchange(claim.position, next, Ordering::AcqRel, Ordering::Relaxed);
     }
 
@@ -243,7 +243,7 @@ impl Ring {
 
     fn free_behind(&self, position: u64, n: u32) -> bool {
         (1..u64::from(n)).all(|behind| {
-            let position = position + behind;
+            let position = position.wrapping_add(behind);
             self.slots.load(position) == self.slots.free_word(position, 0)
         })
     }
@@ -412,8 +412,11 @@ impl Ring {
         let near_lap = self.slots.geometry.lap(near);
         let behind = near_lap.wrapping_sub(word.lap()) & Word::LAP_MASK;
         // The tail may be in the lap after the head's.
-        let lap =
-            if behind == Word::LAP_MASK { near_lap + 1 } else { near_lap.wrapping_sub(behind) };
+        let lap = if behind == Word::LAP_MASK {
+            near_lap.wrapping_add(1)
+        } else {
+            near_lap.wrapping_sub(behind)
+        };
         (lap << self.slots.geometry.slots().trailing_zeros()) | index
     }
 

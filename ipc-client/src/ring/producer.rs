@@ -298,12 +298,12 @@ fn send_batch(end: &mut impl SendEnd, payloads: &[&[u8]]) -> Result<(u64, u64), 
         let slots = end.slots();
         slots.at(position).write_header(header(0, 0, payload.len()));
         slots.write_body(position, 0, payload);
-        position += geometry.slots_for(payload.len());
+        position = position.wrapping_add(geometry.slots_for(payload.len()));
     }
     // ... the words from the last to the first: the first one makes the whole batch visible.
     for payload in payloads.iter().rev() {
         let n = geometry.slots_for(payload.len());
-        position -= n;
+        position = position.wrapping_sub(n);
         end.publish(position, u32::try_from(n).unwrap_or(u32::MAX));
     }
     end.finish(claim);

@@ -189,19 +189,26 @@ pub fn owned_by(memory: &RingMemory, geometry: &Geometry, handle: u8, role: Role
             let Ok(ring) = Ring::new(ring, *geometry) else {
                 return owned;
             };
+            let slots = u32::try_from(geometry.slots()).unwrap_or(u32::MAX);
             for index in 0..geometry.slots() {
                 let word = ring.slots.load(index);
+                // A length that no claim has is a violation that members and repair report; here it counts as one slot.
+                let length = ring.slots.claim_length(index, word).unwrap_or(1);
                 let held =
                     matches!(word.state(), Some(State::Writing | State::Held | State::Skipping));
                 if held && word.owner() == handle {
                     let position = ring.position_of(index, word, ring.tail_position());
-                    owned.slots = owned.slots.saturating_add(word.n());
+                    // Claims that overlap are a violation too.
+                    owned.slots = owned.slots.saturating_add(length).min(slots);
                     owned.first_position =
                         Some(owned.first_position.map_or(position, |first| first.min(position)));
                 }
             }
         }
-        RingMemory::Spsc { consumer, .. } => {
+        RingMemory::Spsc { producer, consumer, .. } => {
+            if spsc::check_pages(producer, consumer).is_err() {
+                return owned;
+            }
             let head = spsc::position(consumer);
             // Relaxed: a racy look.
             let taken = consumer.u64_at(spsc_page::TAKEN).load(Ordering::Relaxed);

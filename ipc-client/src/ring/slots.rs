@@ -85,7 +85,8 @@ impl Slot<'_> {
     }
 }
 
-/// The slots of one ring.
+/// The slots of one ring. Positions of an mpmc ring come from memory that every member writes: they may be anything,
+/// are counted on with wrapping arithmetic and reduced to the ring.
 #[derive(Debug, Clone)]
 pub(super) struct Slots {
     region: Region,
@@ -214,7 +215,7 @@ impl Slots {
             } else {
                 let behind = (offset - first) / next;
                 let within = (offset - first) % next;
-                let slot_position = position + 1 + behind as u64;
+                let slot_position = position.wrapping_add(1 + behind as u64);
                 (self.offset(slot_position) + slot::BODY_CONTINUED + within, next - within)
             };
             let piece = room.min(left);
@@ -235,14 +236,16 @@ impl Slots {
     #[inline(always)]
     pub(super) fn free(&self, position: u64, n: u32) {
         for behind in (0..u64::from(n)).rev() {
-            self.store(position + behind, self.free_word(position + behind, 1));
+            let at = position.wrapping_add(behind);
+            self.store(at, self.free_word(at, 1));
         }
     }
 
     /// Sets the words behind the first of `n` slots back to free in their own lap.
     pub(super) fn reset_continuations(&self, position: u64, n: u32) {
         for behind in (1..u64::from(n)).rev() {
-            self.store(position + behind, self.free_word(position + behind, 0));
+            let at = position.wrapping_add(behind);
+            self.store(at, self.free_word(at, 0));
         }
     }
 

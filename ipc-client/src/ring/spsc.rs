@@ -75,9 +75,12 @@ pub(super) fn check_pages(producer: &Region, consumer: &Region) -> Result<(), Fa
     Ok(())
 }
 
-/// Head and tail if they are at most one ring apart.
+/// No ring ever comes this far; below it positions can be counted on without overflow.
+const POSITION_MAX: u64 = 1 << 62;
+
+/// Head and tail if they are in order, at most one ring apart, and where a ring can have come to.
 pub(super) fn bounded(geometry: &Geometry, head: u64, tail: u64) -> Result<(u64, u64), Fault> {
-    if tail.wrapping_sub(head) > geometry.slots() {
+    if head > tail || tail - head > geometry.slots() || tail > POSITION_MAX {
         return Err(Fault { invariant: Invariant::Positions, position: tail, value: head });
     }
     Ok((head, tail))

@@ -21,6 +21,16 @@ pub fn available_cpus() -> io::Result<Vec<usize>> {
     Ok(members(&current()?))
 }
 
+/// CPUs of the host that are switched on, whoever may use them; at least one.
+///
+/// A thread that is pinned to one CPU may well have a partner on another one.
+#[must_use]
+pub fn online_cpus() -> usize {
+    // SAFETY: sysconf takes no pointer.
+    let count = unsafe { libc::sysconf(libc::_SC_NPROCESSORS_ONLN) };
+    usize::try_from(count).unwrap_or(1).max(1)
+}
+
 /// Lets the calling thread run on this CPU only; returns the CPU that the kernel reports afterwards.
 ///
 /// # Errors

@@ -1,7 +1,7 @@
 //! Memory that two processes share without a ring: what the floor is measured with.
 
+use ringmain_client::raw::sync::atomic::{AtomicU32, Ordering};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 
 use ringmain_client::raw::layout::PAGE_BYTES;

@@ -1,7 +1,7 @@
 //! What waiting, waking and crossing to another core cost on this host.
 
+use ringmain_client::raw::sync::atomic::AtomicU32;
 use std::hint::black_box;
-use std::sync::atomic::AtomicU32;
 use std::time::Duration;
 
 use ringmain_client::raw::sys::clock::monotonic_ns;
