@@ -92,13 +92,13 @@ pub(crate) struct ServeArgs {
     pub(crate) config: Option<PathBuf>,
     /// Queues that one user may have [default: 1024]
     #[arg(long, value_name = "N")]
-    pub(crate) queues_per_user: Option<u32>,
+    pub(crate) limit_queues: Option<u32>,
     /// Shared memory that the queues of one user may take [default: 1GiB]
     #[arg(long, value_name = "BYTES", value_parser = parse_size)]
-    pub(crate) bytes_per_user: Option<u64>,
+    pub(crate) limit_bytes: Option<u64>,
     /// Handles that one user may have [default: 4096]
     #[arg(long, value_name = "N")]
-    pub(crate) handles_per_user: Option<u32>,
+    pub(crate) limit_handles: Option<u32>,
     /// Make rings as on a kernel without membarrier
     #[arg(long, hide = true)]
     pub(crate) force_no_membarrier: bool,
@@ -449,8 +449,8 @@ Exits with 65 if a record was lost, doubled or altered.";
 const SERVE_EXAMPLES: &str = "\
 Examples:
   ringmain serve
-  ringmain serve --socket /tmp/test.sock --bytes-per-user 256MiB
-  ringmain serve --config limits.json      {\"queues_per_user\": 64, \"bytes_per_user\": \"4GiB\", \"handles_per_user\": 256}
+  ringmain serve --socket /tmp/test.sock --limit-bytes 256MiB
+  ringmain serve --config limits.json      {\"limit_queues\": 64, \"limit_bytes\": \"4GiB\", \"limit_handles\": 256}
 
 Prints one line that begins with 'ready' when it accepts connections. SIGTERM stops it. The rings outlive the broker
 process: when it dies, it is started again and takes them over.";

@@ -26,12 +26,12 @@ fn options(socket: &Socket, args: ServeArgs) -> Outcome<ServeOptions> {
     let mut options = ServeOptions::new(socket.path());
     options.data_dir = args.data_dir;
     options.limits = Limits {
-        queues: args.queues_per_user.or(file.queues_per_user).unwrap_or(default.queues),
+        queues: args.limit_queues.or(file.limit_queues).unwrap_or(default.queues),
         bytes: args
-            .bytes_per_user
-            .or_else(|| file.bytes_per_user.map(|size| size.0))
+            .limit_bytes
+            .or_else(|| file.limit_bytes.map(|size| size.0))
             .unwrap_or(default.bytes),
-        handles: args.handles_per_user.or(file.handles_per_user).unwrap_or(default.handles),
+        handles: args.limit_handles.or(file.limit_handles).unwrap_or(default.handles),
     };
     options.force_no_membarrier = args.force_no_membarrier;
     options.force_no_peer_pidfd = args.force_no_peer_pidfd;
@@ -54,9 +54,9 @@ fn failure(error: &DaemonError) -> Failure {
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct ConfigFile {
-    queues_per_user: Option<u32>,
-    bytes_per_user: Option<Size>,
-    handles_per_user: Option<u32>,
+    limit_queues: Option<u32>,
+    limit_bytes: Option<Size>,
+    limit_handles: Option<u32>,
 }
 
 impl ConfigFile {
@@ -103,13 +103,12 @@ mod tests {
 
     #[test]
     fn sizes_in_the_file_are_numbers_or_text() {
-        for (text, bytes) in
-            [("{\"bytes_per_user\": 42}", 42), ("{\"bytes_per_user\": \"1M\"}", 1 << 20)]
+        for (text, bytes) in [("{\"limit_bytes\": 42}", 42), ("{\"limit_bytes\": \"1M\"}", 1 << 20)]
         {
             let file: ConfigFile = serde_json::from_str(text).unwrap();
-            assert_eq!(file.bytes_per_user.unwrap().0, bytes);
+            assert_eq!(file.limit_bytes.unwrap().0, bytes);
         }
-        assert!(serde_json::from_str::<ConfigFile>("{\"bytes_per_user\": \"much\"}").is_err());
+        assert!(serde_json::from_str::<ConfigFile>("{\"limit_bytes\": \"much\"}").is_err());
         assert!(serde_json::from_str::<ConfigFile>("{\"bytes\": 1}").is_err());
     }
 }

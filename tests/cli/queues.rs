@@ -105,12 +105,12 @@ fn upgrade_keeps_queues_and_messages() {
 fn limits_come_from_flags_and_file() {
     let folder = tempfile::tempdir().unwrap();
     let config = folder.path().join("limits.json");
-    std::fs::write(&config, "{\"queues_per_user\": 1, \"bytes_per_user\": \"64M\"}").unwrap();
+    std::fs::write(&config, "{\"limit_queues\": 1, \"limit_bytes\": \"64M\"}").unwrap();
     let daemon = Daemon::start_with(&["--config", path(&config)]);
     daemon.create("first", &[]);
     let (code, _) = failure(&daemon.run(&["queue", "create", "second"]));
     assert_eq!(code, 75);
-    let daemon = Daemon::start_with(&["--config", path(&config), "--queues-per-user", "2"]);
+    let daemon = Daemon::start_with(&["--config", path(&config), "--limit-queues", "2"]);
     daemon.create("first", &[]);
     daemon.create("second", &[]);
 }

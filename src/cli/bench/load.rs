@@ -153,7 +153,6 @@ fn verify(message: &[u8]) -> Option<u64> {
 
 /// Sends until the time is over.
 pub(crate) fn produce(task: &ProduceTask, parent: &Parent) -> Outcome<Produced> {
-    pin(task.cpu)?;
     let client = Client::connect(&task.socket)?;
     let mut producer = client
         .producer_with(&task.queue, HandleOptions::with_wait(policy(&task.wait)?))
@@ -163,6 +162,7 @@ pub(crate) fn produce(task: &ProduceTask, parent: &Parent) -> Outcome<Produced> 
     let mut slices: Vec<&[u8]> = Vec::with_capacity(task.batch);
     let origin = u64::from(task.producer) << PRODUCER_SHIFT;
     let per_send = task.batch as u64;
+    pin(task.cpu)?;
     parent.wait_for_go()?;
     let start_ns = monotonic_ns();
     let end_ns = start_ns.saturating_add(task.duration_ns);
@@ -211,13 +211,13 @@ fn emptied<'a>(mut slices: Vec<&[u8]>) -> Vec<&'a [u8]> {
 
 /// Verifies until the order to stop came and nothing is left.
 pub(crate) fn consume(task: &ConsumeTask, parent: &Parent) -> Outcome<Consumed> {
-    pin(task.cpu)?;
     let client = Client::connect(&task.socket)?;
     let mut consumer = client
         .consumer_with(&task.queue, HandleOptions::with_wait(policy(&task.wait)?))
         .map_err(|error| Failure::queue(&task.queue, error))?;
     let mut check = Check::new(task);
     let mut buffer = Vec::with_capacity(task.size);
+    pin(task.cpu)?;
     parent.wait_for_go()?;
     let (mut received, mut next_look, mut next_report_ns) = (0, 0, 0);
     loop {
@@ -311,7 +311,8 @@ impl Check {
     }
 }
 
-/// Pins the process if it has a processor of its own.
+/// Pins the process if it has a processor of its own; after attaching, because a handle that is made by a pinned
+/// process believes that there is one processor.
 pub(crate) fn pin(cpu: Option<usize>) -> Outcome {
     let Some(cpu) = cpu else { return Ok(()) };
     affinity::pin_current_thread(cpu)

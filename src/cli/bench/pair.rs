@@ -31,13 +31,20 @@ pub(crate) enum Medium {
     Futex,
     /// The same with a membarrier in front of each sleep; the membarrier is what is recorded.
     Membarrier,
+    /// The round trips of those windows. No window of its own.
+    FutexAndMembarrier,
     /// Messages in two rings.
     Ring,
 }
 
 impl Medium {
-    pub(crate) const ALL: [Medium; 4] =
-        [Medium::Floor, Medium::Futex, Medium::Membarrier, Medium::Ring];
+    pub(crate) const ALL: [Medium; 5] = [
+        Medium::Floor,
+        Medium::Futex,
+        Medium::Membarrier,
+        Medium::FutexAndMembarrier,
+        Medium::Ring,
+    ];
 }
 
 /// What a medium is used for, and for how long.
@@ -99,10 +106,11 @@ struct Side {
 
 impl Side {
     fn new(task: &Task, measures: bool) -> Outcome<Self> {
-        let cpu = task.cpu.map(affinity::pin_current_thread).transpose();
-        let cpu = cpu.map_err(|error| Failure::system("pin the process", error))?;
         let lines = SharedLines::inherit(task.memory, task.lines)?;
         let rings = task.rings.as_ref().map(|rings| attach(rings, measures)).transpose()?;
+        // After attaching: a handle that is made by a pinned process believes that there is one processor.
+        let cpu = task.cpu.map(affinity::pin_current_thread).transpose();
+        let cpu = cpu.map_err(|error| Failure::system("pin the process", error))?;
         if task.windows.iter().any(|window| window.medium == Medium::Membarrier) {
             membarrier::register();
         }
@@ -135,8 +143,12 @@ pub(crate) fn ping(task: &Task, parent: &Parent) -> Outcome<Report> {
         let duration = Duration::from_nanos(window.duration_ns);
         match window.medium {
             Medium::Floor => side.ping_floor(duration, &mut window_samples),
-            Medium::Futex => side.ping_futex(duration, &mut window_samples, false),
-            Medium::Membarrier => side.ping_futex(duration, &mut window_samples, true),
+            Medium::Futex => side.ping_futex(duration, &mut window_samples, None),
+            Medium::Membarrier => {
+                let trips = &mut samples[Medium::FutexAndMembarrier as usize].1;
+                side.ping_futex(duration, trips, Some(&mut window_samples));
+            }
+            Medium::FutexAndMembarrier => return Err(Failure::internal("no window")),
             Medium::Ring => side.ping_ring(duration, &mut window_samples)?,
         }
         medians_ns.push(window_samples.at(0.5));
@@ -160,7 +172,7 @@ pub(crate) fn pong(task: &Task, parent: &Parent) -> Outcome<Option<usize>> {
         match window.medium {
             Medium::Floor => side.pong_floor(),
             Medium::Futex => side.pong_futex(false),
-            Medium::Membarrier => side.pong_futex(true),
+            Medium::Membarrier | Medium::FutexAndMembarrier => side.pong_futex(true),
             Medium::Ring => side.pong_ring()?,
         }
     }
@@ -226,11 +238,13 @@ impl Side {
         }
     }
 
-    /// Samples are round trips, or with `barrier` the membarriers in front of the sleeps.
-    fn ping_futex(&mut self, duration: Duration, samples: &mut Samples, barrier: bool) {
-        let mut none = Samples::new();
-        let (trips, barriers) = if barrier { (&mut none, Some(samples)) } else { (samples, None) };
-        let mut barriers = barriers;
+    /// With a place for them, a membarrier is issued and timed in front of each sleep.
+    fn ping_futex(
+        &mut self,
+        duration: Duration,
+        trips: &mut Samples,
+        mut barriers: Option<&mut Samples>,
+    ) {
         let mut pace = Pace::new(duration, trips);
         let mut go_on = true;
         loop {

@@ -91,6 +91,9 @@ pub(crate) struct Answer {
     futex_rtt_ns: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     membarrier_ns: Option<u64>,
+    /// Round trips over a futex with a membarrier in front of each sleep: what `ratio_park` adds up from parts.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    futex_and_membarrier_rtt_ns: Option<u64>,
     pinned_cpus: Option<[usize; 2]>,
     oversubscribed: bool,
     host: Host,
@@ -158,6 +161,7 @@ pub(crate) fn measure(
         verdict: judge(&pairs(&windows, &report.medians_ns)),
         futex_rtt_ns: park.then(|| samples(Medium::Futex).at(0.5)),
         membarrier_ns: park.then(|| samples(Medium::Membarrier).at(0.5)),
+        futex_and_membarrier_rtt_ns: park.then(|| samples(Medium::FutexAndMembarrier).at(0.5)),
         pinned_cpus: pinned,
         oversubscribed: pinned.is_none(),
         host: Host::look(),
@@ -236,6 +240,7 @@ fn pairs(windows: &[Window], medians_ns: &[u64]) -> Vec<Pair> {
             Medium::Ring => pair.ring = *median,
             Medium::Futex => futex = Some(*median),
             Medium::Membarrier => membarrier = Some(*median),
+            Medium::FutexAndMembarrier => {}
         }
     }
     pairs
@@ -277,6 +282,9 @@ fn text(answer: &Answer) -> String {
     if let (Some(futex), Some(membarrier)) = (answer.futex_rtt_ns, answer.membarrier_ns) {
         facts.add("bare futex round trip", format!("p50 {}", units::nanos(futex)));
         facts.add("membarrier before a sleep", format!("p50 {}", units::nanos(membarrier)));
+    }
+    if let Some(both) = answer.futex_and_membarrier_rtt_ns {
+        facts.add("futex round trip with membarriers", format!("p50 {}", units::nanos(both)));
     }
     if let Some(ratio) = answer.verdict.ratio_park {
         facts.add("ring over futex + 2 membarriers", style.bold(&format!("{ratio:.2}")));

@@ -84,7 +84,6 @@ impl Passed {
 
 /// Sends.
 pub(crate) fn produce(task: &ProduceTask, parent: &Parent) -> Outcome<Passed> {
-    pin(task.cpu)?;
     let records = Records::load(&task.source)?;
     let client = Client::connect(&task.socket)?;
     let mut producer = client
@@ -92,6 +91,7 @@ pub(crate) fn produce(task: &ProduceTask, parent: &Parent) -> Outcome<Passed> {
         .map_err(|error| Failure::queue(&task.queue, error))?;
     let total = records.len() as u64 * task.passes;
     let (mut passed, mut last) = (Passed::default(), None);
+    pin(task.cpu)?;
     parent.wait_for_go()?;
     passed.start_ns = monotonic_ns();
     let mut number = task.index;
@@ -113,7 +113,6 @@ pub(crate) fn produce(task: &ProduceTask, parent: &Parent) -> Outcome<Passed> {
 
 /// Receives until the order to stop came and nothing is left.
 pub(crate) fn consume(task: &ConsumeTask, parent: &Parent) -> Outcome<Passed> {
-    pin(task.cpu)?;
     let expected = task.in_order.as_ref().map(Records::load).transpose()?;
     let client = Client::connect(&task.socket)?;
     let mut consumer = client
@@ -121,6 +120,7 @@ pub(crate) fn consume(task: &ConsumeTask, parent: &Parent) -> Outcome<Passed> {
         .map_err(|error| Failure::queue(&task.queue, error))?;
     let (mut passed, mut last, mut record) = (Passed::default(), None, Vec::new());
     let mut next_report_ns = 0;
+    pin(task.cpu)?;
     parent.wait_for_go()?;
     passed.start_ns = monotonic_ns();
     loop {
