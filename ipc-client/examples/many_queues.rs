@@ -22,13 +22,9 @@ fn main() -> ExitCode {
 
 fn run() -> Result<(), Box<dyn Error>> {
     let client = Client::connect_default()?;
-    let names: Vec<String> = (0..QUEUES)
-        .map(|n| format!("many-queues-{}.{n}", std::process::id()))
-        .collect();
-    let spec = QueueSpec {
-        slots: Some(64),
-        ..QueueSpec::default()
-    };
+    let names: Vec<String> =
+        (0..QUEUES).map(|n| format!("many-queues-{}.{n}", std::process::id())).collect();
+    let spec = QueueSpec { slots: Some(64), ..QueueSpec::default() };
     for name in &names {
         client.create_queue(name, spec.clone())?;
     }
@@ -70,18 +66,13 @@ fn exchange(client: &Client, names: &[String]) -> Result<(), Box<dyn Error>> {
         }
     }
     sender.join().map_err(|_| "the sender panicked")??;
-    println!(
-        "{MESSAGES} messages of {} queues in {waits} waits",
-        received.len()
-    );
+    println!("{MESSAGES} messages of {} queues in {waits} waits", received.len());
     Ok(())
 }
 
 fn send(client: &Client, names: &[String]) -> Result<(), Box<dyn Error>> {
-    let mut producers = names
-        .iter()
-        .map(|name| client.producer(name))
-        .collect::<Result<Vec<_>, _>>()?;
+    let mut producers =
+        names.iter().map(|name| client.producer(name)).collect::<Result<Vec<_>, _>>()?;
     for message in 0..MESSAGES {
         // A step that meets all queues, in no obvious order.
         let queue = message * 37 % producers.len();

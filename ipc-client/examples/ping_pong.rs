@@ -27,10 +27,7 @@ fn main() -> ExitCode {
 fn ping() -> Result<(), Box<dyn Error>> {
     let client = Client::connect_default()?;
     let name = format!("ping-pong-{}", std::process::id());
-    let spec = QueueSpec {
-        kind: Some(Kind::Spsc),
-        ..QueueSpec::default()
-    };
+    let spec = QueueSpec { kind: Some(Kind::Spsc), ..QueueSpec::default() };
     client.create_queue(&format!("{name}.ping"), spec.clone())?;
     client.create_queue(&format!("{name}.pong"), spec)?;
     let mut child = Command::new(std::env::current_exe()?).arg(&name).spawn()?;
@@ -59,11 +56,7 @@ fn play(client: &Client, name: &str) -> Result<(), Box<dyn Error>> {
     }
     nanoseconds.sort_unstable();
     let percentile = |per_mille: usize| nanoseconds[ROUNDS * per_mille / 1000];
-    println!(
-        "{ROUNDS} round trips: p50 {} ns, p99 {} ns",
-        percentile(500),
-        percentile(990)
-    );
+    println!("{ROUNDS} round trips: p50 {} ns, p99 {} ns", percentile(500), percentile(990));
     Ok(())
 }
 
@@ -81,10 +74,7 @@ fn pong(name: &str) -> Result<(), Box<dyn Error>> {
 /// Keeps this thread on the n-th CPU that it may use, or on the last one.
 fn pin(nth: usize) -> Result<(), Box<dyn Error>> {
     let cpus = affinity::available_cpus()?;
-    let cpu = cpus
-        .get(nth)
-        .or_else(|| cpus.last())
-        .ok_or("no CPU is available")?;
+    let cpu = cpus.get(nth).or_else(|| cpus.last()).ok_or("no CPU is available")?;
     affinity::pin_current_thread(*cpu)?;
     Ok(())
 }

@@ -12,9 +12,7 @@ use ringmain_client::{Client, QueueSpec};
 const MESSAGES: u64 = 10_000;
 
 fn main() -> ExitCode {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_io()
-        .build();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build();
     let result = match runtime {
         Ok(runtime) => runtime.block_on(run()),
         Err(error) => Err(error.into()),
@@ -30,13 +28,7 @@ async fn run() -> Result<(), Box<dyn Error>> {
     let client = Client::connect_default()?;
     let name = format!("tokio-{}", std::process::id());
     // Fewer slots than messages: the producer has to wait for room, without blocking the runtime.
-    client.create_queue(
-        &name,
-        QueueSpec {
-            slots: Some(64),
-            ..QueueSpec::default()
-        },
-    )?;
+    client.create_queue(&name, QueueSpec { slots: Some(64), ..QueueSpec::default() })?;
     let result = exchange(&client, &name).await;
     client.delete_queue(&name)?;
     result

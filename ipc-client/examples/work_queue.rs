@@ -31,10 +31,7 @@ fn main() -> ExitCode {
 fn lead() -> Result<(), Box<dyn Error>> {
     let client = Client::connect_default()?;
     let name = format!("work-queue-{}", std::process::id());
-    let spec = QueueSpec {
-        kind: Some(Kind::Mpmc),
-        ..QueueSpec::default()
-    };
+    let spec = QueueSpec { kind: Some(Kind::Mpmc), ..QueueSpec::default() };
     client.create_queue(&format!("{name}.tasks"), spec.clone())?;
     client.create_queue(&format!("{name}.results"), spec)?;
     let mut workers = Vec::new();
@@ -69,11 +66,7 @@ fn distribute(client: &Client, name: &str, workers: &mut [Child]) -> Result<(), 
                 let stuck = workers.iter_mut().find(|worker| worker.id() == process);
                 stuck.ok_or("an unknown process answered")?.kill()?;
             }
-            Answer::Done {
-                task,
-                process,
-                again,
-            } => {
+            Answer::Done { task, process, again } => {
                 if again {
                     redelivered += 1;
                     println!("process {process} got task {task} again and did it");
@@ -84,10 +77,7 @@ fn distribute(client: &Client, name: &str, workers: &mut [Child]) -> Result<(), 
             }
         }
     }
-    println!(
-        "{} tasks done by {WORKERS} processes, {redelivered} redelivered",
-        done.len()
-    );
+    println!("{} tasks done by {WORKERS} processes, {redelivered} redelivered", done.len());
     Ok(())
 }
 
@@ -106,17 +96,7 @@ fn work(name: &str) -> Result<(), Box<dyn Error>> {
             results.send(&Answer::Stuck { process }.bytes())?;
             std::thread::sleep(Duration::from_secs(3600));
         }
-        if results
-            .send(
-                &Answer::Done {
-                    task,
-                    process,
-                    again,
-                }
-                .bytes(),
-            )
-            .is_err()
-        {
+        if results.send(&Answer::Done { task, process, again }.bytes()).is_err() {
             break;
         }
     }
@@ -124,24 +104,14 @@ fn work(name: &str) -> Result<(), Box<dyn Error>> {
 }
 
 enum Answer {
-    Done {
-        task: u32,
-        process: u32,
-        again: bool,
-    },
-    Stuck {
-        process: u32,
-    },
+    Done { task: u32, process: u32, again: bool },
+    Stuck { process: u32 },
 }
 
 impl Answer {
     fn bytes(&self) -> [u8; 9] {
         let (kind, process, task) = match self {
-            Self::Done {
-                task,
-                process,
-                again,
-            } => (u8::from(*again), *process, *task),
+            Self::Done { task, process, again } => (u8::from(*again), *process, *task),
             Self::Stuck { process } => (2, *process, 0),
         };
         let [p0, p1, p2, p3] = process.to_le_bytes();
@@ -156,11 +126,7 @@ impl Answer {
         let process = u32::from_le_bytes(process.try_into()?);
         let task = u32::from_le_bytes(bytes[5..].try_into()?);
         match kind {
-            0 | 1 => Ok(Self::Done {
-                task,
-                process,
-                again: *kind == 1,
-            }),
+            0 | 1 => Ok(Self::Done { task, process, again: *kind == 1 }),
             2 => Ok(Self::Stuck { process }),
             kind => Err(format!("unknown answer {kind}").into()),
         }

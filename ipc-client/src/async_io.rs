@@ -23,9 +23,9 @@ use std::time::Duration;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
-use crate::client::internal::{Attachment, BellPlace, Side, pass_on};
+use crate::client::internal::{Attachment, BellPlace, Side, look, pass_on};
 use crate::layout::metadata::Metadata;
-use crate::ring::{Kernel, TryReceiveError, TrySendError};
+use crate::ring::{Kernel, TrySendError};
 use crate::{ClientError, Closed, Consumer, Guard, Producer, ReceiveError, Received, SendError};
 
 /// How often a process that may not issue membarrier looks at its ring.
@@ -47,11 +47,7 @@ impl Bell {
             unsafe { AsyncFd::register_with_interest(place.descriptor()?, Interest::READABLE) }
                 .map_err(std::io::Error::from)?;
         ring.line().set_doorbell(doorbell, place.bit());
-        Ok(Self {
-            place,
-            readable,
-            armed: false,
-        })
+        Ok(Self { place, readable, armed: false })
     }
 
     /// Asks to be rung; the caller looks at its ring once more before it waits.
@@ -82,11 +78,11 @@ impl Bell {
         &mut self,
         attachment: &mut Attachment,
         ring: &mut R,
-        mut attempt: impl FnMut(&mut R) -> Option<T>,
+        mut attempt: impl FnMut(&mut R, &mut Attachment) -> Option<T>,
     ) -> Option<T> {
         // An earlier future may have been dropped while it waited.
         self.retract(ring);
-        if let Some(found) = attempt(ring) {
+        if let Some(found) = attempt(ring, attachment) {
             return Some(found);
         }
         loop {
@@ -96,13 +92,13 @@ impl Bell {
             if !attachment.kernel.may_park() {
                 // A pause of the blocking pool: the runtime's own clock may not be enabled.
                 let _ = tokio::task::spawn_blocking(|| std::thread::sleep(POLL)).await;
-                if let Some(found) = attempt(ring) {
+                if let Some(found) = attempt(ring, attachment) {
                     return Some(found);
                 }
                 continue;
             }
             self.announce(attachment, ring);
-            if let Some(found) = attempt(ring) {
+            if let Some(found) = attempt(ring, attachment) {
                 self.retract(ring);
                 pass_on(attachment, ring);
                 return Some(found);
@@ -110,7 +106,7 @@ impl Bell {
             // An error means that the runtime shuts down: whoever still polls looks at the ring without sleeping.
             let _ = self.rung().await;
             self.retract(ring);
-            if let Some(found) = attempt(ring) {
+            if let Some(found) = attempt(ring, attachment) {
                 pass_on(attachment, ring);
                 return Some(found);
             }
@@ -162,14 +158,10 @@ impl AsyncConsumer {
         if let Some(taken) = consumer.pending.pop() {
             return Ok(taken);
         }
-        let waited = bell.wait(
-            &mut consumer.attachment,
-            &mut consumer.ring,
-            |ring| match ring.try_take() {
-                Err(TryReceiveError::Empty) => None,
-                result => Some(result),
-            },
-        );
+        let waited = bell.wait(&mut consumer.attachment, &mut consumer.ring, |ring, attachment| {
+            let found = ring.try_take();
+            look(ring, attachment, found)
+        });
         match waited.await {
             Some(Ok(taken)) => Ok(taken),
             Some(Err(error)) => Err(consumer.explain(error)),
@@ -217,8 +209,7 @@ impl AsyncProducer {
     /// # Errors
     /// As [`Producer::send`].
     pub async fn send(&mut self, payload: &[u8]) -> Result<u64, SendError> {
-        self.send_with(1, |ring| ring.try_send(0, &[], payload))
-            .await
+        self.send_with(1, |ring| ring.try_send(0, &[], payload)).await
     }
 
     /// Sends a message with metadata, waiting for room. Returns its sequence.
@@ -231,8 +222,7 @@ impl AsyncProducer {
         payload: &[u8],
     ) -> Result<u64, SendError> {
         let encoded = self.producer.encoded(metadata)?;
-        self.send_with(1, |ring| ring.try_send(0, &encoded, payload))
-            .await
+        self.send_with(1, |ring| ring.try_send(0, &encoded, payload)).await
     }
 
     /// Sends all of these messages in one step, waiting for room for all. Returns the sequence of the first.
@@ -241,8 +231,7 @@ impl AsyncProducer {
     /// As [`Producer::send_batch`].
     pub async fn send_batch(&mut self, payloads: &[&[u8]]) -> Result<u64, SendError> {
         let messages = u32::try_from(payloads.len()).unwrap_or(u32::MAX);
-        self.send_with(messages, |ring| ring.try_send_batch(payloads))
-            .await
+        self.send_with(messages, |ring| ring.try_send_batch(payloads)).await
     }
 
     async fn send_with(
@@ -254,14 +243,13 @@ impl AsyncProducer {
         if producer.attachment.is_forked() {
             return Err(SendError::UsedAfterFork);
         }
-        let waited = bell.wait(
-            &mut producer.attachment,
-            &mut producer.ring,
-            |ring| match attempt(ring) {
-                Err(TrySendError::Full) => None,
-                result => Some(result),
-            },
-        );
+        let waited =
+            bell.wait(&mut producer.attachment, &mut producer.ring, |ring, _| {
+                match attempt(ring) {
+                    Err(TrySendError::Full) => None,
+                    result => Some(result),
+                }
+            });
         match waited.await {
             Some(sent) => producer.after_try(sent, messages),
             None => Err(SendError::Closed(Closed::Deleted)),

@@ -15,8 +15,8 @@
 //!
 //! The budget follows what waits have cost lately. A wait that ended within [`BUDGET_MAX_NS`] pulls an average
 //! towards its length, and the budget is [`BUDGET_PER_AVERAGE`] times that average; each wait that ended later halves
-//! the average, because to spin for it would have been in vain. A yield that kept the thread off its core for long
-//! halves it as well.
+//! the average, because to spin for it would have been in vain. A yield that brought what was waited for, or that kept
+//! the thread off its core for long, halves it as well: then the partner needs this very core.
 
 use std::fmt;
 use std::str::FromStr;
@@ -39,15 +39,21 @@ pub const BUDGET_PER_AVERAGE: u64 = 4;
 /// How often `adaptive` yields its core between spinning and sleeping.
 pub const YIELDS: u32 = 2;
 
-/// A yield that took this long in nanoseconds ran somebody else: the cores are contended.
+/// A yield that took this long in nanoseconds ran somebody else; one that finds nobody takes a few hundred.
+pub const YIELD_SWITCHED_NS: u64 = 1_000;
+
+/// A yield that took this long in nanoseconds ran somebody else for long: the cores are contended.
 pub const YIELD_CONTENDED_NS: u64 = 20_000;
 
 /// What being woken costs, about, in nanoseconds: a wait that was slept through would have been shorter by this much.
 pub const WAKE_NS: u64 = 30_000;
 
-/// `spin` yields between its rounds once it has spun for this long in nanoseconds: a partner that is not running does
-/// not come back sooner for being waited for with a busy core.
+/// `spin` yields between its rounds once it has spun for this long in nanoseconds, or sooner where yields have brought
+/// what was waited for: a partner that has no core to run on does not come sooner for being waited for with a busy one.
 pub const SPIN_ALONE_NS: u64 = 1_000_000;
+
+/// What the patience of `spin` grows from when yields no longer help, in nanoseconds.
+const PATIENCE_MIN_NS: u64 = 1_000;
 
 /// How a handle waits for room or for a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
@@ -106,7 +112,8 @@ pub enum Step {
     Pause,
     /// Read the clock and tell it to [`Wait::clock`].
     Clock,
-    /// Let another thread run, then read the clock and tell it to [`Wait::clock`].
+    /// Read the clock and tell it to [`Wait::clock`] as after [`Step::Clock`], let another thread run, then read the
+    /// clock again and tell it as well.
     Yield,
     /// Sleep until woken, then read the clock and tell it to [`Wait::clock`].
     Sleep,
@@ -119,6 +126,8 @@ pub struct Tuner {
     /// With one CPU the partner runs only while this thread does not.
     alone: bool,
     average_ns: u64,
+    /// How long `spin` spins before it yields.
+    patience_ns: u64,
 }
 
 /// One wait, from the first look that found nothing to the one that found something.
@@ -127,18 +136,17 @@ pub struct Wait {
     looks: u32,
     yields: u32,
     slept: bool,
+    /// The last step was a yield, and somebody else ran.
+    switched: bool,
     started_ns: u64,
     now_ns: u64,
 }
 
 impl Tuner {
-    /// A handle that has learnt nothing yet, on this many available CPUs.
+    /// A handle that has learnt nothing yet, on a host with this many CPUs.
     pub fn new(policy: WaitPolicy, cpus: usize) -> Self {
-        Self {
-            policy,
-            alone: cpus <= 1,
-            average_ns: BUDGET_MAX_NS / BUDGET_PER_AVERAGE,
-        }
+        let average_ns = BUDGET_MAX_NS / BUDGET_PER_AVERAGE;
+        Self { policy, alone: cpus <= 1, average_ns, patience_ns: SPIN_ALONE_NS }
     }
 
     /// Its policy.
@@ -157,25 +165,26 @@ impl Tuner {
     /// A wait begins. Costs nothing, so that a wait that ends at once costs nothing either.
     #[inline]
     pub fn begin(&self) -> Wait {
-        Wait {
-            looks: 0,
-            yields: 0,
-            slept: false,
-            started_ns: 0,
-            now_ns: 0,
-        }
+        Wait { looks: 0, yields: 0, slept: false, switched: false, started_ns: 0, now_ns: 0 }
     }
 
     /// A wait ended with success at `now_ns`, which is asked for only if the wait was long enough to teach anything.
     #[inline]
     pub fn ended(&mut self, wait: &Wait, now_ns: impl FnOnce() -> u64) {
-        if wait.started_ns != 0 && self.policy == WaitPolicy::Adaptive {
-            let length_ns = now_ns().saturating_sub(wait.started_ns);
-            self.learn(if wait.slept {
-                length_ns.saturating_sub(WAKE_NS)
-            } else {
-                length_ns
-            });
+        if wait.started_ns == 0 {
+            return;
+        }
+        match self.policy {
+            WaitPolicy::Spin if wait.switched => self.patience_ns /= 2,
+            WaitPolicy::Spin => {
+                self.patience_ns = (self.patience_ns * 2).clamp(PATIENCE_MIN_NS, SPIN_ALONE_NS);
+            }
+            WaitPolicy::Adaptive if wait.switched => self.shrink(),
+            WaitPolicy::Adaptive => {
+                let length_ns = now_ns().saturating_sub(wait.started_ns);
+                self.learn(if wait.slept { length_ns.saturating_sub(WAKE_NS) } else { length_ns });
+            }
+            WaitPolicy::Park => {}
         }
     }
 
@@ -207,11 +216,18 @@ impl Wait {
 
     #[cold]
     fn after_plain(&mut self, tuner: &Tuner) -> Step {
+        self.switched = false;
+        self.step(tuner)
+    }
+
+    fn step(&mut self, tuner: &Tuner) -> Step {
         match tuner.policy {
             WaitPolicy::Park => Step::Sleep,
             WaitPolicy::Spin if tuner.alone => Step::Yield,
             WaitPolicy::Spin if !self.looks.is_multiple_of(LOOKS_PER_ROUND) => Step::Pause,
-            WaitPolicy::Spin if self.elapsed_ns() > SPIN_ALONE_NS => Step::Yield,
+            WaitPolicy::Spin if self.started_ns != 0 && self.elapsed_ns() >= tuner.patience_ns => {
+                Step::Yield
+            }
             WaitPolicy::Spin => Step::Clock,
             WaitPolicy::Adaptive => self.adaptive(tuner),
         }
@@ -242,8 +258,12 @@ impl Wait {
     pub fn clock(&mut self, now_ns: u64, after: Step, tuner: &mut Tuner) {
         if self.started_ns == 0 {
             self.started_ns = now_ns;
-        } else if after == Step::Yield && now_ns.saturating_sub(self.now_ns) > YIELD_CONTENDED_NS {
-            tuner.shrink();
+        } else if after == Step::Yield {
+            let yield_ns = now_ns.saturating_sub(self.now_ns);
+            self.switched = yield_ns > YIELD_SWITCHED_NS;
+            if yield_ns > YIELD_CONTENDED_NS {
+                tuner.shrink();
+            }
         }
         self.now_ns = now_ns;
     }
@@ -282,7 +302,10 @@ mod tests {
                 Step::Look => now_ns += 3,
                 Step::Pause => now_ns += 35,
                 Step::Clock => {}
-                Step::Yield => now_ns += yield_ns,
+                Step::Yield => {
+                    wait.clock(now_ns, Step::Clock, tuner);
+                    now_ns += yield_ns;
+                }
                 Step::Sleep => {
                     slept_at.get_or_insert(now_ns - start_ns);
                     now_ns = start_ns + arrival_ns + WAKE_NS;
@@ -322,11 +345,7 @@ mod tests {
         let (steps, slept) = run(&mut tuner, 20_000_000, 300);
         assert!(slept.is_none());
         assert!(steps.contains(&Step::Yield));
-        assert!(
-            steps[..PLAIN_LOOKS as usize]
-                .iter()
-                .all(|step| *step == Step::Look)
-        );
+        assert!(steps[..PLAIN_LOOKS as usize].iter().all(|step| *step == Step::Look));
     }
 
     #[test]
@@ -335,23 +354,14 @@ mod tests {
         let (steps, _) = run(&mut tuner, 10_000_000, 300);
         assert_eq!(steps, [Step::Yield, Step::Yield, Step::Sleep]);
         let mut tuner = Tuner::new(WaitPolicy::Spin, 1);
-        assert!(
-            run(&mut tuner, 100_000, 300)
-                .0
-                .iter()
-                .all(|step| *step == Step::Yield)
-        );
+        assert!(run(&mut tuner, 100_000, 300).0.iter().all(|step| *step == Step::Yield));
     }
 
     #[test]
     fn a_quick_answer_reads_no_clock() {
         let mut tuner = Tuner::new(WaitPolicy::Adaptive, 2);
         let (steps, _) = run(&mut tuner, 500, 300);
-        assert!(
-            steps
-                .iter()
-                .all(|step| matches!(step, Step::Look | Step::Pause))
-        );
+        assert!(steps.iter().all(|step| matches!(step, Step::Look | Step::Pause)));
     }
 
     #[test]
@@ -363,10 +373,7 @@ mod tests {
         }
         assert_eq!(tuner.budget_ns(), BUDGET_MIN_NS);
         let (_, slept) = run(&mut tuner, 5_000_000, 300);
-        assert!(
-            slept.is_some_and(|after_ns| after_ns < 3 * BUDGET_MIN_NS),
-            "{slept:?}"
-        );
+        assert!(slept.is_some_and(|after_ns| after_ns < 3 * BUDGET_MIN_NS), "{slept:?}");
         for _ in 0..40 {
             run(&mut tuner, 20_000, 300);
         }
@@ -381,11 +388,42 @@ mod tests {
         for _ in 0..60 {
             run(&mut tuner, 4_000, 300);
         }
-        assert!(
-            (8_000..20_000).contains(&tuner.budget_ns()),
-            "{}",
-            tuner.budget_ns()
-        );
+        assert!((8_000..20_000).contains(&tuner.budget_ns()), "{}", tuner.budget_ns());
+    }
+
+    #[test]
+    fn where_only_a_yield_helps_it_comes_soon() {
+        for policy in [WaitPolicy::Spin, WaitPolicy::Adaptive] {
+            let mut tuner = Tuner::new(policy, 2);
+            // The partner shares this core: it answers as soon as it is let run.
+            let mut wait_ns = 0;
+            for _ in 0..30 {
+                let mut wait = tuner.begin();
+                let mut now_ns = 1_000;
+                loop {
+                    let step = wait.next(&tuner);
+                    now_ns += if step == Step::Pause { 35 } else { 3 };
+                    if matches!(step, Step::Clock | Step::Yield) {
+                        wait.clock(now_ns, Step::Clock, &mut tuner);
+                    }
+                    if step == Step::Yield {
+                        now_ns += 3_000;
+                        wait.clock(now_ns, step, &mut tuner);
+                        break;
+                    }
+                    assert_ne!(step, Step::Sleep);
+                }
+                tuner.ended(&wait, || now_ns);
+                wait_ns = now_ns - 1_000;
+            }
+            assert!(wait_ns < 9_000, "{policy}: {wait_ns}");
+            // And with a core of its own it is waited for again.
+            for _ in 0..40 {
+                run(&mut tuner, 20_000, 300);
+            }
+            assert!(run(&mut tuner, 20_000, 300).1.is_none());
+            assert_eq!(tuner.policy(), policy);
+        }
     }
 
     #[test]
@@ -399,9 +437,6 @@ mod tests {
     fn it_sleeps_within_the_longest_budget() {
         let mut tuner = Tuner::new(WaitPolicy::Adaptive, 8);
         let (_, slept) = run(&mut tuner, 100_000_000, 300);
-        assert!(
-            slept.is_some_and(|after_ns| after_ns < BUDGET_MAX_NS + 5_000),
-            "{slept:?}"
-        );
+        assert!(slept.is_some_and(|after_ns| after_ns < BUDGET_MAX_NS + 5_000), "{slept:?}");
     }
 }

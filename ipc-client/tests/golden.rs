@@ -65,9 +65,9 @@ fn exercise(memory: &RingMemory, geometry: Geometry) {
     if matches!(memory, RingMemory::Mpmc { .. }) {
         producer.abort(reserved);
         let reserved = producer.try_reserve(9).expect("room");
-        std::mem::forget(reserved);
+        drop(reserved);
     }
-    std::mem::forget(held);
+    drop(held);
 }
 
 #[test]

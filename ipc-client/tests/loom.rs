@@ -391,7 +391,7 @@ fn repair_of_a_writer_beside_live_handles() {
         repair_model(Geometry::for_models(1, 1), (3, Role::Produce), |memory, geometry| {
             advance(memory, geometry, 1, 3, 13);
             let mut dead = Producer::new(memory.clone(), geometry, 3).expect("producer");
-            std::mem::forget(dead.try_reserve(8).expect("room"));
+            drop(dead.try_reserve(8).expect("room"));
         });
     });
 }
@@ -404,7 +404,7 @@ fn repair_of_a_holder_beside_live_handles() {
             let mut producer = Producer::new(memory.clone(), geometry, 3).expect("producer");
             assert!(send(&mut producer, 7, 8));
             let mut dead = Consumer::new(memory.clone(), geometry, 13).expect("consumer");
-            std::mem::forget(dead.try_take().expect("sent"));
+            drop(dead.try_take().expect("sent"));
             // It died while it released: the word behind the first is free in the next lap already.
             let RingMemory::Mpmc { ring, .. } = memory else { unreachable!() };
             let behind = mpmc::SLOTS + geometry.slot_offset(4);

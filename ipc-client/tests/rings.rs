@@ -121,7 +121,9 @@ impl World {
 
     fn bytes(&mut self, length: usize) -> Vec<u8> {
         self.filler = self.filler.wrapping_add(41);
-        (0..length).map(|at| self.filler.wrapping_add((at % 251) as u8)).collect()
+        (0..length)
+            .map(|at| self.filler.wrapping_add(u8::try_from(at % 251).unwrap_or(0)))
+            .collect()
     }
 
     fn slots_for(&self, metadata: usize, payload: usize) -> u64 {
@@ -280,7 +282,7 @@ impl World {
         self.filler = self.filler.wrapping_add(1);
         if self.filler.is_multiple_of(2) && self.room(1) {
             let reserved = self.producers[producer].try_reserve(4).expect("there is room");
-            std::mem::forget(reserved);
+            drop(reserved);
             if self.kind == Kind::Mpmc {
                 let sequence = self.claim(1);
                 let (metadata, payload) = (vec![0xdd], vec![0xdd]);

@@ -26,18 +26,14 @@ impl Broker {
     pub(super) fn adopt(&mut self) -> Result<(), String> {
         let mut after = Vec::new();
         loop {
-            let (items, descriptors) = self
-                .keeper
-                .load(&after)
-                .map_err(|error| error.to_string())?;
+            let (items, descriptors) =
+                self.keeper.load(&after).map_err(|error| error.to_string())?;
             let Some(last) = items.last() else { break };
             after = last.key.clone();
             let mut descriptors = descriptors.into_iter();
             for item in items {
-                let own: Vec<OwnedFd> = descriptors
-                    .by_ref()
-                    .take(usize::from(item.descriptors))
-                    .collect();
+                let own: Vec<OwnedFd> =
+                    descriptors.by_ref().take(usize::from(item.descriptors)).collect();
                 let key = Key::parse(&item.key).ok_or_else(|| {
                     format!("stored key {:x?} is not known to this version", item.key)
                 })?;
@@ -45,8 +41,7 @@ impl Broker {
                     .map_err(|reason| format!("stored entry {key:?}: {reason}"))?;
             }
         }
-        self.finish_what_was_begun()
-            .map_err(|error| error.to_string())
+        self.finish_what_was_begun().map_err(|error| error.to_string())
     }
 
     fn adopt_entry(&mut self, key: Key, bytes: &[u8], own: Vec<OwnedFd>) -> Result<(), String> {
@@ -72,13 +67,10 @@ impl Broker {
             Key::Doorbell(id) => {
                 let entry: DoorbellEntry = decode(bytes)?;
                 let [memory, eventfd] = exactly(own)?;
-                let session = self
-                    .sessions
-                    .get_mut(&entry.session)
-                    .ok_or("its session is missing")?;
+                let session =
+                    self.sessions.get_mut(&entry.session).ok_or("its session is missing")?;
                 session.doorbells.insert(id);
-                self.doorbells
-                    .insert(id, Doorbell::new(entry.session, memory, eventfd)?);
+                self.doorbells.insert(id, Doorbell::new(entry.session, memory, eventfd)?);
             }
             Key::Queue(id) => {
                 let entry: QueueEntry = decode(bytes)?;
@@ -91,21 +83,12 @@ impl Broker {
                 let memory = QueueMemory::adopt(entry.kind, entry.geometry()?, own)
                     .map_err(|error| error.to_string())?;
                 self.names.insert(entry.name.clone(), id);
-                self.queues.insert(
-                    id,
-                    Queue {
-                        entry,
-                        memory,
-                        handles: BTreeMap::new(),
-                    },
-                );
+                self.queues.insert(id, Queue { entry, memory, handles: BTreeMap::new() });
             }
             Key::Handle { queue, handle } => {
                 let entry: HandleEntry = decode(bytes)?;
-                let session = self
-                    .sessions
-                    .get_mut(&entry.session)
-                    .ok_or("its session is missing")?;
+                let session =
+                    self.sessions.get_mut(&entry.session).ok_or("its session is missing")?;
                 let found = self.queues.get_mut(&queue).ok_or("its queue is missing")?;
                 session.handles.insert((queue, handle));
                 let adopted = Handle {
@@ -148,10 +131,7 @@ impl Broker {
             // The proof of death: only one broker runs at a time, and this one has taken nothing yet.
             match queue.memory.repair(HANDLE_DAEMON, Role::Consume) {
                 Ok(()) => {
-                    log!(
-                        "queue {}: a purge was interrupted, repeat it",
-                        queue.entry.name
-                    );
+                    log!("queue {}: a purge was interrupted, repeat it", queue.entry.name);
                     if let Some(queue) = self.queues.get(&id) {
                         self.wake(queue);
                     }

@@ -29,11 +29,7 @@ fn handle_item(queue: u64, index: u8, handle: &Handle) -> Item {
         dirty: handle.dirty,
     };
     Item {
-        key: Key::Handle {
-            queue,
-            handle: index,
-        }
-        .bytes(),
+        key: Key::Handle { queue, handle: index }.bytes(),
         bytes: encode(&entry),
         descriptors: 0,
     }
@@ -51,10 +47,7 @@ impl Queue {
                 reopen_read_only(descriptor.as_fd()).map_err(|error| memory_failure(&error))?
             });
         }
-        Ok((
-            parts.into_iter().map(|(memory, _)| memory).collect(),
-            descriptors,
-        ))
+        Ok((parts.into_iter().map(|(memory, _)| memory).collect(), descriptors))
     }
 
     fn attached(&self, key: HandleKey, descriptors: Vec<Memory>) -> Attached {
@@ -103,14 +96,8 @@ impl Broker {
         };
         let (memory, descriptors) = queue.hand_out(role)?;
         let epoch = self.counters.epoch(&mut self.keeper)?;
-        let handle = Handle {
-            role,
-            epoch,
-            session: number,
-            doorbell: None,
-            dirty: false,
-            reported: false,
-        };
+        let handle =
+            Handle { role, epoch, session: number, doorbell: None, dirty: false, reported: false };
         let mut items = vec![handle_item(id, index, &handle)];
         let mut beside = Vec::new();
         if !session.stored {
@@ -118,11 +105,7 @@ impl Broker {
             beside.push(session.pidfd.as_fd());
         }
         self.keeper.apply(Vec::new(), items, &beside)?;
-        let key = HandleKey {
-            queue: id,
-            handle: index,
-            epoch,
-        };
+        let key = HandleKey { queue: id, handle: index, epoch };
         let attached = queue.attached(key, memory);
         if let Some(session) = self.sessions.get_mut(&number) {
             session.stored = true;
@@ -131,10 +114,7 @@ impl Broker {
         if let Some(queue) = self.queues.get_mut(&id) {
             queue.handles.insert(index, handle);
         }
-        Ok(Answer {
-            descriptors,
-            ..Answer::of(Reply::Attached(Box::new(attached)))
-        })
+        Ok(Answer { descriptors, ..Answer::of(Reply::Attached(Box::new(attached))) })
     }
 
     /// On an spsc queue, whether whoever has this role still lives: its death may not have been noticed yet.
@@ -194,10 +174,7 @@ impl Broker {
 
     /// Whether this is a handle of the session.
     pub(super) fn check_handle(&self, session: u64, key: HandleKey) -> Result<(), Failure> {
-        let handle = self
-            .queues
-            .get(&key.queue)
-            .and_then(|queue| queue.handles.get(&key.handle));
+        let handle = self.queues.get(&key.queue).and_then(|queue| queue.handles.get(&key.handle));
         match handle {
             Some(handle)
                 if handle.session == session && handle.epoch == key.epoch && !handle.dirty =>
@@ -221,10 +198,7 @@ impl Broker {
         index: u8,
         change: impl FnOnce(&mut Handle),
     ) -> Result<(), LinkLost> {
-        let handle = self
-            .queues
-            .get_mut(&id)
-            .and_then(|queue| queue.handles.get_mut(&index));
+        let handle = self.queues.get_mut(&id).and_then(|queue| queue.handles.get_mut(&index));
         let Some(handle) = handle else { return Ok(()) };
         change(handle);
         let item = handle_item(id, index, handle);
@@ -255,13 +229,7 @@ impl Broker {
         }
         queue.memory.clear_handle(role, index);
         self.keeper.apply(
-            vec![
-                Key::Handle {
-                    queue: id,
-                    handle: index,
-                }
-                .bytes(),
-            ],
+            vec![Key::Handle { queue: id, handle: index }.bytes()],
             Vec::new(),
             &[],
         )?;
@@ -286,11 +254,8 @@ impl Broker {
         let Some(queue) = self.queues.get_mut(&key.queue) else {
             return Err(bug("queue without entry").into());
         };
-        let text: String = what
-            .chars()
-            .take(LOGGED_CHARS)
-            .map(|c| if c.is_control() { ' ' } else { c })
-            .collect();
+        let text: String =
+            what.chars().take(LOGGED_CHARS).map(|c| if c.is_control() { ' ' } else { c }).collect();
         if queue.entry.kind == Kind::Mpmc {
             self.close_for_fault(key.queue, &text);
             return Ok(Answer::of(Reply::Done));

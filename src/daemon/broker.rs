@@ -81,19 +81,12 @@ pub fn broker_main() -> Result<(), DaemonError> {
         doorbells: BTreeMap::new(),
         bell,
         counters: Counters::after(None),
-        wake_mode: if membarrier {
-            WakeMode::Membarrier
-        } else {
-            WakeMode::Fence
-        },
+        wake_mode: if membarrier { WakeMode::Membarrier } else { WakeMode::Fence },
         upgrade_by: None,
         buffer: vec![0; FRAME_BYTES_MAX],
     };
     broker.adopt().map_err(DaemonError::Unavailable)?;
-    let result = broker
-        .keeper
-        .send(&ToKeeper::Ready)
-        .and_then(|()| broker.run());
+    let result = broker.keeper.send(&ToKeeper::Ready).and_then(|()| broker.run());
     result.map_err(|error| {
         broker.orphaned();
         DaemonError::Unavailable(format!(
@@ -108,22 +101,12 @@ fn set_signals() -> nix::Result<()> {
     let action = |handler| SigAction::new(handler, SaFlags::empty(), SigSet::empty());
     let ignore = action(SigHandler::SigIgn);
     // SIGXFSZ: a limit on file sizes becomes an error of the call.
-    for signal in [
-        Signal::SIGTERM,
-        Signal::SIGINT,
-        Signal::SIGHUP,
-        Signal::SIGXFSZ,
-    ] {
+    for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGXFSZ] {
         // SAFETY: ignoring a signal runs no code.
         unsafe { sigaction(signal, &ignore) }?;
     }
     // SAFETY: the handler only calls alarm(2), which is async-signal-safe.
-    unsafe {
-        sigaction(
-            Signal::SIGUSR1,
-            &action(SigHandler::Handler(on_keeper_death)),
-        )
-    }?;
+    unsafe { sigaction(Signal::SIGUSR1, &action(SigHandler::Handler(on_keeper_death))) }?;
     // SAFETY: the handler does nothing; the signal is there to interrupt a system call.
     unsafe { sigaction(Signal::SIGUSR2, &action(SigHandler::Handler(on_interrupt))) }?;
     // The keeper had some signals blocked when it started us.
@@ -149,10 +132,7 @@ fn keeper_socket() -> Result<OwnedFd, DaemonError> {
         let text = "the broker is started by the daemon itself: run `ringmain serve`";
         return Err(DaemonError::Config(text.to_owned()));
     }
-    stdin
-        .as_fd()
-        .try_clone_to_owned()
-        .map_err(|error| DaemonError::io("dup", &error))
+    stdin.as_fd().try_clone_to_owned().map_err(|error| DaemonError::io("dup", &error))
 }
 
 /// What poll(2) has to say about whom.
@@ -209,11 +189,7 @@ impl Broker {
             add(connection.socket.as_fd(), Source::Connection(*number));
         }
         add(self.listener.as_fd(), Source::Listener);
-        let timeout = if self.keeper.has_event() {
-            PollTimeout::ZERO
-        } else {
-            PollTimeout::NONE
-        };
+        let timeout = if self.keeper.has_event() { PollTimeout::ZERO } else { PollTimeout::NONE };
         match poll(&mut polled, timeout) {
             Ok(_) | Err(Errno::EINTR) => {}
             Err(errno) => return Err(LinkLost(format!("poll: {errno}"))),
@@ -306,11 +282,8 @@ fn left_text(queues: usize, left: &[(&str, u64)]) -> String {
     if total == 0 {
         return format!("stopped; no message was left in {queues} queues");
     }
-    let mut named: Vec<String> = left
-        .iter()
-        .take(NAMED)
-        .map(|(name, messages)| format!("{name}: {messages}"))
-        .collect();
+    let mut named: Vec<String> =
+        left.iter().take(NAMED).map(|(name, messages)| format!("{name}: {messages}")).collect();
     if left.len() > NAMED {
         named.push(format!("{} more", left.len() - NAMED));
     }
@@ -323,8 +296,5 @@ fn left_text(queues: usize, left: &[(&str, u64)]) -> String {
 /// For requests that found the daemon's own state contradicting itself.
 pub(super) fn bug(what: &str) -> (ErrorCode, String) {
     log!("internal error: {what}");
-    (
-        ErrorCode::Internal,
-        format!("internal error of the daemon ({what}): please report it"),
-    )
+    (ErrorCode::Internal, format!("internal error of the daemon ({what}): please report it"))
 }

@@ -43,18 +43,11 @@ pub(super) struct Answer {
 
 impl Answer {
     pub(super) fn of(reply: Reply) -> Self {
-        Self {
-            reply,
-            descriptors: Vec::new(),
-            created: None,
-        }
+        Self { reply, descriptors: Vec::new(), created: None }
     }
 
     pub(super) fn error(code: ErrorCode, message: impl Into<String>) -> Self {
-        Self::of(Reply::Error {
-            code,
-            message: message.into(),
-        })
+        Self::of(Reply::Error { code, message: message.into() })
     }
 }
 
@@ -128,10 +121,7 @@ impl Broker {
             Ok(peer) => peer,
             Err(PeerError::Gone) => return,
             Err(error @ PeerError::ForeignNamespace) => {
-                deliver(
-                    &socket,
-                    &Answer::error(ErrorCode::NotPermitted, error.to_string()),
-                );
+                deliver(&socket, &Answer::error(ErrorCode::NotPermitted, error.to_string()));
                 return;
             }
             Err(error @ PeerError::Io(_)) => {
@@ -139,11 +129,8 @@ impl Broker {
                 return;
             }
         };
-        let of_user = self
-            .connections
-            .values()
-            .filter(|other| other.user.uid == peer.user.uid)
-            .count();
+        let of_user =
+            self.connections.values().filter(|other| other.user.uid == peer.user.uid).count();
         if of_user >= CONNECTIONS_PER_USER {
             let text = format!(
                 "user {} has {of_user} connections already: close some (one for each process is enough)",
@@ -168,11 +155,8 @@ impl Broker {
         let Some(connection) = self.connections.get(&number) else {
             return Ok(());
         };
-        let received = receive_packet(
-            connection.socket.as_fd(),
-            &mut self.buffer,
-            Blocking::Return,
-        );
+        let received =
+            receive_packet(connection.socket.as_fd(), &mut self.buffer, Blocking::Return);
         let answer = match received {
             Ok(received) => {
                 let request = CONTROL.decode::<Request>(&self.buffer[..received.length]);
@@ -207,9 +191,7 @@ impl Broker {
 
     /// Sends an answer; `false` if the connection is of no use any more.
     pub(super) fn send(&self, number: u64, answer: Answer) -> bool {
-        self.connections
-            .get(&number)
-            .is_some_and(|connection| deliver(&connection.socket, &answer))
+        self.connections.get(&number).is_some_and(|connection| deliver(&connection.socket, &answer))
     }
 }
 
@@ -218,10 +200,7 @@ impl Broker {
 fn deliver(socket: &OwnedFd, answer: &Answer) -> bool {
     let frame = CONTROL.encode(&answer.reply).or_else(|error| {
         let message = format!("internal error of the daemon ({error}): please report it");
-        CONTROL.encode(&Reply::Error {
-            code: ErrorCode::Internal,
-            message,
-        })
+        CONTROL.encode(&Reply::Error { code: ErrorCode::Internal, message })
     });
     let descriptors: Vec<_> = answer.descriptors.iter().map(AsFd::as_fd).collect();
     frame.is_ok_and(|frame| {

@@ -18,17 +18,9 @@ pub(super) struct Counters {
 impl Counters {
     /// Goes on after a broker that had reserved this much.
     pub(super) fn after(stored: Option<CountersEntry>) -> Self {
-        let first = CountersEntry {
-            session: 1,
-            queue: 1,
-            doorbell: 1,
-            epoch: 1,
-        };
+        let first = CountersEntry { session: 1, queue: 1, doorbell: 1, epoch: 1 };
         let next = stored.unwrap_or(first);
-        Self {
-            next,
-            reserved: next,
-        }
+        Self { next, reserved: next }
     }
 
     pub(super) fn session(&mut self, keeper: &mut KeeperLink) -> Result<u64, LinkLost> {
@@ -74,11 +66,7 @@ impl Counters {
             doorbell: self.next.doorbell.saturating_add(BLOCK),
             epoch: self.next.epoch.saturating_add(BLOCK),
         };
-        let item = Item {
-            key: Key::Counters.bytes(),
-            bytes: encode(&reserved),
-            descriptors: 0,
-        };
+        let item = Item { key: Key::Counters.bytes(), bytes: encode(&reserved), descriptors: 0 };
         keeper.apply(Vec::new(), vec![item], &[])?;
         self.reserved = reserved;
         Ok(())

@@ -73,10 +73,7 @@ impl Broker {
         if took_ms > SLOW_MS
             && let Some(queue) = self.queues.get(&id)
         {
-            log!(
-                "queue {}: the repair after a death took {took_ms} ms",
-                queue.entry.name
-            );
+            log!("queue {}: the repair after a death took {took_ms} ms", queue.entry.name);
         }
     }
 }

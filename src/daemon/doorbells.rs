@@ -47,23 +47,12 @@ impl Doorbell {
             .map_err(|error| format!("first descriptor (the doorbell's memory): {error}"))?;
         let eventfd = EventFd::from_descriptor(eventfd)
             .map_err(|error| format!("second descriptor (the doorbell's eventfd): {error}"))?;
-        let mapping = Mapping::map(
-            memory.as_fd(),
-            layout::BYTES,
-            Access::ReadWrite,
-            Populate::Now,
-        )
-        .map_err(|error| format!("the doorbell's memory cannot be mapped: {error}"))?;
+        let mapping = Mapping::map(memory.as_fd(), layout::BYTES, Access::ReadWrite, Populate::Now)
+            .map_err(|error| format!("the doorbell's memory cannot be mapped: {error}"))?;
         // SAFETY: page-aligned, readable and writable for its length as long as the mapping, which this value keeps; the
         // file cannot shrink; accessed through atomics only.
         let region = unsafe { Region::new(mapping.base(), mapping.len()) };
-        Ok(Self {
-            session,
-            region,
-            _mapping: mapping,
-            memory,
-            eventfd,
-        })
+        Ok(Self { session, region, _mapping: mapping, memory, eventfd })
     }
 }
 
@@ -75,14 +64,9 @@ pub(super) struct Bell {
 
 impl Bell {
     pub(super) fn new() -> io::Result<Self> {
-        let notify = SigevNotify::SigevSignal {
-            signal: Signal::SIGUSR2,
-            si_value: 0,
-        };
+        let notify = SigevNotify::SigevSignal { signal: Signal::SIGUSR2, si_value: 0 };
         let timer = Timer::new(ClockId::CLOCK_MONOTONIC, SigEvent::new(notify))?;
-        Ok(Self {
-            timer: std::cell::RefCell::new(timer),
-        })
+        Ok(Self { timer: std::cell::RefCell::new(timer) })
     }
 
     /// Rings for the queue with this bit; a bit out of range comes from a hostile member and rings nothing.
@@ -114,10 +98,8 @@ impl Bell {
         let every = Expiration::IntervalDelayed(PATIENCE.into(), PATIENCE.into());
         if timer.set(every, TimerSetTimeFlags::empty()).is_ok() {
             eventfd.signal();
-            let _ = timer.set(
-                Expiration::OneShot(Duration::ZERO.into()),
-                TimerSetTimeFlags::empty(),
-            );
+            let _ =
+                timer.set(Expiration::OneShot(Duration::ZERO.into()), TimerSetTimeFlags::empty());
         }
     }
 }
@@ -144,10 +126,7 @@ impl Broker {
             Err(reason) => return refuse(ErrorCode::Invalid, reason),
         };
         let Some(id) = self.counters.doorbell(&mut self.keeper)? else {
-            return refuse(
-                ErrorCode::Limit,
-                "no doorbell numbers are left: restart the daemon",
-            );
+            return refuse(ErrorCode::Limit, "no doorbell numbers are left: restart the daemon");
         };
         let mut items = Vec::new();
         let mut beside = Vec::new();
@@ -156,11 +135,7 @@ impl Broker {
             beside.push(session.pidfd.as_fd());
         }
         let bytes = encode(&DoorbellEntry { session: number });
-        items.push(Item {
-            key: Key::Doorbell(id).bytes(),
-            bytes,
-            descriptors: 2,
-        });
+        items.push(Item { key: Key::Doorbell(id).bytes(), bytes, descriptors: 2 });
         beside.extend([doorbell.memory.as_fd(), doorbell.eventfd.as_fd()]);
         self.keeper.apply(Vec::new(), items, &beside)?;
         if let Some(session) = self.sessions.get_mut(&number) {
@@ -177,18 +152,12 @@ impl Broker {
         key: HandleKey,
         doorbell: u32,
     ) -> Result<Answer, Failure> {
-        if self
-            .doorbells
-            .get(&doorbell)
-            .is_none_or(|found| found.session != number)
-        {
+        if self.doorbells.get(&doorbell).is_none_or(|found| found.session != number) {
             let text = format!("doorbell {doorbell} does not belong to this process");
             return refuse(ErrorCode::NotFound, text);
         }
         self.check_handle(number, key)?;
-        self.update_handle(key.queue, key.handle, |handle| {
-            handle.doorbell = Some(doorbell)
-        })?;
+        self.update_handle(key.queue, key.handle, |handle| handle.doorbell = Some(doorbell))?;
         Ok(Answer::of(Reply::Done))
     }
 
@@ -199,33 +168,21 @@ impl Broker {
         doorbell: u32,
     ) -> Result<Answer, Failure> {
         let is_member = self.sessions.get(&number).is_some_and(|session| {
-            session
-                .handles
-                .range((queue, 0)..=(queue, u8::MAX))
-                .next()
-                .is_some()
+            session.handles.range((queue, 0)..=(queue, u8::MAX)).next().is_some()
         });
         if !is_member {
             return refuse(ErrorCode::NotFound, format!("no handle on queue {queue}"));
         }
         let is_bound = self.queues.get(&queue).is_some_and(|queue| {
-            queue
-                .handles
-                .values()
-                .any(|handle| handle.doorbell == Some(doorbell))
+            queue.handles.values().any(|handle| handle.doorbell == Some(doorbell))
         });
         let Some(found) = self.doorbells.get(&doorbell).filter(|_| is_bound) else {
             let text = format!("no doorbell {doorbell} on queue {queue}: its process may be gone");
             return refuse(ErrorCode::NotFound, text);
         };
-        let descriptors = vec![
-            clone_descriptor(found.memory.as_fd())?,
-            clone_descriptor(found.eventfd.as_fd())?,
-        ];
-        Ok(Answer {
-            descriptors,
-            ..Answer::of(Reply::Doorbell { doorbell })
-        })
+        let descriptors =
+            vec![clone_descriptor(found.memory.as_fd())?, clone_descriptor(found.eventfd.as_fd())?];
+        Ok(Answer { descriptors, ..Answer::of(Reply::Doorbell { doorbell }) })
     }
 }
 
@@ -234,13 +191,10 @@ impl super::queues::Queue {
     pub(super) fn doorbell_of(&self, ring: &Ring) -> Option<u32> {
         let handle = match self.entry.kind {
             ringmain_client::protocol::Kind::Mpmc => self.handles.get(&ring.handle),
-            ringmain_client::protocol::Kind::Spsc => self
-                .handles
-                .values()
-                .find(|handle| handle.role == ring.role),
+            ringmain_client::protocol::Kind::Spsc => {
+                self.handles.values().find(|handle| handle.role == ring.role)
+            }
         };
-        handle
-            .and_then(|handle| handle.doorbell)
-            .filter(|doorbell| *doorbell == ring.doorbell)
+        handle.and_then(|handle| handle.doorbell).filter(|doorbell| *doorbell == ring.doorbell)
     }
 }

@@ -56,10 +56,7 @@ impl Key {
             4 => Self::Queue(u64::from_be_bytes(rest.try_into().ok()?)),
             5 => {
                 let (handle, queue) = rest.split_last()?;
-                Self::Handle {
-                    queue: u64::from_be_bytes(queue.try_into().ok()?),
-                    handle: *handle,
-                }
+                Self::Handle { queue: u64::from_be_bytes(queue.try_into().ok()?), handle: *handle }
             }
             _ => return None,
         })
@@ -111,12 +108,8 @@ pub(super) struct QueueEntry {
 
 impl QueueEntry {
     pub(super) fn geometry(&self) -> Result<Geometry, String> {
-        Geometry::new(
-            Some(self.slots),
-            Some(self.slot_size),
-            Some(self.max_message),
-        )
-        .map_err(|error| error.to_string())
+        Geometry::new(Some(self.slots), Some(self.slot_size), Some(self.max_message))
+            .map_err(|error| error.to_string())
     }
 }
 
@@ -142,9 +135,9 @@ pub(super) fn encode<T: Serialize>(value: &T) -> Vec<u8> {
 pub(super) fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, String> {
     match bytes.split_first() {
         Some((&FORM, body)) => postcard::from_bytes(body).map_err(|error| error.to_string()),
-        Some((form, _)) => Err(format!(
-            "form {form} of a stored entry is not known to this version"
-        )),
+        Some((form, _)) => {
+            Err(format!("form {form} of a stored entry is not known to this version"))
+        }
         None => Err("empty entry".to_owned()),
     }
 }
@@ -161,14 +154,8 @@ mod tests {
             Key::Doorbell(3),
             Key::Queue(1),
             Key::Queue(256),
-            Key::Handle {
-                queue: 1,
-                handle: 254,
-            },
-            Key::Handle {
-                queue: 256,
-                handle: 1,
-            },
+            Key::Handle { queue: 1, handle: 254 },
+            Key::Handle { queue: 256, handle: 1 },
         ];
         for pair in keys.windows(2) {
             assert!(pair[0].bytes() < pair[1].bytes());
@@ -183,11 +170,7 @@ mod tests {
 
     #[test]
     fn values_come_back_and_foreign_forms_do_not() {
-        let entry = SessionEntry {
-            id: 5,
-            pid: 6,
-            uid: 7,
-        };
+        let entry = SessionEntry { id: 5, pid: 6, uid: 7 };
         let mut bytes = encode(&entry);
         assert_eq!(decode::<SessionEntry>(&bytes), Ok(entry));
         bytes[0] = 2;

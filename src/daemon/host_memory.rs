@@ -14,9 +14,7 @@ const CGROUP_DEPTH_MAX: usize = 32;
 
 /// The tightest of the limits that can be read, in bytes, with what it is for the error text; `None`: none could be.
 pub(super) fn available() -> Option<(u64, &'static str)> {
-    let host = fs::read_to_string("/proc/meminfo")
-        .ok()
-        .and_then(|text| mem_available(&text));
+    let host = fs::read_to_string("/proc/meminfo").ok().and_then(|text| mem_available(&text));
     let group = cgroup_left();
     match (host, group) {
         (Some(host), Some(group)) if group < host => Some((group, CGROUP)),
@@ -41,9 +39,7 @@ pub(super) fn check(bytes: u64) -> Result<(), String> {
 }
 
 fn mem_available(meminfo: &str) -> Option<u64> {
-    let line = meminfo
-        .lines()
-        .find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    let line = meminfo.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
     let kilobytes: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
     kilobytes.checked_mul(1024)
 }
@@ -68,11 +64,7 @@ fn cgroup_left() -> Option<u64> {
 
 fn left_in(group: &Path) -> Option<u64> {
     let number = |file: &str| -> Option<u64> {
-        fs::read_to_string(group.join(file))
-            .ok()?
-            .trim()
-            .parse()
-            .ok()
+        fs::read_to_string(group.join(file)).ok()?.trim().parse().ok()
     };
     // "max" is no number: no limit here.
     let max = number("memory.max")?;
@@ -81,8 +73,7 @@ fn left_in(group: &Path) -> Option<u64> {
     let cache = fs::read_to_string(group.join("memory.stat"))
         .ok()
         .and_then(|text| {
-            text.lines()
-                .find_map(|line| line.strip_prefix("inactive_file ")?.parse().ok())
+            text.lines().find_map(|line| line.strip_prefix("inactive_file ")?.parse().ok())
         })
         .unwrap_or(0);
     Some(max.saturating_sub(used).saturating_add(cache).min(max))

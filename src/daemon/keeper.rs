@@ -81,30 +81,18 @@ fn lock_data_dir(path: &Path) -> Result<Lock, DaemonError> {
     match std::fs::metadata(path) {
         Ok(metadata) if metadata.is_dir() => {}
         Ok(_) => {
-            let text = format!(
-                "data folder {} is no folder: choose another one",
-                path.display()
-            );
+            let text = format!("data folder {} is no folder: choose another one", path.display());
             return Err(DaemonError::Config(text));
         }
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            let text = format!(
-                "data folder {} does not exist: create it first",
-                path.display()
-            );
+            let text = format!("data folder {} does not exist: create it first", path.display());
             return Err(DaemonError::Config(text));
         }
         Err(error) => {
-            return Err(DaemonError::io(
-                format_args!("data folder {}", path.display()),
-                &error,
-            ));
+            return Err(DaemonError::io(format_args!("data folder {}", path.display()), &error));
         }
     }
-    Lock::take(
-        &path.join("ringmain.lock"),
-        &format!("data folder {}", path.display()),
-    )
+    Lock::take(&path.join("ringmain.lock"), &format!("data folder {}", path.display()))
 }
 
 /// Every queue costs the keeper and the broker up to four descriptors each, every client one or two.
@@ -261,15 +249,9 @@ impl Keeper {
             self.restart_at = None;
             self.start_broker(now);
         }
-        for broker in [&mut self.broker, &mut self.successor]
-            .into_iter()
-            .flatten()
-        {
+        for broker in [&mut self.broker, &mut self.successor].into_iter().flatten() {
             if broker.deadline.is_some_and(|deadline| deadline <= now) {
-                log!(
-                    "broker (pid {}) does not answer: killed",
-                    broker.process.pid()
-                );
+                log!("broker (pid {}) does not answer: killed", broker.process.pid());
                 broker.deadline = None;
                 broker.process.kill();
             }
@@ -383,20 +365,12 @@ impl Keeper {
             self.store.len()
         );
         if broker.binary.name != self.binary.name {
-            log!(
-                "{} did not become ready: back to {}",
-                broker.binary.name,
-                self.binary.name
-            );
+            log!("{} did not become ready: back to {}", broker.binary.name, self.binary.name);
         }
         if phase == Phase::Ready && lived >= HEALTHY {
             self.failures = 0;
         }
-        let free = if phase == Phase::Ready {
-            FAILURES_FREE_READY
-        } else {
-            FAILURES_FREE
-        };
+        let free = if phase == Phase::Ready { FAILURES_FREE_READY } else { FAILURES_FREE };
         self.plan_restart(now, free);
     }
 
@@ -469,11 +443,7 @@ impl Keeper {
             }
             (ToKeeper::Load { after }, _) => {
                 let (items, descriptors) = self.store.page(&after);
-                link::send(
-                    broker.process.socket(),
-                    &FromKeeper::Entries(items),
-                    &descriptors,
-                )
+                link::send(broker.process.socket(), &FromKeeper::Entries(items), &descriptors)
             }
             (ToKeeper::Apply { deletes, puts }, _) if !is_successor => {
                 let answer = match self.store.apply(&deletes, puts, descriptors) {
@@ -496,10 +466,7 @@ impl Keeper {
                 Ok(())
             }
             (message, phase) => {
-                log!(
-                    "broker (pid {}): {message:?} while {phase:?}: killed",
-                    broker.process.pid()
-                );
+                log!("broker (pid {}): {message:?} while {phase:?}: killed", broker.process.pid());
                 broker.process.kill();
                 Ok(())
             }

@@ -17,10 +17,7 @@ use serde::{Deserialize, Serialize};
 use super::Limits;
 
 /// The keeper protocol.
-pub(super) const KEEPER: Framing = Framing {
-    magic: *b"RMKP",
-    version: 1,
-};
+pub(super) const KEEPER: Framing = Framing { magic: *b"RMKP", version: 1 };
 
 /// One entry of the store on its way. Its descriptors travel beside the message.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -52,10 +49,7 @@ pub(super) enum ToKeeper {
     /// Entries behind this key. Answer: [`FromKeeper::Entries`].
     Load { after: Vec<u8> },
     /// Deletes, then puts, at once. Answer: [`FromKeeper::Applied`] or [`FromKeeper::NotApplied`].
-    Apply {
-        deletes: Vec<Vec<u8>>,
-        puts: Vec<Item>,
-    },
+    Apply { deletes: Vec<Vec<u8>>, puts: Vec<Item> },
     /// Everything is adopted, requests are served from now on.
     Ready,
     /// A client wants the broker replaced; empty: by the same binary. Answer, some time later: [`FromKeeper::Leave`] or
@@ -95,9 +89,7 @@ pub(super) fn send<T: Serialize>(
     message: &T,
     descriptors: &[BorrowedFd<'_>],
 ) -> Result<(), LinkLost> {
-    let frame = KEEPER
-        .encode(message)
-        .map_err(|error| LinkLost(error.to_string()))?;
+    let frame = KEEPER.encode(message).map_err(|error| LinkLost(error.to_string()))?;
     send_packet(socket, &frame, descriptors, Blocking::Wait)
         .map_err(|error| LinkLost(error.to_string()))
 }
@@ -113,9 +105,8 @@ pub(super) fn receive<T: DeserializeOwned>(
         Err(ReceiveError::WouldBlock) => return Ok(None),
         Err(error) => return Err(LinkLost(error.to_string())),
     };
-    let message = KEEPER
-        .decode(&buffer[..received.length])
-        .map_err(|error| LinkLost(error.to_string()))?;
+    let message =
+        KEEPER.decode(&buffer[..received.length]).map_err(|error| LinkLost(error.to_string()))?;
     Ok(Some((message, received.descriptors)))
 }
 
@@ -130,11 +121,7 @@ pub(super) struct KeeperLink {
 
 impl KeeperLink {
     pub(super) fn new(socket: OwnedFd) -> Self {
-        Self {
-            socket,
-            buffer: vec![0; FRAME_BYTES_MAX],
-            events: VecDeque::new(),
-        }
+        Self { socket, buffer: vec![0; FRAME_BYTES_MAX], events: VecDeque::new() }
     }
 
     pub(super) fn socket(&self) -> BorrowedFd<'_> {
@@ -167,22 +154,16 @@ impl KeeperLink {
                 Ok([listener]) => Ok((config, listener)),
                 Err(_) => Err(LinkLost("the keeper sent no listening socket".to_owned())),
             },
-            (other, _) => Err(LinkLost(format!(
-                "unexpected message of the keeper: {other:?}"
-            ))),
+            (other, _) => Err(LinkLost(format!("unexpected message of the keeper: {other:?}"))),
         }
     }
 
     /// One page of the store.
     pub(super) fn load(&mut self, after: &[u8]) -> Result<(Vec<Item>, Vec<OwnedFd>), LinkLost> {
-        self.send(&ToKeeper::Load {
-            after: after.to_vec(),
-        })?;
+        self.send(&ToKeeper::Load { after: after.to_vec() })?;
         match self.answer()? {
             (FromKeeper::Entries(items), descriptors) => Ok((items, descriptors)),
-            (other, _) => Err(LinkLost(format!(
-                "unexpected message of the keeper: {other:?}"
-            ))),
+            (other, _) => Err(LinkLost(format!("unexpected message of the keeper: {other:?}"))),
         }
     }
 
@@ -193,19 +174,13 @@ impl KeeperLink {
         puts: Vec<Item>,
         descriptors: &[BorrowedFd<'_>],
     ) -> Result<(), LinkLost> {
-        send(
-            self.socket.as_fd(),
-            &ToKeeper::Apply { deletes, puts },
-            descriptors,
-        )?;
+        send(self.socket.as_fd(), &ToKeeper::Apply { deletes, puts }, descriptors)?;
         match self.answer()? {
             (FromKeeper::Applied, _) => Ok(()),
-            (FromKeeper::NotApplied { reason }, _) => Err(LinkLost(format!(
-                "the keeper did not store an entry: {reason}"
-            ))),
-            (other, _) => Err(LinkLost(format!(
-                "unexpected message of the keeper: {other:?}"
-            ))),
+            (FromKeeper::NotApplied { reason }, _) => {
+                Err(LinkLost(format!("the keeper did not store an entry: {reason}")))
+            }
+            (other, _) => Err(LinkLost(format!("unexpected message of the keeper: {other:?}"))),
         }
     }
 

@@ -44,10 +44,7 @@ impl Lock {
                 Ok(file) => file,
                 Err((mut file, Errno::EWOULDBLOCK)) => {
                     let pid = holder(&mut file);
-                    return Err(DaemonError::Held {
-                        what: what.to_owned(),
-                        pid,
-                    });
+                    return Err(DaemonError::Held { what: what.to_owned(), pid });
                 }
                 Err((_, errno)) => return Err(failed(&errno.into())),
             };
@@ -62,10 +59,7 @@ impl Lock {
             file.set_len(0)
                 .and_then(|()| file.write_all(format!("{}\n", std::process::id()).as_bytes()))
                 .map_err(|error| failed(&error))?;
-            return Ok(Self {
-                path: path.to_owned(),
-                _file: file,
-            });
+            return Ok(Self { path: path.to_owned(), _file: file });
         }
     }
 }
@@ -80,9 +74,8 @@ impl Drop for Lock {
 fn holder(file: &mut File) -> Option<u32> {
     for _ in 0..PID_READS {
         let mut text = String::new();
-        let read = file
-            .rewind()
-            .and_then(|()| Read::by_ref(file).take(32).read_to_string(&mut text));
+        let read =
+            file.rewind().and_then(|()| Read::by_ref(file).take(32).read_to_string(&mut text));
         if read.is_ok()
             && text.ends_with('\n')
             && let Ok(pid) = text.trim().parse()
@@ -106,10 +99,7 @@ mod tests {
         let error = Lock::take(&path, "the thing").unwrap_err();
         assert_eq!(error.exit_code(), 73);
         let text = error.to_string();
-        assert!(
-            text.contains(&format!("pid {}", std::process::id())),
-            "{text}"
-        );
+        assert!(text.contains(&format!("pid {}", std::process::id())), "{text}");
         drop(first);
         assert!(!path.exists());
         Lock::take(&path, "the thing").unwrap();

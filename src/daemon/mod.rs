@@ -85,11 +85,7 @@ pub struct Limits {
 
 impl Default for Limits {
     fn default() -> Self {
-        Self {
-            queues: 1024,
-            bytes: 1 << 30,
-            handles: 4096,
-        }
+        Self { queues: 1024, bytes: 1 << 30, handles: 4096 }
     }
 }
 

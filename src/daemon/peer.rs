@@ -93,9 +93,7 @@ fn pidfd_by_pid(socket: BorrowedFd<'_>, pid: u32, uid: u32) -> Result<OwnedFd, P
     let hung_up = {
         let mut polled = [PollFd::new(socket, PollFlags::empty())];
         poll(&mut polled, PollTimeout::ZERO).map_err(io::Error::from)? > 0
-            && polled[0]
-                .revents()
-                .is_some_and(|events| events.contains(PollFlags::POLLHUP))
+            && polled[0].revents().is_some_and(|events| events.contains(PollFlags::POLLHUP))
     };
     let owner = std::fs::metadata(format!("/proc/{pid}")).map(|metadata| metadata.uid());
     // The directory of a process that is not dumpable belongs to root.
@@ -157,9 +155,7 @@ fn pidfs_inode(pidfd: BorrowedFd<'_>) -> Option<u64> {
     if status.filesystem_type().0 != PIDFS_MAGIC {
         return None;
     }
-    nix::sys::stat::fstat(pidfd)
-        .ok()
-        .map(|status| status.st_ino)
+    nix::sys::stat::fstat(pidfd).ok().map(|status| status.st_ino)
 }
 
 #[cfg(test)]
@@ -178,11 +174,7 @@ mod tests {
         assert_eq!(old_way.user.uid, nix::unistd::getuid().as_raw());
         let new_way = Peer::of(left.as_fd(), false).unwrap();
         assert_eq!((new_way.pid, &new_way.user), (old_way.pid, &old_way.user));
-        assert!(is_same_process(
-            old_way.pid,
-            old_way.pidfd.as_fd(),
-            &new_way
-        ));
+        assert!(is_same_process(old_way.pid, old_way.pidfd.as_fd(), &new_way));
     }
 
     #[test]
@@ -191,13 +183,9 @@ mod tests {
         let pidfd = pidfd_open(child.id()).unwrap();
         let pid = child.id();
         child.wait().unwrap();
-        let (left, _right) = socketpair(
-            AddressFamily::Unix,
-            SockType::SeqPacket,
-            None,
-            SockFlag::SOCK_CLOEXEC,
-        )
-        .unwrap();
+        let (left, _right) =
+            socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)
+                .unwrap();
         let mut peer = Peer::of(left.as_fd(), true).unwrap();
         peer.pid = pid;
         assert!(!is_same_process(pid, pidfd.as_fd(), &peer));

@@ -16,11 +16,7 @@ impl Rights {
     /// The first class that fits decides, as for files; root has every right.
     pub(super) fn of(user: &Credentials, owner_uid: u32, group_gid: u32, mode: u32) -> Self {
         if user.uid == 0 {
-            return Self {
-                read: true,
-                write: true,
-                execute: true,
-            };
+            return Self { read: true, write: true, execute: true };
         }
         let bits = if user.uid == owner_uid {
             mode >> 6
@@ -29,11 +25,7 @@ impl Rights {
         } else {
             mode
         };
-        Self {
-            read: bits & 4 != 0,
-            write: bits & 2 != 0,
-            execute: bits & 1 != 0,
-        }
+        Self { read: bits & 4 != 0, write: bits & 2 != 0, execute: bits & 1 != 0 }
     }
 
     /// Whether a handle may be had. Members of an mpmc ring can all write all of it, so one right covers both roles.
@@ -70,21 +62,13 @@ mod tests {
     use super::*;
 
     fn user(uid: u32, gid: u32, groups: &[u32]) -> Credentials {
-        Credentials {
-            uid,
-            gid,
-            groups: groups.to_vec(),
-        }
+        Credentials { uid, gid, groups: groups.to_vec() }
     }
 
     #[test]
     fn the_first_class_that_fits_decides() {
         let rights = |user: &Credentials, mode| {
-            let Rights {
-                read,
-                write,
-                execute,
-            } = Rights::of(user, 100, 200, mode);
+            let Rights { read, write, execute } = Rights::of(user, 100, 200, mode);
             (read, write, execute)
         };
         let (owner, member) = (user(100, 1, &[]), user(5, 1, &[7, 200]));

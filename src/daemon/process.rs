@@ -32,9 +32,7 @@ pub(super) fn pidfd_open(pid: u32) -> io::Result<OwnedFd> {
 pub(super) fn has_exited(pidfd: BorrowedFd<'_>) -> bool {
     let mut polled = [PollFd::new(pidfd, PollFlags::POLLIN)];
     matches!(poll(&mut polled, PollTimeout::ZERO), Ok(1..))
-        && polled[0]
-            .revents()
-            .is_some_and(|events| events.contains(PollFlags::POLLIN))
+        && polled[0].revents().is_some_and(|events| events.contains(PollFlags::POLLIN))
 }
 
 /// Whether a process is stopped (SIGSTOP, a debugger): its state in `/proc/PID/stat`.
@@ -61,10 +59,7 @@ impl Binary {
     /// The binary of this process.
     pub(super) fn own() -> io::Result<Self> {
         let name = std::fs::read_link("/proc/self/exe")?.display().to_string();
-        Ok(Self {
-            file: open_path(Path::new("/proc/self/exe"))?,
-            name,
-        })
+        Ok(Self { file: open_path(Path::new("/proc/self/exe"))?, name })
     }
 
     /// Another one. The error says what is wrong with it.
@@ -78,25 +73,16 @@ impl Binary {
         if !metadata.is_file() || metadata.permissions().mode() & 0o111 == 0 {
             return Err(format!("{}: not an executable file", path.display()));
         }
-        Ok(Self {
-            file,
-            name: path.display().to_string(),
-        })
+        Ok(Self { file, name: path.display().to_string() })
     }
 
     pub(super) fn try_clone(&self) -> io::Result<Self> {
-        Ok(Self {
-            file: self.file.try_clone()?,
-            name: self.name.clone(),
-        })
+        Ok(Self { file: self.file.try_clone()?, name: self.name.clone() })
     }
 }
 
 fn open_path(path: &Path) -> io::Result<File> {
-    OpenOptions::new()
-        .read(true)
-        .custom_flags(libc::O_PATH | libc::O_CLOEXEC)
-        .open(path)
+    OpenOptions::new().read(true).custom_flags(libc::O_PATH | libc::O_CLOEXEC).open(path)
 }
 
 /// A broker and our end of its socket. Dropping it kills it.
@@ -110,12 +96,8 @@ pub(super) struct BrokerProcess {
 impl BrokerProcess {
     /// Starts `ringmain broker`, with its end of the socket pair as its standard input.
     pub(super) fn spawn(binary: &Binary) -> io::Result<Self> {
-        let (ours, theirs) = socketpair(
-            AddressFamily::Unix,
-            SockType::SeqPacket,
-            None,
-            SockFlag::SOCK_CLOEXEC,
-        )?;
+        let (ours, theirs) =
+            socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)?;
         setsockopt(&ours, SendTimeout, &TimeVal::new(SEND_TIMEOUT_S, 0))?;
         let mut child = Command::new(format!("/proc/self/fd/{}", binary.file.as_raw_fd()))
             .arg0("ringmain")
@@ -125,11 +107,7 @@ impl BrokerProcess {
             .spawn()?;
         // Not reaped before `child` is waited for, so the pid is this process.
         match pidfd_open(child.id()) {
-            Ok(pidfd) => Ok(Self {
-                child,
-                pidfd,
-                socket: ours,
-            }),
+            Ok(pidfd) => Ok(Self { child, pidfd, socket: ours }),
             Err(error) => {
                 let _ = child.kill();
                 let _ = child.wait();

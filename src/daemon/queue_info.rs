@@ -105,10 +105,8 @@ impl Broker {
                 delays_others_ns: None,
             });
         }
-        let delays: Vec<(u8, u64)> = infos
-            .iter()
-            .filter_map(|info| Some((info.delayed_by?, info.waiting_ns?)))
-            .collect();
+        let delays: Vec<(u8, u64)> =
+            infos.iter().filter_map(|info| Some((info.delayed_by?, info.waiting_ns?))).collect();
         for info in &mut infos {
             info.delays_others_ns = delays
                 .iter()
@@ -125,10 +123,8 @@ impl Broker {
             Kind::Mpmc => queue.memory.delayer(waiting.role, position),
             // A producer waits for the message that the consumer holds; a consumer waits for no slot that anybody owns.
             Kind::Spsc if waiting.role == Role::Produce => {
-                let (index, consumer) = queue
-                    .handles
-                    .iter()
-                    .find(|(_, handle)| handle.role == Role::Consume)?;
+                let (index, consumer) =
+                    queue.handles.iter().find(|(_, handle)| handle.role == Role::Consume)?;
                 let holds = queue.memory.owned_by(*index, consumer.role).slots > 0;
                 holds.then_some(*index)
             }

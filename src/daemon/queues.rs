@@ -52,30 +52,18 @@ impl Queue {
     }
 
     pub(super) fn rights(&self, user: &Credentials) -> Rights {
-        Rights::of(
-            user,
-            self.entry.owner_uid,
-            self.entry.group_gid,
-            self.entry.mode,
-        )
+        Rights::of(user, self.entry.owner_uid, self.entry.group_gid, self.entry.mode)
     }
 
     pub(super) fn item(&self, id: u64) -> Item {
-        Item {
-            key: Key::Queue(id).bytes(),
-            bytes: encode(&self.entry),
-            descriptors: 0,
-        }
+        Item { key: Key::Queue(id).bytes(), bytes: encode(&self.entry), descriptors: 0 }
     }
 }
 
 /// A copy of a descriptor, to be sent.
 pub(super) fn clone_descriptor(descriptor: BorrowedFd<'_>) -> Result<OwnedFd, Failure> {
     descriptor.try_clone_to_owned().or_else(|error| {
-        refuse(
-            ErrorCode::Io,
-            format!("the daemon cannot duplicate a descriptor: {error}"),
-        )
+        refuse(ErrorCode::Io, format!("the daemon cannot duplicate a descriptor: {error}"))
     })
 }
 
@@ -119,10 +107,9 @@ fn group_of(user: &Credentials, wanted: Option<&str>) -> Result<u32, Failure> {
     let shown: String = wanted.chars().take(40).collect();
     let gid = match wanted.parse::<u32>() {
         Ok(gid) => Some(gid),
-        Err(_) if wanted.len() <= 256 && !wanted.contains('\0') => Group::from_name(wanted)
-            .ok()
-            .flatten()
-            .map(|group| group.gid.as_raw()),
+        Err(_) if wanted.len() <= 256 && !wanted.contains('\0') => {
+            Group::from_name(wanted).ok().flatten().map(|group| group.gid.as_raw())
+        }
         Err(_) => None,
     };
     match gid {
@@ -141,10 +128,7 @@ fn group_of(user: &Credentials, wanted: Option<&str>) -> Result<u32, Failure> {
 impl Broker {
     /// The queue of this name, if the user may see it.
     pub(super) fn find(&self, name: &str) -> Result<(u64, &Queue), Failure> {
-        let found = self
-            .names
-            .get(name)
-            .and_then(|id| Some((*id, self.queues.get(id)?)));
+        let found = self.names.get(name).and_then(|id| Some((*id, self.queues.get(id)?)));
         found.map_or_else(
             || {
                 let shown: String = name.chars().take(NAME_BYTES_MAX).collect();
@@ -191,10 +175,7 @@ impl Broker {
             );
         }
         let group_gid = group_of(user, spec.group.as_deref())?;
-        let creator = self
-            .sessions
-            .get(&session)
-            .map(|session| (session.id, session.pid));
+        let creator = self.sessions.get(&session).map(|session| (session.id, session.pid));
         let slots = u32::try_from(geometry.slots()).unwrap_or(u32::MAX);
         let entry = QueueEntry {
             name,
@@ -219,25 +200,15 @@ impl Broker {
         let id = self.counters.queue(&mut self.keeper)?;
         let memory = QueueMemory::create(&entry.name, id, kind, geometry)
             .map_err(|error| memory_failure(&error))?;
-        let queue = Queue {
-            entry,
-            memory,
-            handles: BTreeMap::new(),
-        };
+        let queue = Queue { entry, memory, handles: BTreeMap::new() };
         let descriptors: Vec<_> = queue.memory.descriptors.iter().map(AsFd::as_fd).collect();
         let count = u8::try_from(descriptors.len()).unwrap_or(u8::MAX);
-        let item = Item {
-            descriptors: count,
-            ..queue.item(id)
-        };
+        let item = Item { descriptors: count, ..queue.item(id) };
         self.keeper.apply(Vec::new(), vec![item], &descriptors)?;
         self.names.insert(queue.entry.name.clone(), id);
         let info = self.queue_summary(id, &queue);
         self.queues.insert(id, queue);
-        Ok(Answer {
-            created: Some(id),
-            ..Answer::of(Reply::Queue(Box::new(info)))
-        })
+        Ok(Answer { created: Some(id), ..Answer::of(Reply::Queue(Box::new(info))) })
     }
 
     /// The same request again, because the broker died before it could answer, is no mistake of the client.
@@ -246,21 +217,13 @@ impl Broker {
             return Err(bug("name without queue").into());
         };
         let again = queue.entry.creating.is_some()
-            && QueueEntry {
-                wake_mode: queue.entry.wake_mode,
-                ..entry.clone()
-            } == queue.entry;
+            && QueueEntry { wake_mode: queue.entry.wake_mode, ..entry.clone() } == queue.entry;
         if again {
             let info = self.queue_summary(id, queue);
-            return Ok(Answer {
-                created: Some(id),
-                ..Answer::of(Reply::Queue(Box::new(info)))
-            });
+            return Ok(Answer { created: Some(id), ..Answer::of(Reply::Queue(Box::new(info))) });
         }
-        let text = format!(
-            "queue {} exists already: delete it first, or take another name",
-            entry.name
-        );
+        let text =
+            format!("queue {} exists already: delete it first, or take another name", entry.name);
         refuse(ErrorCode::Exists, text)
     }
 
@@ -295,13 +258,7 @@ impl Broker {
         let mut deletes: Vec<_> = queue
             .handles
             .keys()
-            .map(|handle| {
-                Key::Handle {
-                    queue: id,
-                    handle: *handle,
-                }
-                .bytes()
-            })
+            .map(|handle| Key::Handle { queue: id, handle: *handle }.bytes())
             .collect();
         deletes.push(Key::Queue(id).bytes());
         self.keeper.apply(deletes, Vec::new(), &[])?;
@@ -328,16 +285,11 @@ impl Broker {
         let Some(queue) = self.queues.get_mut(&id) else {
             return Err(bug("queue without entry").into());
         };
-        let consumer = queue
-            .handles
-            .values()
-            .find(|handle| handle.role == Role::Consume);
+        let consumer = queue.handles.values().find(|handle| handle.role == Role::Consume);
         if let (Kind::Spsc, Some(handle)) = (queue.entry.kind, consumer) {
             let text = format!(
                 "queue {name} has one consumer at a time, and {} is attached: stop it first",
-                self.sessions
-                    .get(&handle.session)
-                    .map_or(0, |session| session.pid)
+                self.sessions.get(&handle.session).map_or(0, |session| session.pid)
             );
             return refuse(ErrorCode::Busy, text);
         }
@@ -372,17 +324,10 @@ impl Broker {
         let Some(queue) = self.queues.get(&id) else {
             return;
         };
-        if queue
-            .memory
-            .closed()
-            .is_some_and(|closed| closed != Closed::Draining)
-        {
+        if queue.memory.closed().is_some_and(|closed| closed != Closed::Draining) {
             return;
         }
-        log!(
-            "queue {} closed: {what}; delete it and create it again",
-            queue.entry.name
-        );
+        log!("queue {} closed: {what}; delete it and create it again", queue.entry.name);
         queue.memory.close(control::CLOSED_FAULT);
         self.wake(queue);
     }
@@ -397,33 +342,15 @@ mod tests {
         for good in ["a", "A.b_c-9", "0", "_x", &"n".repeat(200)] {
             assert!(check_name(good).is_ok(), "{good}");
         }
-        for bad in [
-            "",
-            ".a",
-            "-a",
-            "a b",
-            "a/b",
-            "ä",
-            "a\n",
-            "a\0",
-            &"n".repeat(201),
-        ] {
+        for bad in ["", ".a", "-a", "a b", "a/b", "ä", "a\n", "a\0", &"n".repeat(201)] {
             assert!(check_name(bad).is_err(), "{bad:?}");
         }
     }
 
     #[test]
     fn groups_are_ones_own_unless_root() {
-        let user = Credentials {
-            uid: 5,
-            gid: 6,
-            groups: vec![7],
-        };
-        let root = Credentials {
-            uid: 0,
-            gid: 0,
-            groups: vec![],
-        };
+        let user = Credentials { uid: 5, gid: 6, groups: vec![7] };
+        let root = Credentials { uid: 0, gid: 0, groups: vec![] };
         assert_eq!(group_of(&user, None).ok(), Some(6));
         assert_eq!(group_of(&user, Some("7")).ok(), Some(7));
         assert!(matches!(

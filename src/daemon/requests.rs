@@ -30,10 +30,7 @@ impl Broker {
             );
             return refuse(ErrorCode::Invalid, text);
         }
-        if let Request::Hello {
-            session, handles, ..
-        } = &request
-        {
+        if let Request::Hello { session, handles, .. } = &request {
             return self.hello(number, *session, handles).map(Some);
         }
         let session = self.session_of(number)?;

@@ -26,19 +26,13 @@ pub(super) fn regions(kind: Kind, geometry: &Geometry) -> Vec<(Memory, usize)> {
             (Memory::ProducerPage, spsc_page::BYTES),
             (Memory::ConsumerPage, spsc_page::BYTES),
         ],
-        Kind::Mpmc => vec![
-            (Memory::Control, control::BYTES),
-            (Memory::Ring, ring_bytes),
-        ],
+        Kind::Mpmc => vec![(Memory::Control, control::BYTES), (Memory::Ring, ring_bytes)],
     }
 }
 
 /// Bytes of all of them.
 pub(super) fn memory_bytes(kind: Kind, geometry: &Geometry) -> u64 {
-    regions(kind, geometry)
-        .iter()
-        .map(|(_, bytes)| *bytes as u64)
-        .sum()
+    regions(kind, geometry).iter().map(|(_, bytes)| *bytes as u64).sum()
 }
 
 /// Whether a handle of this role may write to this part.
@@ -109,22 +103,14 @@ impl QueueMemory {
         let mut mappings = Vec::with_capacity(parts.len());
         for ((_, bytes), descriptor) in parts.iter().zip(&descriptors) {
             verify_sealed(descriptor.as_fd(), *bytes)?;
-            let mapping = Mapping::map(
-                descriptor.as_fd(),
-                *bytes,
-                Access::ReadWrite,
-                Populate::OnTouch,
-            )
-            .map_err(|source| match source.kind() {
-                std::io::ErrorKind::OutOfMemory => MemoryError::NoRoom {
-                    bytes: *bytes,
-                    source,
-                },
-                _ => MemoryError::Io {
-                    what: "mmap",
-                    source,
-                },
-            })?;
+            let mapping =
+                Mapping::map(descriptor.as_fd(), *bytes, Access::ReadWrite, Populate::OnTouch)
+                    .map_err(|source| match source.kind() {
+                        std::io::ErrorKind::OutOfMemory => {
+                            MemoryError::NoRoom { bytes: *bytes, source }
+                        }
+                        _ => MemoryError::Io { what: "mmap", source },
+                    })?;
             mappings.push(mapping);
         }
         let region = |index: usize| {
@@ -141,17 +127,9 @@ impl QueueMemory {
                 producer: region(2),
                 consumer: region(3),
             },
-            Kind::Mpmc => RingMemory::Mpmc {
-                control: region(0),
-                ring: region(1),
-            },
+            Kind::Mpmc => RingMemory::Mpmc { control: region(0), ring: region(1) },
         };
-        Ok(Self {
-            geometry,
-            ring,
-            _mappings: mappings,
-            descriptors,
-        })
+        Ok(Self { geometry, ring, _mappings: mappings, descriptors })
     }
 
     pub(super) fn geometry(&self) -> &Geometry {
@@ -303,22 +281,14 @@ impl QueueMemory {
 }
 
 fn owner(word: Word) -> Option<u8> {
-    let owned = matches!(
-        word.state(),
-        Some(State::Writing | State::Held | State::Skipping)
-    );
+    let owned = matches!(word.state(), Some(State::Writing | State::Held | State::Skipping));
     owned.then(|| word.owner())
 }
 
 fn doorbells(park: &Park, role: Role) -> impl Iterator<Item = Ring> + '_ {
     park.sleepers().filter_map(move |handle| {
         let (doorbell, bit) = park.doorbell_of(handle)?;
-        Some(Ring {
-            role,
-            handle,
-            doorbell,
-            bit,
-        })
+        Some(Ring { role, handle, doorbell, bit })
     })
 }
 
@@ -350,11 +320,7 @@ mod tests {
         for kind in [Kind::Spsc, Kind::Mpmc] {
             let geometry = Geometry::new(Some(64), Some(64), None).unwrap();
             let created = QueueMemory::create("test", 7, kind, geometry).unwrap();
-            let copies = created
-                .descriptors
-                .iter()
-                .map(|fd| fd.try_clone().unwrap())
-                .collect();
+            let copies = created.descriptors.iter().map(|fd| fd.try_clone().unwrap()).collect();
             let adopted = QueueMemory::adopt(kind, geometry, copies).unwrap();
             assert_eq!(adopted.closed(), None);
             created.close(control::CLOSED_DELETED);
@@ -365,11 +331,7 @@ mod tests {
             assert_eq!(adopted.positions(), (0, 0));
             assert!(adopted.wake_everybody().is_empty());
             let larger = Geometry::new(Some(128), Some(64), None).unwrap();
-            let copies = created
-                .descriptors
-                .iter()
-                .map(|fd| fd.try_clone().unwrap())
-                .collect();
+            let copies = created.descriptors.iter().map(|fd| fd.try_clone().unwrap()).collect();
             assert!(QueueMemory::adopt(kind, larger, copies).is_err());
         }
     }

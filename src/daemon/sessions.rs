@@ -38,32 +38,18 @@ impl Session {
 
     /// What the keeper has to store before it stores the first thing of this session.
     pub(super) fn item(&self, number: u64) -> Item {
-        let entry = SessionEntry {
-            id: self.id,
-            pid: self.pid,
-            uid: self.uid,
-        };
-        Item {
-            key: Key::Session(number).bytes(),
-            bytes: encode(&entry),
-            descriptors: 1,
-        }
+        let entry = SessionEntry { id: self.id, pid: self.pid, uid: self.uid };
+        Item { key: Key::Session(number).bytes(), bytes: encode(&entry), descriptors: 1 }
     }
 }
 
 impl Broker {
     /// The session of a connection.
     pub(super) fn session_of(&self, connection: u64) -> Result<u64, Failure> {
-        let session = self
-            .connections
-            .get(&connection)
-            .and_then(|connection| connection.session);
+        let session = self.connections.get(&connection).and_then(|connection| connection.session);
         match session {
             Some(session) => Ok(session),
-            None => refuse(
-                ErrorCode::Invalid,
-                "the first message of a connection must be Hello",
-            ),
+            None => refuse(ErrorCode::Invalid, "the first message of a connection must be Hello"),
         }
     }
 
@@ -74,28 +60,18 @@ impl Broker {
         handles: &[HandleKey],
     ) -> Result<Answer, Failure> {
         if id == 0 {
-            return refuse(
-                ErrorCode::Invalid,
-                "session=0: a session id must not be zero",
-            );
+            return refuse(ErrorCode::Invalid, "session=0: a session id must not be zero");
         }
         let Some(connection) = self.connections.get_mut(&number) else {
             return Err(bug("connection without entry").into());
         };
         if connection.session.is_some() {
-            return refuse(
-                ErrorCode::Invalid,
-                "Hello was said already on this connection",
-            );
+            return refuse(ErrorCode::Invalid, "Hello was said already on this connection");
         }
         let Some(pidfd) = connection.pidfd.take() else {
             return Err(bug("connection without pidfd").into());
         };
-        let peer = Peer {
-            user: connection.user.clone(),
-            pid: connection.pid,
-            pidfd,
-        };
+        let peer = Peer { user: connection.user.clone(), pid: connection.pid, pidfd };
         let known = self.sessions.iter().find(|(_, session)| {
             session.id == id && is_same_process(session.pid, session.pidfd.as_fd(), &peer)
         });
@@ -106,10 +82,8 @@ impl Broker {
         if let Some(connection) = self.connections.get_mut(&number) {
             connection.session = Some(session);
         }
-        let before = self
-            .sessions
-            .get_mut(&session)
-            .and_then(|session| session.connection.replace(number));
+        let before =
+            self.sessions.get_mut(&session).and_then(|session| session.connection.replace(number));
         if let Some(before) = before {
             // The client gave it up before we noticed.
             self.connections.remove(&before);
@@ -147,26 +121,16 @@ impl Broker {
     ) -> Result<Vec<HandleKey>, LinkLost> {
         let wanted: BTreeSet<HandleKey> = wanted.iter().copied().collect();
         let mut lost = wanted.clone();
-        let handles = self
-            .sessions
-            .get(&session)
-            .map(|session| session.handles.clone());
+        let handles = self.sessions.get(&session).map(|session| session.handles.clone());
         for (queue, index) in handles.unwrap_or_default() {
-            let Some(handle) = self
-                .queues
-                .get(&queue)
-                .and_then(|queue| queue.handles.get(&index))
+            let Some(handle) = self.queues.get(&queue).and_then(|queue| queue.handles.get(&index))
             else {
                 continue;
             };
             if handle.dirty {
                 continue;
             }
-            let key = HandleKey {
-                queue,
-                handle: index,
-                epoch: handle.epoch,
-            };
+            let key = HandleKey { queue, handle: index, epoch: handle.epoch };
             if !lost.remove(&key) {
                 self.give_back(queue, index)?;
             }
@@ -198,8 +162,7 @@ impl Broker {
                 let stored = session.stored;
                 self.sessions.remove(&number);
                 if stored {
-                    self.keeper
-                        .apply(vec![Key::Session(number).bytes()], Vec::new(), &[])?;
+                    self.keeper.apply(vec![Key::Session(number).bytes()], Vec::new(), &[])?;
                 }
                 Ok(())
             }

@@ -23,17 +23,13 @@ const BACKLOG: i32 = 1024;
 
 /// Creates the directory of the socket if it is missing: for others to pass, for us to write.
 pub(super) fn prepare_directory(path: &Path) -> Result<(), DaemonError> {
-    let Some(parent) = path
-        .parent()
-        .filter(|parent| !parent.as_os_str().is_empty())
-    else {
+    let Some(parent) = path.parent().filter(|parent| !parent.as_os_str().is_empty()) else {
         return Ok(());
     };
     match DirBuilder::new().mode(0o755).create(parent) {
-        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(DaemonError::io(
-            format_args!("directory {}", parent.display()),
-            &error,
-        )),
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+            Err(DaemonError::io(format_args!("directory {}", parent.display()), &error))
+        }
         _ => Ok(()),
     }
 }
@@ -60,9 +56,7 @@ pub(super) fn listen_at(path: &Path) -> Result<OwnedFd, DaemonError> {
     // Everybody may ask; each queue has its own rights.
     std::fs::set_permissions(path, Permissions::from_mode(0o666))
         .map_err(|error| DaemonError::io(format_args!("socket {}", path.display()), &error))?;
-    Backlog::new(BACKLOG)
-        .and_then(|backlog| listen(&listener, backlog))
-        .map_err(failed)?;
+    Backlog::new(BACKLOG).and_then(|backlog| listen(&listener, backlog)).map_err(failed)?;
     Ok(listener)
 }
 
@@ -101,10 +95,7 @@ fn remove_stale(path: &Path, address: &UnixAddr) -> Result<(), DaemonError> {
                     .ok()
                     .and_then(|credentials| u32::try_from(credentials.pid()).ok())
                     .filter(|pid| *pid != 0);
-                return Err(DaemonError::Held {
-                    what: format!("socket {}", path.display()),
-                    pid,
-                });
+                return Err(DaemonError::Held { what: format!("socket {}", path.display()), pid });
             }
             Err(Errno::EPROTOTYPE | Errno::EAGAIN) => {
                 return Err(DaemonError::Held {

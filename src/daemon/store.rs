@@ -33,31 +33,19 @@ impl Store {
     ) -> Result<(), String> {
         let announced: usize = puts.iter().map(|item| usize::from(item.descriptors)).sum();
         if announced != descriptors.len() {
-            return Err(format!(
-                "{announced} descriptors announced, {} came",
-                descriptors.len()
-            ));
+            return Err(format!("{announced} descriptors announced, {} came", descriptors.len()));
         }
         for key in deletes {
             self.values.remove(key);
         }
         let mut descriptors = descriptors.into_iter();
         for item in puts {
-            let own = descriptors
-                .by_ref()
-                .take(usize::from(item.descriptors))
-                .collect();
+            let own = descriptors.by_ref().take(usize::from(item.descriptors)).collect();
             match self.values.get_mut(&item.key) {
                 // An update without descriptors keeps those that are there.
                 Some(value) if item.descriptors == 0 => value.bytes = item.bytes,
                 _ => {
-                    self.values.insert(
-                        item.key,
-                        Value {
-                            bytes: item.bytes,
-                            descriptors: own,
-                        },
-                    );
+                    self.values.insert(item.key, Value { bytes: item.bytes, descriptors: own });
                 }
             }
         }
@@ -98,11 +86,7 @@ mod tests {
     use super::*;
 
     fn item(key: u8, bytes: &[u8], descriptors: u8) -> Item {
-        Item {
-            key: vec![key],
-            bytes: bytes.to_vec(),
-            descriptors,
-        }
+        Item { key: vec![key], bytes: bytes.to_vec(), descriptors }
     }
 
     fn null() -> OwnedFd {
@@ -114,9 +98,7 @@ mod tests {
         let mut store = Store::default();
         for key in 1..=200_u8 {
             let descriptors = (0..key % 5).map(|_| null()).collect();
-            store
-                .apply(&[], vec![item(key, &[key; 500], key % 5)], descriptors)
-                .unwrap();
+            store.apply(&[], vec![item(key, &[key; 500], key % 5)], descriptors).unwrap();
         }
         let mut after = Vec::new();
         let mut seen = Vec::new();
@@ -131,30 +113,18 @@ mod tests {
         }
         assert_eq!(seen.len(), 200);
         for (key, item) in (1..=200_u8).zip(&seen) {
-            assert_eq!(
-                (item.key[0], item.bytes.len(), item.descriptors),
-                (key, 500, key % 5)
-            );
+            assert_eq!((item.key[0], item.bytes.len(), item.descriptors), (key, 500, key % 5));
         }
     }
 
     #[test]
     fn an_update_keeps_the_descriptors_and_a_wrong_count_changes_nothing() {
         let mut store = Store::default();
-        store
-            .apply(&[], vec![item(1, b"a", 1)], vec![null()])
-            .unwrap();
+        store.apply(&[], vec![item(1, b"a", 1)], vec![null()]).unwrap();
         store.apply(&[], vec![item(1, b"b", 0)], vec![]).unwrap();
-        assert!(
-            store
-                .apply(&[vec![1]], vec![item(2, b"c", 2)], vec![null()])
-                .is_err()
-        );
+        assert!(store.apply(&[vec![1]], vec![item(2, b"c", 2)], vec![null()]).is_err());
         let (items, descriptors) = store.page(&[]);
-        assert_eq!(
-            (items[0].bytes.as_slice(), descriptors.len()),
-            (&b"b"[..], 1)
-        );
+        assert_eq!((items[0].bytes.as_slice(), descriptors.len()), (&b"b"[..], 1));
         store.apply(&[vec![1]], vec![], vec![]).unwrap();
         assert_eq!(store.len(), 0);
     }

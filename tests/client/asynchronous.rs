@@ -8,10 +8,7 @@ use ringmain_client::{Closed, Kind, ReceiveError, SendError};
 use crate::harness::{Daemon, PATIENCE, create};
 
 fn single() -> tokio::runtime::Runtime {
-    tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .expect("a runtime")
+    tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime")
 }
 
 #[test]
@@ -25,10 +22,7 @@ fn one_thread_sends_and_receives() {
                 AsyncConsumer::new(client.consumer("q").expect("attach")).expect("bind");
             let sender = tokio::spawn(async move {
                 for n in 0..20_000_u32 {
-                    producer
-                        .send(&n.to_le_bytes())
-                        .await
-                        .expect("the queue stays open");
+                    producer.send(&n.to_le_bytes()).await.expect("the queue stays open");
                 }
                 producer
             });
@@ -43,15 +37,10 @@ fn one_thread_sends_and_receives() {
                 assert_eq!(buffer, n.to_le_bytes());
             }
             let mut producer = sender.await.expect("the sender ends well");
-            producer
-                .send_batch(&[b"a", b"b"])
-                .await
-                .expect("there is room");
+            producer.send_batch(&[b"a", b"b"]).await.expect("there is room");
             consumer.receive(&mut buffer).await.expect("it comes");
             let mut blocking = consumer.into_inner();
-            blocking
-                .receive_timeout(&mut buffer, PATIENCE)
-                .expect("it comes");
+            blocking.receive_timeout(&mut buffer, PATIENCE).expect("it comes");
             assert_eq!(buffer, b"b");
         });
     }
@@ -86,9 +75,8 @@ fn many_tasks_share_doorbells() {
         }
         let other = daemon.client();
         let sender = tokio::task::spawn_blocking(move || {
-            let mut producers: Vec<_> = (0..TASKS)
-                .map(|n| other.producer(&name(n)).expect("attach"))
-                .collect();
+            let mut producers: Vec<_> =
+                (0..TASKS).map(|n| other.producer(&name(n)).expect("attach")).collect();
             for round in 0..50_u32 {
                 for producer in &mut producers {
                     producer.send(&round.to_le_bytes()).expect("there is room");
@@ -99,9 +87,7 @@ fn many_tasks_share_doorbells() {
         sender.await.expect("the sender ends well");
         for receiver in receivers {
             let ended = tokio::time::timeout(PATIENCE, receiver).await;
-            ended
-                .expect("a ring was lost")
-                .expect("the receiver ends well");
+            ended.expect("a ring was lost").expect("the receiver ends well");
         }
     });
 }
@@ -138,19 +124,9 @@ fn deletion_ends_async_waits() {
         tokio::time::sleep(Duration::from_millis(20)).await;
         client.delete_queue("q").expect("it is there");
         client.delete_queue("full").expect("it is there");
-        let received = tokio::time::timeout(PATIENCE, receiver)
-            .await
-            .expect("it ends");
-        assert_eq!(
-            received.expect("no panic"),
-            Err(ReceiveError::Closed(Closed::Deleted))
-        );
-        let sent = tokio::time::timeout(PATIENCE, sender)
-            .await
-            .expect("it ends");
-        assert_eq!(
-            sent.expect("no panic"),
-            Err(SendError::Closed(Closed::Deleted))
-        );
+        let received = tokio::time::timeout(PATIENCE, receiver).await.expect("it ends");
+        assert_eq!(received.expect("no panic"), Err(ReceiveError::Closed(Closed::Deleted)));
+        let sent = tokio::time::timeout(PATIENCE, sender).await.expect("it ends");
+        assert_eq!(sent.expect("no panic"), Err(SendError::Closed(Closed::Deleted)));
     });
 }

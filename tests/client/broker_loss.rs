@@ -18,9 +18,7 @@ fn traffic_goes_on_while_brokers_are_killed() {
         let sender = std::thread::spawn(move || {
             let mut sent = 0_u64;
             while stopped.get().is_none() {
-                producer
-                    .send(&sent.to_le_bytes())
-                    .expect("the queue stays open");
+                producer.send(&sent.to_le_bytes()).expect("the queue stays open");
                 sent += 1;
                 if sent.is_multiple_of(10_000) {
                     std::thread::sleep(Duration::from_millis(1));
@@ -31,10 +29,7 @@ fn traffic_goes_on_while_brokers_are_killed() {
         let receiver = std::thread::spawn(move || {
             let mut buffer = Vec::new();
             let mut received = 0_u64;
-            while consumer
-                .receive_timeout(&mut buffer, Duration::from_secs(2))
-                .is_ok()
-            {
+            while consumer.receive_timeout(&mut buffer, Duration::from_secs(2)).is_ok() {
                 assert_eq!(buffer, received.to_le_bytes());
                 received += 1;
             }
@@ -61,26 +56,14 @@ fn a_waiting_handle_connects_again_by_itself() {
     let mut consumer = client.consumer("q").expect("attach");
     let receiver = std::thread::spawn(move || {
         let mut buffer = Vec::new();
-        consumer
-            .receive_timeout(&mut buffer, PATIENCE)
-            .expect("it comes");
+        consumer.receive_timeout(&mut buffer, PATIENCE).expect("it comes");
         consumer
     });
-    until_info(&client, |info| {
-        info.handles
-            .iter()
-            .any(|handle| handle.waiting_ns.is_some())
-    });
+    until_info(&client, |info| info.handles.iter().any(|handle| handle.waiting_ns.is_some()));
     daemon.kill_broker();
     let other = daemon.client();
-    until_info(&other, |info| {
-        info.handles.iter().all(|handle| handle.state == "attached")
-    });
-    other
-        .producer("q")
-        .expect("attach")
-        .send(b"x")
-        .expect("there is room");
+    until_info(&other, |info| info.handles.iter().all(|handle| handle.state == "attached"));
+    other.producer("q").expect("attach").send(b"x").expect("there is room");
     receiver.join().expect("the receiver ends well");
 }
 
@@ -102,14 +85,8 @@ fn handles_of_a_daemon_that_is_gone_are_closed() {
     // The client itself serves on with the new daemon, doorbells included.
     create(&client, "q", Kind::Mpmc, 64, 64);
     let mut selector = Selector::new(&client).expect("the daemon answers");
-    selector
-        .add(client.consumer("q").expect("attach"))
-        .expect("the daemon answers");
-    client
-        .producer("q")
-        .expect("attach")
-        .send(b"x")
-        .expect("there is room");
+    selector.add(client.consumer("q").expect("attach")).expect("the daemon answers");
+    client.producer("q").expect("attach").send(b"x").expect("there is room");
     assert_eq!(selector.wait(Some(PATIENCE)).expect("no fork").len(), 1);
 }
 
@@ -117,9 +94,7 @@ fn handles_of_a_daemon_that_is_gone_are_closed() {
 fn a_selector_serves_on_with_another_daemon() {
     let (mut daemon, client) = Daemon::with_queue(Kind::Mpmc, 64, 64);
     let mut selector = Selector::new(&client).expect("the daemon answers");
-    let old = selector
-        .add(client.consumer("q").expect("attach"))
-        .expect("the daemon answers");
+    let old = selector.add(client.consumer("q").expect("attach")).expect("the daemon answers");
     daemon.replace();
     let ready = selector.wait(Some(PATIENCE)).expect("no fork");
     assert_eq!(ready, [old], "a lost queue is ready to say so");
@@ -128,16 +103,9 @@ fn a_selector_serves_on_with_another_daemon() {
     assert_eq!(received, Err(ReceiveError::Closed(Closed::Deleted)));
     drop(selector.remove(old));
     create(&client, "q", Kind::Mpmc, 64, 64);
-    let new = selector
-        .add(client.consumer("q").expect("attach"))
-        .expect("bound anew");
+    let new = selector.add(client.consumer("q").expect("attach")).expect("bound anew");
     assert!(!selector.arm().expect("no fork"));
-    daemon
-        .client()
-        .producer("q")
-        .expect("attach")
-        .send(b"x")
-        .expect("there is room");
+    daemon.client().producer("q").expect("attach").send(b"x").expect("there is room");
     assert_eq!(selector.wait(Some(PATIENCE)).expect("no fork"), [new]);
 }
 
@@ -147,43 +115,28 @@ fn a_doorbell_is_rung_although_the_broker_was_away_when_it_was_needed() {
     let other = daemon.client();
     let mut producer = other.producer("q").expect("attach");
     let mut selector = Selector::new(&client).expect("the daemon answers");
-    selector
-        .add(client.consumer("q").expect("attach"))
-        .expect("the daemon answers");
+    selector.add(client.consumer("q").expect("attach")).expect("the daemon answers");
     assert!(!selector.arm().expect("no fork"));
     let broker = daemon.broker();
     kill(broker, Signal::SIGSTOP).expect("the broker runs");
     // Sending waits for nobody, whatever the broker does.
-    producer
-        .send_timeout(b"x", Duration::from_secs(1))
-        .expect("there is room");
-    assert!(
-        !readable(&selector, 50),
-        "the doorbell cannot be fetched yet"
-    );
+    producer.send_timeout(b"x", Duration::from_secs(1)).expect("there is room");
+    assert!(!readable(&selector, 50), "the doorbell cannot be fetched yet");
     kill(broker, Signal::SIGKILL).expect("the broker is stopped");
     assert!(readable(&selector, 30_000), "the doorbell was never rung");
-    assert_eq!(
-        selector.wait(Some(Duration::ZERO)).expect("no fork").len(),
-        1
-    );
+    assert_eq!(selector.wait(Some(Duration::ZERO)).expect("no fork").len(), 1);
 }
 
 fn readable(selector: &Selector, timeout_ms: u16) -> bool {
     use std::os::fd::AsFd;
-    let mut watched = [nix::poll::PollFd::new(
-        selector.as_fd(),
-        nix::poll::PollFlags::POLLIN,
-    )];
+    let mut watched = [nix::poll::PollFd::new(selector.as_fd(), nix::poll::PollFlags::POLLIN)];
     nix::poll::poll(&mut watched, timeout_ms).expect("poll") == 1
 }
 
 #[test]
 fn dropping_handles_is_quick_while_the_broker_is_stopped() {
     let (daemon, client) = Daemon::with_queue(Kind::Mpmc, 64, 64);
-    let handles: Vec<_> = (0..50)
-        .map(|_| client.consumer("q").expect("attach"))
-        .collect();
+    let handles: Vec<_> = (0..50).map(|_| client.consumer("q").expect("attach")).collect();
     let broker = daemon.broker();
     kill(broker, Signal::SIGSTOP).expect("the broker runs");
     let started = std::time::Instant::now();
@@ -194,10 +147,7 @@ fn dropping_handles_is_quick_while_the_broker_is_stopped() {
     // The next connection tells the daemon which handles are left.
     let mut last = u32::MAX;
     let gone = until(PATIENCE, || {
-        last = client
-            .queue_info("q")
-            .expect("the daemon answers")
-            .consumers;
+        last = client.queue_info("q").expect("the daemon answers").consumers;
         last == 0
     });
     assert!(gone, "{last} consumers are left");

@@ -16,17 +16,12 @@ fn deletion_ends_every_wait() {
                 consumer.receive_timeout(&mut buffer, PATIENCE)
             });
             until_info(&client, |info| {
-                info.handles
-                    .iter()
-                    .any(|handle| handle.waiting_ns.is_some())
+                info.handles.iter().any(|handle| handle.waiting_ns.is_some())
             });
             client.delete_queue("q").expect("it is there");
             let received = receiver.join().expect("no panic");
             assert_eq!(received, Err(ReceiveError::Closed(Closed::Deleted)));
-            assert_eq!(
-                producer.try_send(b"x"),
-                Err(SendError::Closed(Closed::Deleted))
-            );
+            assert_eq!(producer.try_send(b"x"), Err(SendError::Closed(Closed::Deleted)));
             assert_eq!(producer.send(b"x"), Err(SendError::Closed(Closed::Deleted)));
         }
     }
@@ -39,11 +34,7 @@ fn deletion_ends_the_wait_for_room() {
         let mut producer = client.producer("q").expect("attach");
         while producer.try_send(b"x").is_ok() {}
         let sender = std::thread::spawn(move || producer.send_timeout(b"x", PATIENCE));
-        until_info(&client, |info| {
-            info.handles
-                .iter()
-                .any(|handle| handle.waiting_ns.is_some())
-        });
+        until_info(&client, |info| info.handles.iter().any(|handle| handle.waiting_ns.is_some()));
         client.delete_queue("q").expect("it is there");
         let sent = sender.join().expect("no panic");
         assert_eq!(sent, Err(SendError::Closed(Closed::Deleted)));

@@ -47,9 +47,7 @@ fn what_a_dead_consumer_held_is_given_out_again() {
     let stopped = consumer.receive_timeout(&mut buffer, std::time::Duration::from_millis(300));
     assert_eq!(stopped, Err(ReceiveError::Timeout));
     holder.kill();
-    let received = consumer
-        .receive_timeout(&mut buffer, PATIENCE)
-        .expect("it is given out again");
+    let received = consumer.receive_timeout(&mut buffer, PATIENCE).expect("it is given out again");
     assert!(received.redelivered && buffer == b"first");
     assert_eq!(consumer.try_receive(&mut buffer), Err(ReceiveError::Empty));
 }
@@ -66,19 +64,9 @@ fn an_spsc_successor_starts_where_the_dead_consumer_was() {
     holder.kill();
     let mut consumer = client.consumer("q").expect("its process is dead");
     let mut buffer = Vec::new();
-    assert!(
-        consumer
-            .receive(&mut buffer)
-            .expect("it is there")
-            .redelivered
-    );
+    assert!(consumer.receive(&mut buffer).expect("it is there").redelivered);
     assert_eq!(buffer, b"first");
-    assert!(
-        !consumer
-            .receive(&mut buffer)
-            .expect("it is there")
-            .redelivered
-    );
+    assert!(!consumer.receive(&mut buffer).expect("it is there").redelivered);
     assert_eq!(buffer, b"second");
 }
 
@@ -93,13 +81,10 @@ fn what_a_dead_producer_reserved_stops_nobody() {
         let mut producer = client.producer("q").expect("attach");
         producer.send(b"behind").expect("there is room");
         let mut buffer = Vec::new();
-        consumer
-            .receive_timeout(&mut buffer, PATIENCE)
-            .expect("it comes");
+        consumer.receive_timeout(&mut buffer, PATIENCE).expect("it comes");
         assert_eq!(buffer, b"behind");
-        let repaired = until(PATIENCE, || {
-            client.queue_info("q").is_ok_and(|info| info.repairs == 1)
-        });
+        let repaired =
+            until(PATIENCE, || client.queue_info("q").is_ok_and(|info| info.repairs == 1));
         assert!(repaired);
     }
 }

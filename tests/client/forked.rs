@@ -8,53 +8,24 @@ use crate::harness::{Daemon, Helper, create, helper_client};
 
 /// What the child does with what its parent made; the number of the first check that fails.
 fn misuse(client: &Client, tools: Tools) -> Result<(), i32> {
-    let Tools {
-        mut producer,
-        mut consumer,
-        mut other,
-        mut selector,
-    } = tools;
+    let Tools { mut producer, mut consumer, mut other, mut selector } = tools;
     let check = |number: i32, good: bool| if good { Ok(()) } else { Err(number) };
     let mut buffer = Vec::new();
     check(1, producer.try_send(b"x") == Err(SendError::UsedAfterFork))?;
     check(2, producer.send(b"x") == Err(SendError::UsedAfterFork))?;
-    check(
-        3,
-        producer.try_send_batch(&[b"x"]) == Err(SendError::UsedAfterFork),
-    )?;
-    check(
-        4,
-        matches!(producer.try_reserve(1), Err(SendError::UsedAfterFork)),
-    )?;
-    check(
-        5,
-        consumer.try_receive(&mut buffer) == Err(ReceiveError::UsedAfterFork),
-    )?;
+    check(3, producer.try_send_batch(&[b"x"]) == Err(SendError::UsedAfterFork))?;
+    check(4, matches!(producer.try_reserve(1), Err(SendError::UsedAfterFork)))?;
+    check(5, consumer.try_receive(&mut buffer) == Err(ReceiveError::UsedAfterFork))?;
     check(
         6,
         consumer.receive_timeout(&mut buffer, Duration::from_secs(9))
             == Err(ReceiveError::UsedAfterFork),
     )?;
-    check(
-        7,
-        matches!(other.try_take(), Err(ReceiveError::UsedAfterFork)),
-    )?;
-    check(
-        8,
-        consumer.try_receive_batch(9, |_| ()) == Err(ReceiveError::UsedAfterFork),
-    )?;
-    check(
-        9,
-        matches!(selector.wait(None), Err(ClientError::UsedAfterFork)),
-    )?;
-    check(
-        10,
-        matches!(client.status(), Err(ClientError::UsedAfterFork)),
-    )?;
-    check(
-        11,
-        matches!(client.producer("q"), Err(ClientError::UsedAfterFork)),
-    )?;
+    check(7, matches!(other.try_take(), Err(ReceiveError::UsedAfterFork)))?;
+    check(8, consumer.try_receive_batch(9, |_| ()) == Err(ReceiveError::UsedAfterFork))?;
+    check(9, matches!(selector.wait(None), Err(ClientError::UsedAfterFork)))?;
+    check(10, matches!(client.status(), Err(ClientError::UsedAfterFork)))?;
+    check(11, matches!(client.producer("q"), Err(ClientError::UsedAfterFork)))?;
     drop((producer, consumer, other, selector));
     // The child may connect anew.
     let own = Client::connect(client.socket()).map_err(|_| 12)?;
@@ -77,9 +48,7 @@ fn forker() {
         return;
     };
     let mut selector = Selector::new(&client).expect("the daemon answers");
-    selector
-        .add(client.consumer("selected").expect("attach"))
-        .expect("the daemon answers");
+    selector.add(client.consumer("selected").expect("attach")).expect("the daemon answers");
     let tools = Tools {
         producer: client.producer("q").expect("attach"),
         consumer: client.consumer("q").expect("attach"),
@@ -102,37 +71,16 @@ fn forker() {
     let waited = unsafe { libc::waitpid(child, &raw mut status, 0) };
     assert_eq!(waited, child);
     assert!(libc::WIFEXITED(status), "the child was killed: {status:#x}");
-    assert_eq!(
-        libc::WEXITSTATUS(status),
-        0,
-        "this check failed in the child"
-    );
+    assert_eq!(libc::WEXITSTATUS(status), 0, "this check failed in the child");
     // The parent's handles are as good as before.
-    let Tools {
-        mut producer,
-        mut consumer,
-        mut selector,
-        ..
-    } = tools;
+    let Tools { mut producer, mut consumer, mut selector, .. } = tools;
     let mut buffer = Vec::new();
-    consumer
-        .receive_timeout(&mut buffer, Duration::from_secs(9))
-        .expect("the child has sent it");
+    consumer.receive_timeout(&mut buffer, Duration::from_secs(9)).expect("the child has sent it");
     assert_eq!(buffer, b"from the child");
     producer.send(b"x").expect("there is room");
     consumer.receive(&mut buffer).expect("it is there");
-    client
-        .producer("selected")
-        .expect("attach")
-        .send(b"x")
-        .expect("there is room");
-    assert_eq!(
-        selector
-            .wait(Some(Duration::from_secs(9)))
-            .expect("no fork")
-            .len(),
-        1
-    );
+    client.producer("selected").expect("attach").send(b"x").expect("there is room");
+    assert_eq!(selector.wait(Some(Duration::from_secs(9))).expect("no fork").len(), 1);
     client.status().expect("the connection is still ours");
 }
 
@@ -172,10 +120,7 @@ fn forker_with_a_message() {
     // SAFETY: the child is ours, and `status` is a valid place.
     let waited = unsafe { libc::waitpid(child, &raw mut status, 0) };
     assert_eq!(waited, child);
-    assert!(
-        libc::WIFEXITED(status) && libc::WEXITSTATUS(status) == 0,
-        "{status:#x}"
-    );
+    assert!(libc::WIFEXITED(status) && libc::WEXITSTATUS(status) == 0, "{status:#x}");
     let mut buffer = Vec::new();
     guard.copy_to(&mut buffer).expect("this is no fork");
     assert_eq!(buffer, b"held");

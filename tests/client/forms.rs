@@ -30,9 +30,8 @@ fn send(producer: &mut Producer, form: usize, bytes: &[u8]) {
             reservation.commit(bytes.len())
         }
         7 if reserve => {
-            let mut reservation = producer
-                .reserve_timeout(bytes.len(), PATIENCE)
-                .expect("there is room");
+            let mut reservation =
+                producer.reserve_timeout(bytes.len(), PATIENCE).expect("there is room");
             // SAFETY: the consumer does not look at a slot before it is committed.
             let place = unsafe { reservation.as_mut_slice() };
             place[..bytes.len()].copy_from_slice(bytes);
@@ -48,23 +47,12 @@ fn send(producer: &mut Producer, form: usize, bytes: &[u8]) {
 fn receive(consumer: &mut Consumer, form: usize, bytes: &[u8]) {
     let mut buffer = vec![0xAA; 3];
     match form {
-        0 => assert_eq!(
-            consumer
-                .try_receive(&mut buffer)
-                .expect("it is there")
-                .length,
-            bytes.len()
-        ),
-        1 => assert!(
-            !consumer
-                .receive(&mut buffer)
-                .expect("it is there")
-                .redelivered
-        ),
+        0 => {
+            assert_eq!(consumer.try_receive(&mut buffer).expect("it is there").length, bytes.len())
+        }
+        1 => assert!(!consumer.receive(&mut buffer).expect("it is there").redelivered),
         2 => {
-            consumer
-                .receive_timeout(&mut buffer, PATIENCE)
-                .expect("it is there");
+            consumer.receive_timeout(&mut buffer, PATIENCE).expect("it is there");
         }
         3 => {
             let guard = consumer.try_take().expect("it is there");
@@ -75,10 +63,7 @@ fn receive(consumer: &mut Consumer, form: usize, bytes: &[u8]) {
             let guard = consumer.take().expect("it is there");
             buffer = vec![0; bytes.len()];
             let (first, second) = buffer.split_at_mut(bytes.len() / 3);
-            assert_eq!(
-                guard.read_at(first.len(), second).expect("no fork"),
-                second.len()
-            );
+            assert_eq!(guard.read_at(first.len(), second).expect("no fork"), second.len());
             assert_eq!(guard.read_at(0, first).expect("no fork"), first.len());
             assert_eq!(guard.read_at(bytes.len(), &mut [0; 8]).expect("no fork"), 0);
             guard.release();
@@ -110,20 +95,14 @@ fn receive(consumer: &mut Consumer, form: usize, bytes: &[u8]) {
             assert_eq!(count, Ok(1));
         }
     }
-    assert!(
-        buffer == bytes,
-        "a message of {} bytes came back altered (form {form})",
-        bytes.len()
-    );
+    assert!(buffer == bytes, "a message of {} bytes came back altered (form {form})", bytes.len());
 }
 
 /// Lengths from nothing to the longest: all around the borders of the first slots, then in odd steps, then the last.
 fn lengths(slot_size: usize, max: usize) -> impl Iterator<Item = usize> {
     let dense = (slot_size * 3 + 16).min(max);
     let step = (max / 400).max(1) | 1;
-    (0..=dense)
-        .chain((dense..max).step_by(step))
-        .chain(max.saturating_sub(3)..=max)
+    (0..=dense).chain((dense..max).step_by(step)).chain(max.saturating_sub(3)..=max)
 }
 
 #[test]
@@ -143,13 +122,7 @@ fn every_length_in_every_form() {
                 receive(&mut consumer, nth % 9, &bytes);
             }
             let error = producer.try_send(&payload(max + 1)).expect_err("too long");
-            assert_eq!(
-                error,
-                SendError::TooLarge {
-                    length: max + 1,
-                    max
-                }
-            );
+            assert_eq!(error, SendError::TooLarge { length: max + 1, max });
         }
     }
 }
@@ -176,15 +149,8 @@ fn small_slots_take_every_length_in_each_form() {
 fn metadata() -> Metadata {
     Metadata {
         key: Some(b"customer 7".to_vec()),
-        headers: vec![
-            ("kind".into(), b"order".to_vec()),
-            ("kind".into(), Vec::new()),
-        ],
-        trace: Some(TraceId {
-            trace: [1; 16],
-            span: [2; 8],
-            flags: 1,
-        }),
+        headers: vec![("kind".into(), b"order".to_vec()), ("kind".into(), Vec::new())],
+        trace: Some(TraceId { trace: [1; 16], span: [2; 8], flags: 1 }),
     }
 }
 
@@ -194,9 +160,7 @@ fn metadata_comes_along() {
     let mut producer = client.producer("q").expect("attach");
     let mut consumer = client.consumer("q").expect("attach");
     for length in [0, 1, 7, 100, 300] {
-        producer
-            .send_message(&metadata(), &payload(length))
-            .expect("there is room");
+        producer.send_message(&metadata(), &payload(length)).expect("there is room");
         producer.send(&payload(length)).expect("there is room");
         let guard = consumer.take().expect("it is there");
         assert_eq!(guard.metadata().expect("well-formed"), metadata());
@@ -204,39 +168,21 @@ fn metadata_comes_along() {
         guard.copy_to(&mut buffer).expect("no fork");
         assert_eq!(buffer, payload(length));
         guard.release();
-        assert_eq!(
-            consumer.take().expect("it is there").metadata(),
-            Ok(Metadata::default())
-        );
+        assert_eq!(consumer.take().expect("it is there").metadata(), Ok(Metadata::default()));
     }
-    let nameless = Metadata {
-        headers: vec![(String::new(), vec![1])],
-        ..Metadata::default()
-    };
-    assert_eq!(
-        producer.try_send_message(&nameless, b""),
-        Err(SendError::InvalidMetadata)
-    );
-    let long = Metadata {
-        key: Some(vec![0; 70_000]),
-        ..Metadata::default()
-    };
+    let nameless = Metadata { headers: vec![(String::new(), vec![1])], ..Metadata::default() };
+    assert_eq!(producer.try_send_message(&nameless, b""), Err(SendError::InvalidMetadata));
+    let long = Metadata { key: Some(vec![0; 70_000]), ..Metadata::default() };
     let error = producer.try_send_message(&long, b"");
     assert!(
-        matches!(
-            error,
-            Err(SendError::TooLarge { .. } | SendError::InvalidMetadata)
-        ),
+        matches!(error, Err(SendError::TooLarge { .. } | SendError::InvalidMetadata)),
         "{error:?}"
     );
     assert_eq!(consumer.try_take().map(|_| ()), Err(ReceiveError::Empty));
 }
 
 fn pair(client: &Client) -> (Producer, Consumer) {
-    (
-        client.producer("q").expect("attach"),
-        client.consumer("q").expect("attach"),
-    )
+    (client.producer("q").expect("attach"), client.consumer("q").expect("attach"))
 }
 
 #[test]
@@ -266,10 +212,7 @@ fn batches_are_all_or_nothing_and_keep_their_order() {
         assert_eq!(received, expected);
         let large = payload(500);
         let error = producer.try_send_batch(&[&large, &large, &large]);
-        assert!(
-            matches!(error, Err(SendError::TooLarge { .. })),
-            "{error:?}"
-        );
+        assert!(matches!(error, Err(SendError::TooLarge { .. })), "{error:?}");
     }
 }
 
@@ -305,10 +248,7 @@ fn what_is_reserved_is_bounded_and_can_be_given_up() {
         let (_daemon, client) = Daemon::with_queue(kind, 64, 64);
         let (mut producer, mut consumer) = pair(&client);
         let error = producer.try_reserve(4096).map(|_| ());
-        assert!(
-            matches!(error, Err(SendError::TooLarge { length: 4096, .. })),
-            "{error:?}"
-        );
+        assert!(matches!(error, Err(SendError::TooLarge { length: 4096, .. })), "{error:?}");
         for round in 0..200_u32 {
             let mut given_up = producer.try_reserve(4).expect("there is room");
             given_up.write(0, b"lost").expect("it fits");
@@ -318,13 +258,7 @@ fn what_is_reserved_is_bounded_and_can_be_given_up() {
             assert!(capacity >= 4);
             kept.write(0, &round.to_le_bytes()).expect("it fits");
             let past = kept.write(capacity - 3, &[0; 4]);
-            assert_eq!(
-                past,
-                Err(SendError::TooLarge {
-                    length: capacity + 1,
-                    max: capacity
-                })
-            );
+            assert_eq!(past, Err(SendError::TooLarge { length: capacity + 1, max: capacity }));
             assert!(kept.write(usize::MAX, &[0; 4]).is_err());
             kept.commit(4).expect("it fits");
             let mut buffer = Vec::new();
@@ -333,10 +267,7 @@ fn what_is_reserved_is_bounded_and_can_be_given_up() {
             assert_eq!(consumer.try_receive(&mut buffer), Err(ReceiveError::Empty));
         }
         let too_long = producer.try_reserve(4).expect("there is room").commit(1000);
-        assert!(matches!(
-            too_long,
-            Err(SendError::TooLarge { length: 1000, .. })
-        ));
+        assert!(matches!(too_long, Err(SendError::TooLarge { length: 1000, .. })));
         assert_eq!(consumer.try_take().map(|_| ()), Err(ReceiveError::Empty));
     }
 }
@@ -361,35 +292,15 @@ fn sequences_grow() {
 #[test]
 fn requests_that_make_no_sense_are_refused() {
     let (_daemon, client) = Daemon::with_queue(Kind::Spsc, 64, 64);
-    assert!(
-        client
-            .producer("absent")
-            .expect_err("no such queue")
-            .is_not_found()
-    );
-    assert!(
-        client
-            .create_queue("q", QueueSpec::default())
-            .expect_err("it exists")
-            .is_exists()
-    );
-    assert!(
-        client
-            .queue_info("absent")
-            .expect_err("no such queue")
-            .is_not_found()
-    );
+    assert!(client.producer("absent").expect_err("no such queue").is_not_found());
+    assert!(client.create_queue("q", QueueSpec::default()).expect_err("it exists").is_exists());
+    assert!(client.queue_info("absent").expect_err("no such queue").is_not_found());
     let first = client.producer("q").expect("attach");
     assert!(client.producer("q").expect_err("one at a time").is_busy());
     drop(first);
     drop(client.producer("q").expect("it was given back"));
     client.delete_queue("q").expect("it is there");
-    assert!(
-        client
-            .delete_queue("q")
-            .expect_err("it is gone")
-            .is_not_found()
-    );
+    assert!(client.delete_queue("q").expect_err("it is gone").is_not_found());
     assert!(client.list_queues().expect("the daemon answers").is_empty());
 }
 
@@ -397,19 +308,12 @@ fn requests_that_make_no_sense_are_refused() {
 fn many_queues_are_listed_in_order() {
     let daemon = Daemon::start();
     let client = daemon.client();
-    let mut names: Vec<String> = (0..300)
-        .map(|n| format!("queue-{n}-{}", "x".repeat(100)))
-        .collect();
+    let mut names: Vec<String> =
+        (0..300).map(|n| format!("queue-{n}-{}", "x".repeat(100))).collect();
     for name in &names {
         create(&client, name, Kind::Spsc, 64, 64);
     }
     names.sort();
     let listed = client.list_queues().expect("the daemon answers");
-    assert_eq!(
-        listed
-            .into_iter()
-            .map(|queue| queue.name)
-            .collect::<Vec<_>>(),
-        names
-    );
+    assert_eq!(listed.into_iter().map(|queue| queue.name).collect::<Vec<_>>(), names);
 }

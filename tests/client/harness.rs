@@ -45,12 +45,7 @@ impl Daemon {
     }
 
     pub(crate) fn broker(&self) -> Pid {
-        process(
-            self.client()
-                .status()
-                .expect("the daemon answers")
-                .broker_pid,
-        )
+        process(self.client().status().expect("the daemon answers").broker_pid)
     }
 
     pub(crate) fn kill_broker(&self) {
@@ -97,9 +92,7 @@ fn serve(socket: &Path) -> Child {
         .expect("the daemon starts");
     let mut stdout = BufReader::new(keeper.stdout.take().expect("it is piped"));
     let mut line = String::new();
-    stdout
-        .read_line(&mut line)
-        .expect("the daemon says that it is ready");
+    stdout.read_line(&mut line).expect("the daemon says that it is ready");
     assert!(line.starts_with("ready "), "{line:?}");
     // Whatever it says later must not block it.
     std::thread::spawn(move || stdout.read_to_end(&mut Vec::new()));
@@ -173,10 +166,7 @@ impl Helper {
         let mut line = String::new();
         loop {
             line.clear();
-            let read = self
-                .stdout
-                .read_line(&mut line)
-                .expect("its output is text");
+            let read = self.stdout.read_line(&mut line).expect("its output is text");
             assert!(read != 0, "the helper ended before it said {what:?}");
             if line.trim_end().ends_with(&marker) {
                 return;
@@ -192,9 +182,7 @@ impl Helper {
     /// Waits for a good end.
     pub(crate) fn finish(mut self) {
         let mut rest = String::new();
-        self.stdout
-            .read_to_string(&mut rest)
-            .expect("its output is text");
+        self.stdout.read_to_string(&mut rest).expect("its output is text");
         let status = self.child.wait().expect("the helper is ours");
         assert!(status.success(), "{status}: {rest}");
     }

@@ -41,10 +41,7 @@ fn crowd(policy: WaitPolicy, producers: u32, consumers: u32, messages: u32) {
                 let (producer, n) = (part(0..4), part(36..40));
                 // One consumer sees the messages of one producer in order.
                 let before = last.insert(producer, n);
-                assert!(
-                    before.is_none_or(|before| before < n),
-                    "{before:?} before {n}"
-                );
+                assert!(before.is_none_or(|before| before < n), "{before:?} before {n}");
                 count += 1;
             }
         }));
@@ -56,11 +53,7 @@ fn crowd(policy: WaitPolicy, producers: u32, consumers: u32, messages: u32) {
         .into_iter()
         .map(|thread| thread.join().expect("the consumer ends well"))
         .collect();
-    assert_eq!(
-        counts.iter().sum::<u32>(),
-        producers * messages,
-        "{counts:?}"
-    );
+    assert_eq!(counts.iter().sum::<u32>(), producers * messages, "{counts:?}");
 }
 
 #[test]

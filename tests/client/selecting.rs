@@ -33,15 +33,11 @@ fn many(kind: Kind) -> (Daemon, Selector, HashMap<Token, usize>) {
 fn sender(daemon: &Daemon, count: u32, pause: Option<Duration>) -> std::thread::JoinHandle<()> {
     let client = daemon.client();
     std::thread::spawn(move || {
-        let mut producers: Vec<_> = names()
-            .iter()
-            .map(|name| client.producer(name).expect("attach"))
-            .collect();
+        let mut producers: Vec<_> =
+            names().iter().map(|name| client.producer(name).expect("attach")).collect();
         for n in 0..count {
             for (at, producer) in producers.iter_mut().enumerate() {
-                producer
-                    .send_timeout(&n.to_le_bytes(), PATIENCE)
-                    .expect("there is room");
+                producer.send_timeout(&n.to_le_bytes(), PATIENCE).expect("there is room");
                 if let Some(pause) = pause
                     && at % 7 == 0
                 {
@@ -94,9 +90,7 @@ fn one_thread_serves_many_queues() {
                 ready
             });
             sender.join().expect("the sender ends well");
-            let nothing = selector
-                .wait(Some(Duration::from_millis(5)))
-                .expect("no fork");
+            let nothing = selector.wait(Some(Duration::from_millis(5))).expect("no fork");
             assert!(nothing.is_empty());
         }
     }
@@ -119,11 +113,7 @@ fn poll_tells_of_many_queues() {
         sender.join().expect("the sender ends well");
         assert!(!selector.arm().expect("no fork"));
         let mut watched = [PollFd::new(selector.as_fd(), PollFlags::POLLIN)];
-        assert_eq!(
-            poll(&mut watched, 5_u16).expect("poll"),
-            0,
-            "nothing came, but it is readable"
-        );
+        assert_eq!(poll(&mut watched, 5_u16).expect("poll"), 0, "nothing came, but it is readable");
     }
 }
 
@@ -133,38 +123,20 @@ fn queues_come_and_go() {
     create(&client, "r", Kind::Mpmc, 64, 64);
     let mut selector = Selector::new(&client).expect("the daemon answers");
     assert!(selector.is_empty());
-    let first = selector
-        .add(client.consumer("q").expect("attach"))
-        .expect("bind");
-    let second = selector
-        .add(client.consumer("r").expect("attach"))
-        .expect("bind");
+    let first = selector.add(client.consumer("q").expect("attach")).expect("bind");
+    let second = selector.add(client.consumer("r").expect("attach")).expect("bind");
     assert_ne!(first, second);
-    assert!(
-        selector
-            .wait(Some(Duration::from_millis(1)))
-            .expect("no fork")
-            .is_empty()
-    );
+    assert!(selector.wait(Some(Duration::from_millis(1))).expect("no fork").is_empty());
     let mut consumer = selector.remove(first).expect("it is in the selector");
     assert!(selector.remove(first).is_none() && selector.get_mut(first).is_none());
     let mut producer = daemon.client().producer("q").expect("attach");
     producer.send(b"x").expect("there is room");
-    assert!(
-        selector
-            .wait(Some(Duration::from_millis(20)))
-            .expect("no fork")
-            .is_empty()
-    );
+    assert!(selector.wait(Some(Duration::from_millis(20))).expect("no fork").is_empty());
     // On its own again, it waits as any other consumer does.
     let mut buffer = Vec::new();
-    consumer
-        .receive_timeout(&mut buffer, PATIENCE)
-        .expect("it is there");
+    consumer.receive_timeout(&mut buffer, PATIENCE).expect("it is there");
     let waiter = std::thread::spawn(move || {
-        consumer
-            .receive_timeout(&mut buffer, PATIENCE)
-            .expect("it comes");
+        consumer.receive_timeout(&mut buffer, PATIENCE).expect("it comes");
         consumer
     });
     std::thread::sleep(Duration::from_millis(20));
@@ -174,26 +146,15 @@ fn queues_come_and_go() {
     producer.send(b"x").expect("there is room");
     let again = selector.add(consumer).expect("bind");
     assert_eq!(selector.wait(Some(PATIENCE)).expect("no fork"), [again]);
-    assert_eq!(
-        selector.wait(Some(PATIENCE)).expect("no fork"),
-        [again],
-        "level, not edge"
-    );
+    assert_eq!(selector.wait(Some(PATIENCE)).expect("no fork"), [again], "level, not edge");
 }
 
 #[test]
 fn a_consumer_in_a_selector_can_wait_on_its_own() {
     let (_daemon, client) = Daemon::with_queue(Kind::Mpmc, 64, 64);
     let mut selector = Selector::new(&client).expect("the daemon answers");
-    let token = selector
-        .add(client.consumer("q").expect("attach"))
-        .expect("bind");
-    assert!(
-        selector
-            .wait(Some(Duration::from_millis(1)))
-            .expect("no fork")
-            .is_empty()
-    );
+    let token = selector.add(client.consumer("q").expect("attach")).expect("bind");
+    assert!(selector.wait(Some(Duration::from_millis(1))).expect("no fork").is_empty());
     let mut producer = client.producer("q").expect("attach");
     let sender = std::thread::spawn(move || {
         for n in 0..100_u8 {
@@ -204,9 +165,7 @@ fn a_consumer_in_a_selector_can_wait_on_its_own() {
     let mut buffer = Vec::new();
     for n in 0..100_u8 {
         let consumer = selector.get_mut(token).expect("it is in the selector");
-        consumer
-            .receive_timeout(&mut buffer, PATIENCE)
-            .expect("it comes");
+        consumer.receive_timeout(&mut buffer, PATIENCE).expect("it comes");
         assert_eq!(buffer, [n]);
     }
     sender.join().expect("the sender ends well");
@@ -216,9 +175,7 @@ fn a_consumer_in_a_selector_can_wait_on_its_own() {
 fn a_closed_queue_is_ready() {
     let (_daemon, client) = Daemon::with_queue(Kind::Mpmc, 64, 64);
     let mut selector = Selector::new(&client).expect("the daemon answers");
-    let token = selector
-        .add(client.consumer("q").expect("attach"))
-        .expect("bind");
+    let token = selector.add(client.consumer("q").expect("attach")).expect("bind");
     let deleter = {
         let client = client.clone();
         std::thread::spawn(move || {
@@ -239,9 +196,7 @@ fn selectors_may_be_made_again_and_again() {
     let mut producer = client.producer("q").expect("attach");
     for _ in 0..100 {
         let mut selector = Selector::new(&client).expect("doorbells are used again");
-        let token = selector
-            .add(client.consumer("q").expect("attach"))
-            .expect("bind");
+        let token = selector.add(client.consumer("q").expect("attach")).expect("bind");
         assert!(!selector.arm().expect("no fork"));
         producer.send(b"x").expect("there is room");
         assert_eq!(selector.wait(Some(PATIENCE)).expect("no fork"), [token]);
@@ -254,28 +209,14 @@ fn selectors_may_be_made_again_and_again() {
 fn a_message_that_is_sent_last_rings_although_its_sender_leaves() {
     let (daemon, client) = Daemon::with_queue(Kind::Mpmc, 64, 64);
     let mut selector = Selector::new(&client).expect("the daemon answers");
-    let token = selector
-        .add(client.consumer("q").expect("attach"))
-        .expect("bind");
+    let token = selector.add(client.consumer("q").expect("attach")).expect("bind");
     for _ in 0..20 {
         assert!(!selector.arm().expect("no fork"));
         // A client of its own each time: the doorbell is not known to it, and it is gone at once.
-        daemon
-            .client()
-            .producer("q")
-            .expect("attach")
-            .send(b"x")
-            .expect("there is room");
+        daemon.client().producer("q").expect("attach").send(b"x").expect("there is room");
         let mut watched = [PollFd::new(selector.as_fd(), PollFlags::POLLIN)];
-        assert_eq!(
-            poll(&mut watched, 30_000_u16).expect("poll"),
-            1,
-            "the ring was lost"
-        );
-        assert_eq!(
-            selector.wait(Some(Duration::ZERO)).expect("no fork"),
-            [token]
-        );
+        assert_eq!(poll(&mut watched, 30_000_u16).expect("poll"), 1, "the ring was lost");
+        assert_eq!(selector.wait(Some(Duration::ZERO)).expect("no fork"), [token]);
         let consumer = selector.get_mut(token).expect("it is in the selector");
         consumer.try_receive(&mut Vec::new()).expect("it is there");
     }

@@ -13,11 +13,7 @@ use ringmain_client::sys::packet::{Blocking, send_packet};
 use crate::support::*;
 
 fn no_handle() -> HandleKey {
-    HandleKey {
-        queue: 999,
-        handle: 1,
-        epoch: 1,
-    }
+    HandleKey { queue: 999, handle: 1, epoch: 1 }
 }
 
 /// One of each, all of which would be carried out or refused for a reason of their own.
@@ -25,40 +21,19 @@ fn requests() -> Vec<Request> {
     let name = || "q".to_owned();
     vec![
         hello(5),
-        Request::CreateQueue {
-            name: "other".into(),
-            spec: mpmc(),
-        },
-        Request::DeleteQueue {
-            name: "other".into(),
-        },
+        Request::CreateQueue { name: "other".into(), spec: mpmc() },
+        Request::DeleteQueue { name: "other".into() },
         Request::PurgeQueue { name: name() },
         Request::ListQueues { after: name() },
         Request::QueueInfo { name: name() },
-        Request::Attach {
-            name: name(),
-            role: Role::Produce,
-        },
-        Request::Detach {
-            handle: no_handle(),
-        },
+        Request::Attach { name: name(), role: Role::Produce },
+        Request::Detach { handle: no_handle() },
         Request::RegisterDoorbell,
-        Request::BindDoorbell {
-            handle: no_handle(),
-            doorbell: 1,
-        },
-        Request::FetchDoorbell {
-            queue: 1,
-            doorbell: 1,
-        },
-        Request::ReportFault {
-            handle: no_handle(),
-            what: "nothing".into(),
-        },
+        Request::BindDoorbell { handle: no_handle(), doorbell: 1 },
+        Request::FetchDoorbell { queue: 1, doorbell: 1 },
+        Request::ReportFault { handle: no_handle(), what: "nothing".into() },
         Request::Status,
-        Request::Upgrade {
-            binary: "/no/such/binary".into(),
-        },
+        Request::Upgrade { binary: "/no/such/binary".into() },
     ]
 }
 
@@ -71,10 +46,7 @@ fn expect_error(
     raw.send_bytes(bytes, descriptors);
     match raw.receive() {
         Ok((Reply::Error { code, message }, _)) => {
-            assert!(
-                !message.contains('\n') && !message.is_empty(),
-                "{message:?}"
-            );
+            assert!(!message.contains('\n') && !message.is_empty(), "{message:?}");
             (code, message)
         }
         other => panic!("{bytes:x?}: {other:?}"),
@@ -161,20 +133,9 @@ fn packets_that_are_too_long_or_carry_too_much() {
         )
         .unwrap();
         let (reply, _) = raw.receive().unwrap();
-        assert!(
-            matches!(
-                reply,
-                Reply::Error {
-                    code: ErrorCode::Invalid,
-                    ..
-                }
-            ),
-            "{reply:?}"
-        );
+        assert!(matches!(reply, Reply::Error { code: ErrorCode::Invalid, .. }), "{reply:?}");
     }
-    let open = std::fs::read_dir(format!("/proc/{}/fd", before.broker_pid))
-        .unwrap()
-        .count();
+    let open = std::fs::read_dir(format!("/proc/{}/fd", before.broker_pid)).unwrap().count();
     assert!(open < 30, "{open} descriptors are open: some leaked");
     // An empty packet reads like the end of the connection.
     send_packet(raw.socket.as_fd(), &[], &[], Blocking::Wait).unwrap();
@@ -211,10 +172,7 @@ fn foreign_descriptors_for_a_doorbell() {
         (vec![read_only.as_fd(), bell], "cannot be mapped"),
         (vec![other, null.as_fd()], "second descriptor"),
         (vec![other, other], "second descriptor"),
-        (
-            vec![other, raw.socket.try_clone().unwrap().as_fd()],
-            "second descriptor",
-        ),
+        (vec![other, raw.socket.try_clone().unwrap().as_fd()], "second descriptor"),
     ] {
         let (code, text) = expect_error(&mut raw, &frame, &descriptors);
         assert_eq!(code, ErrorCode::Invalid, "{text}");
@@ -236,34 +194,12 @@ fn wrong_values() {
     let mut raw = Raw::hello(&daemon.socket, 1);
     raw.create("q", spsc());
     let attached = raw.attach("q", Role::Produce);
-    let create = |spec| Request::CreateQueue {
-        name: "new".into(),
-        spec,
-    };
-    let with_slots = |slots| {
-        create(QueueSpec {
-            slots: Some(slots),
-            ..spsc()
-        })
-    };
-    let with_size = |size| {
-        create(QueueSpec {
-            slot_size: Some(size),
-            ..spsc()
-        })
-    };
-    let named = |name: &str| Request::CreateQueue {
-        name: name.into(),
-        spec: spsc(),
-    };
-    let epoch = HandleKey {
-        epoch: attached.key().epoch + 1,
-        ..attached.key()
-    };
-    let index = HandleKey {
-        handle: 200,
-        ..attached.key()
-    };
+    let create = |spec| Request::CreateQueue { name: "new".into(), spec };
+    let with_slots = |slots| create(QueueSpec { slots: Some(slots), ..spsc() });
+    let with_size = |size| create(QueueSpec { slot_size: Some(size), ..spsc() });
+    let named = |name: &str| Request::CreateQueue { name: name.into(), spec: spsc() };
+    let epoch = HandleKey { epoch: attached.key().epoch + 1, ..attached.key() };
+    let index = HandleKey { handle: 200, ..attached.key() };
     use ErrorCode::{Exists, Invalid, Limit, NotFound};
     for (request, code, word) in [
         (hello(0), Invalid, "zero"),
@@ -286,148 +222,34 @@ fn wrong_values() {
         (with_size(0), Invalid, "multiple of 16"),
         (with_size(72), Invalid, "multiple of 16"),
         (with_size(1 << 21), Invalid, "multiple of 16"),
+        (create(QueueSpec { max_message: Some(1 << 20), ..spsc() }), Invalid, "quarter"),
         (
-            create(QueueSpec {
-                max_message: Some(1 << 20),
-                ..spsc()
-            }),
-            Invalid,
-            "quarter",
-        ),
-        (
-            create(QueueSpec {
-                slots: Some(1 << 19),
-                slot_size: Some(1 << 20),
-                ..spsc()
-            }),
+            create(QueueSpec { slots: Some(1 << 19), slot_size: Some(1 << 20), ..spsc() }),
             Invalid,
             "at most",
         ),
         (
-            create(QueueSpec {
-                slots: Some(1 << 16),
-                slot_size: Some(1 << 16),
-                ..spsc()
-            }),
+            create(QueueSpec { slots: Some(1 << 16), slot_size: Some(1 << 16), ..spsc() }),
             Limit,
             "limit",
         ),
-        (
-            create(QueueSpec {
-                mode: Some(0o1777),
-                ..spsc()
-            }),
-            Invalid,
-            "mode",
-        ),
-        (
-            create(QueueSpec {
-                group: Some("no such group".into()),
-                ..spsc()
-            }),
-            Invalid,
-            "group",
-        ),
-        (
-            create(QueueSpec {
-                group: Some("\0".into()),
-                ..spsc()
-            }),
-            Invalid,
-            "group",
-        ),
-        (
-            Request::DeleteQueue {
-                name: "none".into(),
-            },
-            NotFound,
-            "none",
-        ),
-        (
-            Request::DeleteQueue {
-                name: "\n\0".into(),
-            },
-            NotFound,
-            "does not exist",
-        ),
-        (
-            Request::PurgeQueue {
-                name: "none".into(),
-            },
-            NotFound,
-            "none",
-        ),
-        (
-            Request::QueueInfo {
-                name: "none".into(),
-            },
-            NotFound,
-            "none",
-        ),
-        (
-            Request::QueueInfo {
-                name: "x".repeat(60_000),
-            },
-            NotFound,
-            "does not exist",
-        ),
-        (
-            Request::Attach {
-                name: "none".into(),
-                role: Role::Consume,
-            },
-            NotFound,
-            "none",
-        ),
-        (
-            Request::Detach {
-                handle: no_handle(),
-            },
-            NotFound,
-            "handle",
-        ),
+        (create(QueueSpec { mode: Some(0o1777), ..spsc() }), Invalid, "mode"),
+        (create(QueueSpec { group: Some("no such group".into()), ..spsc() }), Invalid, "group"),
+        (create(QueueSpec { group: Some("\0".into()), ..spsc() }), Invalid, "group"),
+        (Request::DeleteQueue { name: "none".into() }, NotFound, "none"),
+        (Request::DeleteQueue { name: "\n\0".into() }, NotFound, "does not exist"),
+        (Request::PurgeQueue { name: "none".into() }, NotFound, "none"),
+        (Request::QueueInfo { name: "none".into() }, NotFound, "none"),
+        (Request::QueueInfo { name: "x".repeat(60_000) }, NotFound, "does not exist"),
+        (Request::Attach { name: "none".into(), role: Role::Consume }, NotFound, "none"),
+        (Request::Detach { handle: no_handle() }, NotFound, "handle"),
         (Request::Detach { handle: epoch }, NotFound, "handle"),
         (Request::Detach { handle: index }, NotFound, "handle"),
-        (
-            Request::BindDoorbell {
-                handle: attached.key(),
-                doorbell: 1,
-            },
-            NotFound,
-            "doorbell",
-        ),
-        (
-            Request::BindDoorbell {
-                handle: attached.key(),
-                doorbell: 0,
-            },
-            NotFound,
-            "doorbell",
-        ),
-        (
-            Request::FetchDoorbell {
-                queue: 12345,
-                doorbell: 1,
-            },
-            NotFound,
-            "queue",
-        ),
-        (
-            Request::FetchDoorbell {
-                queue: attached.key().queue,
-                doorbell: 1,
-            },
-            NotFound,
-            "doorbell",
-        ),
-        (
-            Request::ReportFault {
-                handle: epoch,
-                what: "x".into(),
-            },
-            NotFound,
-            "handle",
-        ),
+        (Request::BindDoorbell { handle: attached.key(), doorbell: 1 }, NotFound, "doorbell"),
+        (Request::BindDoorbell { handle: attached.key(), doorbell: 0 }, NotFound, "doorbell"),
+        (Request::FetchDoorbell { queue: 12345, doorbell: 1 }, NotFound, "queue"),
+        (Request::FetchDoorbell { queue: attached.key().queue, doorbell: 1 }, NotFound, "doorbell"),
+        (Request::ReportFault { handle: epoch, what: "x".into() }, NotFound, "handle"),
     ] {
         let (found, text) = raw.refused(&request);
         assert_eq!(found, code, "{request:?}: {text}");
@@ -495,8 +317,7 @@ fn ten_thousand_random_packets() {
             }
         }
         raw.send_bytes(&bytes, &[]);
-        raw.receive()
-            .unwrap_or_else(|error| panic!("round {round}, {bytes:x?}: {error}"));
+        raw.receive().unwrap_or_else(|error| panic!("round {round}, {bytes:x?}: {error}"));
     }
     let mut fresh = Raw::hello(&daemon.socket, 2);
     assert_eq!(fresh.status().broker_pid, before.broker_pid);
@@ -511,11 +332,7 @@ fn a_client_that_never_reads_is_disconnected() {
     for number in 0..40 {
         lazy.create(&format!("{number:0>200}"), spsc());
     }
-    let list = CONTROL
-        .encode(&Request::ListQueues {
-            after: String::new(),
-        })
-        .unwrap();
+    let list = CONTROL.encode(&Request::ListQueues { after: String::new() }).unwrap();
     let sent = (0..100_000)
         .find(|_| send_packet(lazy.socket.as_fd(), &list, &[], Blocking::Wait).is_err());
     assert!(sent.is_some(), "it was never disconnected");
@@ -532,11 +349,7 @@ fn many_connections_of_one_user_are_bounded() {
         match raw.try_ask(&hello(1)) {
             Ok((Reply::Error { code, .. }, _)) => Some(code),
             // The answer may be on its way while the connection is closed already.
-            Err(_) => raw
-                .receive()
-                .ok()
-                .map(|_| ErrorCode::Limit)
-                .or(Some(ErrorCode::Limit)),
+            Err(_) => raw.receive().ok().map(|_| ErrorCode::Limit).or(Some(ErrorCode::Limit)),
             Ok(_) => {
                 // Of another session each, else the newer replaces the older.
                 held.push(raw);
@@ -547,22 +360,10 @@ fn many_connections_of_one_user_are_bounded() {
     drop(held);
     // All said Hello for the same session: each replaced the one before, so there was room for all of them.
     assert_eq!(refused, None);
-    let silent: Vec<_> = (0..2100)
-        .map_while(|_| Raw::try_connect(&daemon.socket))
-        .collect();
+    let silent: Vec<_> = (0..2100).map_while(|_| Raw::try_connect(&daemon.socket)).collect();
     assert_eq!(silent.len(), 2100);
     let refused = silent.into_iter().rev().find_map(|mut raw| {
-        matches!(
-            raw.receive(),
-            Ok((
-                Reply::Error {
-                    code: ErrorCode::Limit,
-                    ..
-                },
-                _
-            ))
-        )
-        .then_some(())
+        matches!(raw.receive(), Ok((Reply::Error { code: ErrorCode::Limit, .. }, _))).then_some(())
     });
     assert!(refused.is_some());
     eventually("there is room again", || {

@@ -28,11 +28,8 @@ fn what_a_dead_process_held_is_given_out_again() {
         let mut keys = vec![producing.key()];
         let mut raw = eventually("repair", || {
             let mut raw = Raw::try_connect(&daemon.socket)?;
-            let hello = Request::Hello {
-                client_version: "test".into(),
-                session: 3,
-                handles: keys.clone(),
-            };
+            let hello =
+                Request::Hello { client_version: "test".into(), session: 3, handles: keys.clone() };
             let Ok((Reply::Welcome { lost, .. }, _)) = raw.try_ask(&hello) else {
                 return None;
             };
@@ -41,11 +38,7 @@ fn what_a_dead_process_held_is_given_out_again() {
             (info.repairs == 2).then_some(raw)
         });
         let info = raw.info("m");
-        assert_eq!(
-            (info.tombstones, info.returned, info.handles.len()),
-            (1, 1, 1),
-            "{info:?}"
-        );
+        assert_eq!((info.tombstones, info.returned, info.handles.len()), (1, 1, 1), "{info:?}");
         let consuming = raw.attach("m", Role::Consume);
         keys.push(consuming.key());
         let mut consumer = consuming.consumer();
@@ -68,10 +61,7 @@ fn an_spsc_place_is_free_as_soon_as_its_holder_is_dead() {
     let producing = raw.attach("s", Role::Produce);
     producing.producer().try_send(0, &[], b"x").unwrap();
     let child = Actor::started(&daemon.socket, &["hold", "s", "consume"]);
-    let attach = Request::Attach {
-        name: "s".into(),
-        role: Role::Consume,
-    };
+    let attach = Request::Attach { name: "s".into(), role: Role::Consume };
     let (code, text) = raw.refused(&attach);
     assert_eq!(code, ErrorCode::Busy);
     assert!(text.contains(&child.pid().to_string()), "{text}");
@@ -99,23 +89,11 @@ fn a_stopped_process_keeps_everything_and_is_named() {
     producer.line().set_waiting(producer.position(), 1);
     let info = eventually("the stop shows", || {
         let info = raw.info("m");
-        info.handles
-            .iter()
-            .any(|handle| handle.state == "stopped")
-            .then_some(info)
+        info.handles.iter().any(|handle| handle.state == "stopped").then_some(info)
     });
-    let of = |index: u8| {
-        info.handles
-            .iter()
-            .find(|handle| handle.handle == index)
-            .unwrap()
-    };
+    let of = |index: u8| info.handles.iter().find(|handle| handle.handle == index).unwrap();
     let waiting = of(producing.key().handle);
-    let stopped = info
-        .handles
-        .iter()
-        .find(|handle| handle.pid == child.pid())
-        .unwrap();
+    let stopped = info.handles.iter().find(|handle| handle.pid == child.pid()).unwrap();
     assert_eq!(waiting.delayed_by, Some(stopped.handle), "{info:?}");
     assert!(waiting.waiting_ns.unwrap() > 0);
     assert_eq!(stopped.delays_others_ns, waiting.waiting_ns);
@@ -154,19 +132,13 @@ fn a_killed_broker_is_replaced_and_everything_goes_on() {
         exchange();
         let status = daemon.kill_broker();
         exchange();
-        assert_eq!(
-            (status.broker_starts, status.queues, status.handles),
-            (round, 2, 2)
-        );
+        assert_eq!((status.broker_starts, status.queues, status.handles), (round, 2, 2));
         assert_eq!(status.keeper_pid, daemon.keeper_pid());
         let keys = [producing.key(), consuming.key()];
         let (mut raw, lost) = Raw::resume(&daemon.socket, 3, &keys);
         assert!(lost.is_empty());
         let info = raw.info("m");
-        assert_eq!(
-            (info.id, info.handles.len(), info.repairs),
-            (before.id, 2, 0)
-        );
+        assert_eq!((info.id, info.handles.len(), info.repairs), (before.id, 2, 0));
     }
     // Numbers are not used again.
     let (mut raw, _) = Raw::resume(&daemon.socket, 3, &[producing.key(), consuming.key()]);
@@ -186,26 +158,15 @@ fn doorbells_survive_the_broker() {
     let eventfd = ringmain_client::sys::eventfd::EventFd::new().unwrap();
     let frame = ringmain_client::protocol::frame::CONTROL.encode(&Request::RegisterDoorbell);
     raw.send_bytes(&frame.unwrap(), &[memory.as_fd(), eventfd.as_fd()]);
-    let Ok((Reply::Doorbell { doorbell }, _)) = raw.receive() else {
-        panic!()
-    };
-    let bind = Request::BindDoorbell {
-        handle: consuming.key(),
-        doorbell,
-    };
+    let Ok((Reply::Doorbell { doorbell }, _)) = raw.receive() else { panic!() };
+    let bind = Request::BindDoorbell { handle: consuming.key(), doorbell };
     assert_eq!(raw.ask(&bind), Reply::Done);
     daemon.kill_broker();
     let (mut raw, lost) = Raw::resume(&daemon.socket, 3, &[consuming.key()]);
     assert!(lost.is_empty());
-    let fetch = Request::FetchDoorbell {
-        queue: consuming.key().queue,
-        doorbell,
-    };
+    let fetch = Request::FetchDoorbell { queue: consuming.key().queue, doorbell };
     let (reply, descriptors) = raw.try_ask(&fetch).unwrap();
-    assert_eq!(
-        (reply, descriptors.len()),
-        (Reply::Doorbell { doorbell }, 2)
-    );
+    assert_eq!((reply, descriptors.len()), (Reply::Doorbell { doorbell }, 2));
 }
 
 #[test]
@@ -216,14 +177,9 @@ fn the_same_create_again_after_a_broker_death_is_no_mistake() {
     for round in 0..12 {
         let name = format!("q{round}");
         let status = daemon.status();
-        let create = Request::CreateQueue {
-            name: name.clone(),
-            spec: mpmc(),
-        };
+        let create = Request::CreateQueue { name: name.clone(), spec: mpmc() };
         let mut raw = Raw::hello(&daemon.socket, 3);
-        let frame = ringmain_client::protocol::frame::CONTROL
-            .encode(&create)
-            .unwrap();
+        let frame = ringmain_client::protocol::frame::CONTROL.encode(&create).unwrap();
         raw.send_bytes(&frame, &[]);
         std::thread::sleep(std::time::Duration::from_micros(60 * round));
         signal(status.broker_pid, Signal::SIGKILL);
@@ -231,13 +187,7 @@ fn the_same_create_again_after_a_broker_death_is_no_mistake() {
         daemon.next_broker(&status);
         let mut raw = Raw::hello(&daemon.socket, 3);
         match (first, raw.ask(&create)) {
-            (
-                Ok((Reply::Queue(_), _)),
-                Reply::Error {
-                    code: ErrorCode::Exists,
-                    ..
-                },
-            )
+            (Ok((Reply::Queue(_), _)), Reply::Error { code: ErrorCode::Exists, .. })
             | (_, Reply::Queue(_)) => {}
             (first, again) => panic!("{first:?}, then {again:?}"),
         }
@@ -252,9 +202,8 @@ fn brokers_killed_while_processes_come_and_go_lose_no_index() {
     let mut raw = Raw::hello(&daemon.socket, 3);
     raw.create("m", mpmc());
     for _ in 0..4 {
-        let children: Vec<_> = (0..3)
-            .map(|_| Actor::started(&daemon.socket, &["hold", "m", "idle"]))
-            .collect();
+        let children: Vec<_> =
+            (0..3).map(|_| Actor::started(&daemon.socket, &["hold", "m", "idle"])).collect();
         let status = daemon.status();
         assert_eq!(status.handles, 3);
         signal(status.broker_pid, Signal::SIGKILL);
@@ -262,9 +211,7 @@ fn brokers_killed_while_processes_come_and_go_lose_no_index() {
             child.kill();
         }
         daemon.next_broker(&status);
-        eventually("all handles are free", || {
-            (daemon.status().handles == 0).then_some(())
-        });
+        eventually("all handles are free", || (daemon.status().handles == 0).then_some(()));
     }
     let mut raw = Raw::hello(&daemon.socket, 3);
     assert_eq!(raw.info("m").state, "open");

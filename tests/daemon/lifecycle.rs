@@ -9,11 +9,7 @@ use ringmain_client::ring::{Closed, TryReceiveError, TrySendError};
 use crate::support::*;
 
 fn serve(arguments: &[&str]) -> Output {
-    Command::new(BINARY)
-        .arg("serve")
-        .args(arguments)
-        .output()
-        .unwrap()
+    Command::new(BINARY).arg("serve").args(arguments).output().unwrap()
 }
 
 /// One line on stderr that contains these words, and this exit code.
@@ -36,15 +32,7 @@ fn status_names_both_processes() {
     assert!(is_alive(status.broker_pid));
     assert_eq!(status.broker_starts, 1);
     assert_eq!(status.socket, daemon.socket.to_str().unwrap());
-    assert_eq!(
-        (
-            status.queues,
-            status.clients,
-            status.handles,
-            status.memory_bytes
-        ),
-        (0, 1, 0, 0)
-    );
+    assert_eq!((status.queues, status.clients, status.handles, status.memory_bytes), (0, 1, 0, 0));
 }
 
 #[test]
@@ -111,9 +99,7 @@ fn leftovers_of_a_killed_daemon_are_taken_over() {
     let folder = std::mem::replace(&mut daemon.folder, tempfile::tempdir().unwrap());
     let next = Daemon::start_in(folder, &[]);
     assert_eq!(next.status().queues, 0);
-    eventually("the end of the old broker", || {
-        (!is_alive(broker)).then_some(())
-    });
+    eventually("the end of the old broker", || (!is_alive(broker)).then_some(()));
     eventually("the orphan is closed", || {
         let result = producer.try_send(0, &[], b"hello");
         (result == Err(TrySendError::Closed(Closed::Draining))).then_some(())
@@ -131,9 +117,7 @@ fn a_stopped_broker_leaves_when_its_keeper_is_killed() {
     daemon.end(Signal::SIGKILL);
     assert!(is_alive(broker));
     signal(broker, Signal::SIGCONT);
-    eventually("the end of the broker", || {
-        (!is_alive(broker)).then_some(())
-    });
+    eventually("the end of the broker", || (!is_alive(broker)).then_some(()));
 }
 
 #[test]
@@ -141,23 +125,11 @@ fn wrong_paths_are_one_clear_line() {
     let folder = tempfile::tempdir().unwrap();
     let at = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
     let long = at(&"x".repeat(120));
-    assert_refused(
-        &serve(&["--socket", &long]),
-        78,
-        &["at most 107", "shorter"],
-    );
+    assert_refused(&serve(&["--socket", &long]), 78, &["at most 107", "shorter"]);
     std::fs::write(at("file"), "x").unwrap();
-    assert_refused(
-        &serve(&["--socket", &at("file")]),
-        78,
-        &["no socket", "remove it"],
-    );
+    assert_refused(&serve(&["--socket", &at("file")]), 78, &["no socket", "remove it"]);
     assert_eq!(std::fs::read_to_string(at("file")).unwrap(), "x");
-    assert_refused(
-        &serve(&["--socket", &at("no/such/folder")]),
-        74,
-        &["No such file"],
-    );
+    assert_refused(&serve(&["--socket", &at("no/such/folder")]), 74, &["No such file"]);
     let socket = at("s");
     let missing = serve(&["--socket", &socket, "--data-dir", &at("missing")]);
     assert_refused(&missing, 78, &["does not exist", "create it"]);
@@ -192,15 +164,8 @@ fn an_idle_daemon_does_not_wake_up() {
     let _attached = raw.attach("quiet", Role::Consume);
     let switches = |pid: u32| {
         let text = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
-        let line = text
-            .lines()
-            .find(|line| line.starts_with("voluntary_ctxt_switches"))
-            .unwrap();
-        line.split_whitespace()
-            .last()
-            .unwrap()
-            .parse::<u64>()
-            .unwrap()
+        let line = text.lines().find(|line| line.starts_with("voluntary_ctxt_switches")).unwrap();
+        line.split_whitespace().last().unwrap().parse::<u64>().unwrap()
     };
     let settled = |pid| {
         eventually("two looks without a wake-up between them", || {

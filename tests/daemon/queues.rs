@@ -16,16 +16,10 @@ fn defaults_are_filled_in() {
     let daemon = Daemon::start();
     let mut raw = Raw::hello(&daemon.socket, 1);
     let info = raw.create("q", QueueSpec::default());
-    assert_eq!(
-        (info.kind, info.slots, info.slot_size),
-        (Kind::Mpmc, 4096, 256)
-    );
+    assert_eq!((info.kind, info.slots, info.slot_size), (Kind::Mpmc, 4096, 256));
     assert_eq!((info.max_message, info.mode), (64 * 1024, 0o700));
     assert_eq!(info.owner_uid, nix::unistd::getuid().as_raw());
-    assert_eq!(
-        (info.plane.as_str(), info.durable, info.state.as_str()),
-        ("direct", false, "open")
-    );
+    assert_eq!((info.plane.as_str(), info.durable, info.state.as_str()), ("direct", false, "open"));
     assert_eq!(info.memory_bytes, 4096 + 0x9000 + 4096 * 256);
     let status = raw.status();
     assert_eq!((status.queues, status.memory_bytes), (1, info.memory_bytes));
@@ -49,22 +43,14 @@ fn messages_pass_through_what_is_handed_out() {
             consumer.release(taken);
         }
         let info = raw.info(name);
-        assert_eq!(
-            (info.producers, info.consumers, info.used_slots, info.tail),
-            (1, 1, 0, 200)
-        );
+        assert_eq!((info.producers, info.consumers, info.used_slots, info.tail), (1, 1, 0, 200));
         assert_eq!(info.handles.len(), 2);
         for handle in &info.handles {
             assert_eq!((handle.messages, handle.bytes), (200, 1600), "{handle:?}");
-            assert_eq!(
-                (handle.pid, handle.state.as_str()),
-                (std::process::id(), "attached")
-            );
+            assert_eq!((handle.pid, handle.state.as_str()), (std::process::id(), "attached"));
         }
         // Filled by `queue info` only.
-        let Reply::Queues(queues) = raw.ask(&Request::ListQueues {
-            after: String::new(),
-        }) else {
+        let Reply::Queues(queues) = raw.ask(&Request::ListQueues { after: String::new() }) else {
             panic!();
         };
         assert!(queues.iter().all(|queue| queue.handles.is_empty()));
@@ -105,24 +91,13 @@ fn deleting_closes_for_everybody() {
     let consuming = raw.attach("q", Role::Consume);
     let (mut producer, mut consumer) = (producing.producer(), consuming.consumer());
     producer.try_send(0, &[], b"x").unwrap();
-    assert_eq!(
-        raw.ask(&Request::DeleteQueue { name: "q".into() }),
-        Reply::Done
-    );
+    assert_eq!(raw.ask(&Request::DeleteQueue { name: "q".into() }), Reply::Done);
     let refused = producer.try_send(0, &[], b"x");
     assert_eq!(refused, Err(TrySendError::Closed(Closed::Deleted)));
-    assert_eq!(
-        consumer.try_take().unwrap_err(),
-        TryReceiveError::Closed(Closed::Deleted)
-    );
-    let (code, _) = raw.refused(&Request::Attach {
-        name: "q".into(),
-        role: Role::Consume,
-    });
+    assert_eq!(consumer.try_take().unwrap_err(), TryReceiveError::Closed(Closed::Deleted));
+    let (code, _) = raw.refused(&Request::Attach { name: "q".into(), role: Role::Consume });
     assert_eq!(code, ErrorCode::NotFound);
-    let (code, _) = raw.refused(&Request::Detach {
-        handle: producing.key(),
-    });
+    let (code, _) = raw.refused(&Request::Detach { handle: producing.key() });
     assert_eq!(code, ErrorCode::NotFound);
     // The name is free again, the id is not.
     assert!(raw.create("q", mpmc()).id > first.id);
@@ -162,19 +137,11 @@ fn an_spsc_queue_has_one_of_each() {
     raw.create("s", spsc());
     let producing = raw.attach("s", Role::Produce);
     let _consuming = raw.attach("s", Role::Consume);
-    let again = Request::Attach {
-        name: "s".into(),
-        role: Role::Produce,
-    };
+    let again = Request::Attach { name: "s".into(), role: Role::Produce };
     let (code, text) = raw.refused(&again);
     assert_eq!(code, ErrorCode::Busy);
     assert!(text.contains(&std::process::id().to_string()), "{text}");
-    assert_eq!(
-        raw.ask(&Request::Detach {
-            handle: producing.key()
-        }),
-        Reply::Done
-    );
+    assert_eq!(raw.ask(&Request::Detach { handle: producing.key() }), Reply::Done);
     let next = raw.attach("s", Role::Produce);
     assert_ne!(next.key(), producing.key());
 }
@@ -189,28 +156,14 @@ fn a_handle_given_back_with_a_message_in_hand_stays_taken() {
     let (mut producer, mut consumer) = (producing.producer(), consuming.consumer());
     producer.try_send(0, &[], b"x").unwrap();
     let taken = consumer.try_take().unwrap();
-    assert_eq!(
-        raw.ask(&Request::Detach {
-            handle: consuming.key()
-        }),
-        Reply::Done
-    );
-    let (code, _) = raw.refused(&Request::Detach {
-        handle: consuming.key(),
-    });
+    assert_eq!(raw.ask(&Request::Detach { handle: consuming.key() }), Reply::Done);
+    let (code, _) = raw.refused(&Request::Detach { handle: consuming.key() });
     assert_eq!(code, ErrorCode::NotFound);
     let next = raw.attach("m", Role::Consume);
     assert_ne!(next.key().handle, consuming.key().handle);
     let info = raw.info("m");
-    let old = info
-        .handles
-        .iter()
-        .find(|handle| handle.handle == consuming.key().handle)
-        .unwrap();
-    assert_eq!(
-        (old.state.as_str(), old.owned_slots, old.owns_position),
-        ("detached", 1, Some(0))
-    );
+    let old = info.handles.iter().find(|handle| handle.handle == consuming.key().handle).unwrap();
+    assert_eq!((old.state.as_str(), old.owned_slots, old.owns_position), ("detached", 1, Some(0)));
     consumer.release(taken);
 }
 
@@ -227,10 +180,7 @@ fn reconnecting_resumes_what_is_named_and_gives_back_the_rest() {
         let info = other.info("m");
         (info.handles.len() == 2 && info.handles[0].state == "detached").then_some(info)
     });
-    assert!(
-        info.handles.iter().all(|handle| handle.state == "detached"),
-        "{info:?}"
-    );
+    assert!(info.handles.iter().all(|handle| handle.state == "detached"), "{info:?}");
     let mut foreign = kept.key();
     foreign.epoch += 77;
     let (mut raw, lost) = Raw::resume(&daemon.socket, 9, &[kept.key(), foreign]);
@@ -247,31 +197,16 @@ fn reconnecting_resumes_what_is_named_and_gives_back_the_rest() {
     // The newer connection of a session replaces the older one.
     let (mut newer, _) = Raw::resume(&daemon.socket, 9, &[kept.key()]);
     assert_eq!(newer.info("m").handles.len(), 1);
-    eventually("the older connection is closed", || {
-        raw.is_closed().then_some(())
-    });
+    eventually("the older connection is closed", || raw.is_closed().then_some(()));
 }
 
 #[test]
 fn limits_name_the_number_and_the_way_out() {
-    let limits = [
-        "--limit-queues",
-        "2",
-        "--limit-bytes",
-        "200000",
-        "--limit-handles",
-        "3",
-    ];
+    let limits = ["--limit-queues", "2", "--limit-bytes", "200000", "--limit-handles", "3"];
     let daemon = Daemon::start_with(&limits);
     let mut raw = Raw::hello(&daemon.socket, 1);
-    let create = |name: &str, spec| Request::CreateQueue {
-        name: name.into(),
-        spec,
-    };
-    let large = QueueSpec {
-        slots: Some(4096),
-        ..mpmc()
-    };
+    let create = |name: &str, spec| Request::CreateQueue { name: name.into(), spec };
+    let large = QueueSpec { slots: Some(4096), ..mpmc() };
     let (code, text) = raw.refused(&create("large", large));
     assert_eq!(code, ErrorCode::Limit);
     assert!(text.contains("200000"), "{text}");
@@ -280,26 +215,15 @@ fn limits_name_the_number_and_the_way_out() {
     let (code, text) = raw.refused(&create("c", mpmc()));
     assert_eq!(code, ErrorCode::Limit);
     assert!(text.contains("2 queues"), "{text}");
-    let attach = Request::Attach {
-        name: "a".into(),
-        role: Role::Consume,
-    };
+    let attach = Request::Attach { name: "a".into(), role: Role::Consume };
     let handles: Vec<_> = (0..3).map(|_| raw.attach("a", Role::Consume)).collect();
     let (code, text) = raw.refused(&attach);
     assert_eq!(code, ErrorCode::Limit);
     assert!(text.contains("limit is 3"), "{text}");
     // What is given back counts no more.
-    assert_eq!(
-        raw.ask(&Request::Detach {
-            handle: handles[0].key()
-        }),
-        Reply::Done
-    );
+    assert_eq!(raw.ask(&Request::Detach { handle: handles[0].key() }), Reply::Done);
     raw.attach("a", Role::Consume);
-    assert_eq!(
-        raw.ask(&Request::DeleteQueue { name: "b".into() }),
-        Reply::Done
-    );
+    assert_eq!(raw.ask(&Request::DeleteQueue { name: "b".into() }), Reply::Done);
     raw.create("c", mpmc());
 }
 
@@ -316,14 +240,8 @@ fn more_than_the_host_has_is_refused() {
         return;
     };
     let mut raw = Raw::hello(&daemon.socket, 1);
-    let spec = QueueSpec {
-        slots: Some(4096),
-        ..mpmc()
-    };
-    let request = Request::CreateQueue {
-        name: "q".into(),
-        spec,
-    };
+    let spec = QueueSpec { slots: Some(4096), ..mpmc() };
+    let request = Request::CreateQueue { name: "q".into(), spec };
     let (code, text) = raw.refused(&request);
     assert_eq!(code, ErrorCode::Limit, "{text}");
     assert!(text.contains("fewer or smaller slots"), "{text}");
@@ -336,10 +254,7 @@ fn a_queue_has_254_handles() {
     let daemon = Daemon::start();
     let mut raw = Raw::hello(&daemon.socket, 1);
     raw.create("m", mpmc());
-    let request = Request::Attach {
-        name: "m".into(),
-        role: Role::Consume,
-    };
+    let request = Request::Attach { name: "m".into(), role: Role::Consume };
     for _ in 0..254 {
         assert!(matches!(raw.ask(&request), Reply::Attached(_)));
     }
@@ -375,27 +290,19 @@ fn doorbells_are_handed_to_members_only_and_rung_on_delete() {
     let eventfd = EventFd::new().unwrap();
     let register = CONTROL.encode(&Request::RegisterDoorbell).unwrap();
     owner.send_bytes(&register, &[memory.as_fd(), eventfd.as_fd()]);
-    let Ok((Reply::Doorbell { doorbell }, _)) = owner.receive() else {
-        panic!()
-    };
+    let Ok((Reply::Doorbell { doorbell }, _)) = owner.receive() else { panic!() };
     let queue = consuming.key().queue;
     let fetch = Request::FetchDoorbell { queue, doorbell };
     // Not bound yet, and the other one no member yet.
     assert_eq!(owner.refused(&fetch).0, ErrorCode::NotFound);
-    let bind = Request::BindDoorbell {
-        handle: consuming.key(),
-        doorbell,
-    };
+    let bind = Request::BindDoorbell { handle: consuming.key(), doorbell };
     assert_eq!(owner.ask(&bind), Reply::Done);
     let mut publisher = Raw::hello(&daemon.socket, 2);
     assert_eq!(publisher.refused(&fetch).0, ErrorCode::NotFound);
     assert_eq!(publisher.refused(&bind).0, ErrorCode::NotFound);
     let _producing = publisher.attach("m", Role::Produce);
     let (reply, descriptors) = publisher.try_ask(&fetch).unwrap();
-    assert_eq!(
-        (reply, descriptors.len()),
-        (Reply::Doorbell { doorbell }, 2)
-    );
+    assert_eq!((reply, descriptors.len()), (Reply::Doorbell { doorbell }, 2));
 
     // The owner waits on its eventfd; deleting the queue rings.
     let consumer = consuming.consumer();
@@ -409,20 +316,13 @@ fn doorbells_are_handed_to_members_only_and_rung_on_delete() {
     // SAFETY: page-aligned, mapped for 4096 bytes until the end of the test.
     let bell = unsafe { ringmain_client::ring::Region::new(mapping.base(), 4096) };
     use ringmain_client::layout::doorbell as layout;
-    bell.u32_at(layout::MODE)
-        .store(layout::MODE_EVENTFD, Ordering::SeqCst);
+    bell.u32_at(layout::MODE).store(layout::MODE_EVENTFD, Ordering::SeqCst);
     consumer.line().set_doorbell(doorbell, 70);
     consumer.own_park().announce(consumer.handle());
     assert!(!eventfd.drain());
-    assert_eq!(
-        publisher.ask(&Request::DeleteQueue { name: "m".into() }),
-        Reply::Done
-    );
+    assert_eq!(publisher.ask(&Request::DeleteQueue { name: "m".into() }), Reply::Done);
     assert!(eventfd.drain());
-    assert_eq!(
-        bell.u64_at(layout::PENDING + 8).load(Ordering::SeqCst),
-        1 << 6
-    );
+    assert_eq!(bell.u64_at(layout::PENDING + 8).load(Ordering::SeqCst), 1 << 6);
 }
 
 #[test]
@@ -435,30 +335,18 @@ fn a_blocking_eventfd_does_not_hold_up_the_daemon() {
     let eventfd = EventFd::new().unwrap();
     let register = CONTROL.encode(&Request::RegisterDoorbell).unwrap();
     owner.send_bytes(&register, &[memory.as_fd(), eventfd.as_fd()]);
-    let Ok((Reply::Doorbell { doorbell }, _)) = owner.receive() else {
-        panic!()
-    };
-    let bind = Request::BindDoorbell {
-        handle: consuming.key(),
-        doorbell,
-    };
+    let Ok((Reply::Doorbell { doorbell }, _)) = owner.receive() else { panic!() };
+    let bind = Request::BindDoorbell { handle: consuming.key(), doorbell };
     assert_eq!(owner.ask(&bind), Reply::Done);
     // Full, and made blocking again behind the daemon's back.
     nix::unistd::write(&eventfd, &(u64::MAX - 1).to_ne_bytes()).unwrap();
-    nix::fcntl::fcntl(
-        &eventfd,
-        nix::fcntl::FcntlArg::F_SETFL(nix::fcntl::OFlag::empty()),
-    )
-    .unwrap();
+    nix::fcntl::fcntl(&eventfd, nix::fcntl::FcntlArg::F_SETFL(nix::fcntl::OFlag::empty())).unwrap();
     let mode = ringmain_client::layout::doorbell::MODE_EVENTFD.to_ne_bytes();
     nix::sys::uio::pwrite(&memory, &mode, 0x80).unwrap();
     let consumer = consuming.consumer();
     consumer.line().set_doorbell(doorbell, 0);
     consumer.own_park().announce(consumer.handle());
-    assert_eq!(
-        owner.ask(&Request::DeleteQueue { name: "m".into() }),
-        Reply::Done
-    );
+    assert_eq!(owner.ask(&Request::DeleteQueue { name: "m".into() }), Reply::Done);
 }
 
 #[test]
@@ -469,22 +357,12 @@ fn a_reported_fault_closes_an_mpmc_ring_and_no_spsc_ring() {
     raw.create("s", spsc());
     for (name, state) in [("m", "fault"), ("s", "open")] {
         let consuming = raw.attach(name, Role::Consume);
-        let report = Request::ReportFault {
-            handle: consuming.key(),
-            what: "a\nb \u{7}".into(),
-        };
+        let report = Request::ReportFault { handle: consuming.key(), what: "a\nb \u{7}".into() };
         assert_eq!(raw.ask(&report), Reply::Done);
         assert_eq!(raw.ask(&report), Reply::Done);
         assert_eq!(raw.info(name).state, state);
     }
-    let (code, text) = raw.refused(&Request::Attach {
-        name: "m".into(),
-        role: Role::Consume,
-    });
+    let (code, text) = raw.refused(&Request::Attach { name: "m".into(), role: Role::Consume });
     assert_eq!(code, ErrorCode::Closed, "{text}");
-    assert!(
-        daemon.log().contains("queue m closed: a b"),
-        "{}",
-        daemon.log()
-    );
+    assert!(daemon.log().contains("queue m closed: a b"), "{}", daemon.log());
 }

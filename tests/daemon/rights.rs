@@ -22,34 +22,10 @@ fn the_mode_decides_what_others_may_do() {
     let daemon = Daemon::start();
     let mut raw = Raw::hello(&daemon.socket, 1);
     raw.create("private", mpmc());
-    raw.create(
-        "shared",
-        QueueSpec {
-            mode: Some(0o706),
-            ..mpmc()
-        },
-    );
-    raw.create(
-        "inbox",
-        QueueSpec {
-            mode: Some(0o702),
-            ..spsc()
-        },
-    );
-    raw.create(
-        "outbox",
-        QueueSpec {
-            mode: Some(0o704),
-            ..spsc()
-        },
-    );
-    raw.create(
-        "managed",
-        QueueSpec {
-            mode: Some(0o701),
-            ..spsc()
-        },
-    );
+    raw.create("shared", QueueSpec { mode: Some(0o706), ..mpmc() });
+    raw.create("inbox", QueueSpec { mode: Some(0o702), ..spsc() });
+    raw.create("outbox", QueueSpec { mode: Some(0o704), ..spsc() });
+    raw.create("managed", QueueSpec { mode: Some(0o701), ..spsc() });
     for (words, expected) in [
         (["produce", "private"], "NotPermitted"),
         (["info", "private"], "NotPermitted"),
@@ -74,19 +50,12 @@ fn the_mode_decides_what_others_may_do() {
     ] {
         let child = Actor::start(&daemon.socket, &["as", NOBODY, words[0], words[1]]);
         let said = child.says();
-        let fits = if expected == "ok" {
-            said == "ok"
-        } else {
-            said.starts_with(expected)
-        };
+        let fits = if expected == "ok" { said == "ok" } else { said.starts_with(expected) };
         assert!(fits, "{words:?}: {said}");
     }
     // Root passes, whoever owns the queue.
     let info = raw.info("mine");
-    assert_eq!(
-        (info.owner_uid, info.group_gid, info.mode),
-        (65534, 65534, 0o700)
-    );
+    assert_eq!((info.owner_uid, info.group_gid, info.mode), (65534, 65534, 0o700));
     raw.attach("mine", Role::Consume);
 }
 
@@ -102,10 +71,7 @@ fn limits_count_for_each_user_alone() {
     assert_eq!(child.says(), "ok");
     let child = Actor::start(&daemon.socket, &["as", NOBODY, "create", "more"]);
     assert!(child.says().starts_with("Limit "));
-    let request = Request::CreateQueue {
-        name: "too".into(),
-        spec: mpmc(),
-    };
+    let request = Request::CreateQueue { name: "too".into(), spec: mpmc() };
     assert!(raw.refused(&request).1.contains("user 0"));
 }
 

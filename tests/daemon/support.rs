@@ -86,12 +86,7 @@ impl Daemon {
         let mut line = String::new();
         let stdout = keeper.stdout.take().unwrap();
         BufReader::new(stdout).read_line(&mut line).unwrap();
-        let daemon = Self {
-            folder,
-            socket,
-            keeper: Some(keeper),
-            stderr,
-        };
+        let daemon = Self { folder, socket, keeper: Some(keeper), stderr };
         assert!(line.starts_with("ready "), "{line:?} {}", daemon.log());
         assert!(line.contains(daemon.socket.to_str().unwrap()), "{line:?}");
         daemon
@@ -159,11 +154,7 @@ impl Drop for Daemon {
 }
 
 pub(crate) fn hello(session: u64) -> Request {
-    Request::Hello {
-        client_version: "test".into(),
-        session,
-        handles: Vec::new(),
-    }
+    Request::Hello { client_version: "test".into(), session, handles: Vec::new() }
 }
 
 pub(crate) fn spsc() -> QueueSpec {
@@ -218,11 +209,8 @@ impl Raw {
         handles: &[HandleKey],
     ) -> (Self, Vec<HandleKey>) {
         let mut raw = Self::connect(path);
-        let request = Request::Hello {
-            client_version: "test".into(),
-            session,
-            handles: handles.to_vec(),
-        };
+        let request =
+            Request::Hello { client_version: "test".into(), session, handles: handles.to_vec() };
         match raw.ask(&request) {
             Reply::Welcome { lost, .. } => (raw, lost),
             other => panic!("{other:?}"),
@@ -237,9 +225,7 @@ impl Raw {
         let mut buffer = vec![0; FRAME_BYTES_MAX];
         let received = receive_packet(self.socket.as_fd(), &mut buffer, Blocking::Wait)
             .map_err(|error| error.to_string())?;
-        let reply = CONTROL
-            .decode(&buffer[..received.length])
-            .map_err(|e| e.to_string())?;
+        let reply = CONTROL.decode(&buffer[..received.length]).map_err(|e| e.to_string())?;
         Ok((reply, received.descriptors))
     }
 
@@ -258,10 +244,7 @@ impl Raw {
     pub(crate) fn refused(&mut self, request: &Request) -> (ErrorCode, String) {
         match self.ask(request) {
             Reply::Error { code, message } => {
-                assert!(
-                    !message.contains('\n') && !message.is_empty(),
-                    "{message:?}"
-                );
+                assert!(!message.contains('\n') && !message.is_empty(), "{message:?}");
                 (code, message)
             }
             other => panic!("{request:?} was not refused: {other:?}"),
@@ -276,10 +259,7 @@ impl Raw {
     }
 
     pub(crate) fn create(&mut self, name: &str, spec: QueueSpec) -> QueueInfo {
-        match self.ask(&Request::CreateQueue {
-            name: name.into(),
-            spec,
-        }) {
+        match self.ask(&Request::CreateQueue { name: name.into(), spec }) {
             Reply::Queue(info) => *info,
             other => panic!("{other:?}"),
         }
@@ -293,10 +273,7 @@ impl Raw {
     }
 
     pub(crate) fn attach(&mut self, name: &str, role: Role) -> Attachment {
-        let request = Request::Attach {
-            name: name.into(),
-            role,
-        };
+        let request = Request::Attach { name: name.into(), role };
         match self.try_ask(&request).unwrap() {
             (Reply::Attached(attached), descriptors) => {
                 Attachment::new(*attached, descriptors, role)
@@ -309,10 +286,7 @@ impl Raw {
     pub(crate) fn is_closed(&mut self) -> bool {
         let mut buffer = [0; 1];
         let received = receive_packet(self.socket.as_fd(), &mut buffer, Blocking::Return);
-        matches!(
-            received,
-            Err(ringmain_client::sys::packet::ReceiveError::Closed)
-        )
+        matches!(received, Err(ringmain_client::sys::packet::ReceiveError::Closed))
     }
 }
 
@@ -366,10 +340,7 @@ impl Attachment {
                 producer: region(2),
                 consumer: region(3),
             },
-            Kind::Mpmc => RingMemory::Mpmc {
-                control: region(0),
-                ring: region(1),
-            },
+            Kind::Mpmc => RingMemory::Mpmc { control: region(0), ring: region(1) },
         }
     }
 
@@ -383,12 +354,7 @@ impl Attachment {
 }
 
 pub(crate) fn geometry(attached: &Attached) -> Geometry {
-    let Attached {
-        slots,
-        slot_size,
-        max_message,
-        ..
-    } = *attached;
+    let Attached { slots, slot_size, max_message, .. } = *attached;
     Geometry::new(Some(slots), Some(slot_size), Some(max_message)).unwrap()
 }
 
@@ -421,11 +387,7 @@ impl Actor {
                 }
             }
         });
-        Self {
-            child,
-            _stdin: stdin,
-            lines,
-        }
+        Self { child, _stdin: stdin, lines }
     }
 
     /// Starts it and waits until it has done what it is there for.
@@ -436,9 +398,7 @@ impl Actor {
     }
 
     pub(crate) fn says(&self) -> String {
-        self.lines
-            .recv_timeout(PATIENCE)
-            .expect("the child says something")
+        self.lines.recv_timeout(PATIENCE).expect("the child says something")
     }
 
     pub(crate) fn pid(&self) -> u32 {
@@ -487,10 +447,7 @@ pub(crate) mod child {
 
     fn wait_for_end() -> ! {
         let mut line = String::new();
-        while std::io::stdin()
-            .read_line(&mut line)
-            .is_ok_and(|read| read > 0)
-        {
+        while std::io::stdin().read_line(&mut line).is_ok_and(|read| read > 0) {
             line.clear();
         }
         std::process::exit(0);
@@ -532,31 +489,17 @@ pub(crate) mod child {
         let mut raw = Raw::hello(socket, 5);
         let name = request.get(1).unwrap_or(&"").to_string();
         let request = match request[0] {
-            "produce" => Request::Attach {
-                name,
-                role: Role::Produce,
-            },
-            "consume" => Request::Attach {
-                name,
-                role: Role::Consume,
-            },
+            "produce" => Request::Attach { name, role: Role::Produce },
+            "consume" => Request::Attach { name, role: Role::Consume },
             "delete" => Request::DeleteQueue { name },
             "purge" => Request::PurgeQueue { name },
             "info" => Request::QueueInfo { name },
-            "list" => Request::ListQueues {
-                after: String::new(),
-            },
-            "upgrade" => Request::Upgrade {
-                binary: String::new(),
-            },
+            "list" => Request::ListQueues { after: String::new() },
+            "upgrade" => Request::Upgrade { binary: String::new() },
             "create" => Request::CreateQueue { name, spec: mpmc() },
-            "create-root-group" => Request::CreateQueue {
-                name,
-                spec: QueueSpec {
-                    group: Some("0".into()),
-                    ..mpmc()
-                },
-            },
+            "create-root-group" => {
+                Request::CreateQueue { name, spec: QueueSpec { group: Some("0".into()), ..mpmc() } }
+            }
             other => panic!("{other}"),
         };
         match raw.ask(&request) {

@@ -18,19 +18,12 @@ fn an_upgrade_changes_the_broker_and_nothing_else() {
     for binary in [String::new(), copy.to_str().unwrap().to_owned()] {
         let before = daemon.status();
         let (mut raw, _) = Raw::resume(&daemon.socket, 1, &[producing.key()]);
-        assert_eq!(
-            raw.ask(&Request::Upgrade {
-                binary: binary.clone()
-            }),
-            Reply::Done
-        );
+        assert_eq!(raw.ask(&Request::Upgrade { binary: binary.clone() }), Reply::Done);
         let after = daemon.next_broker(&before);
         assert_ne!(after.broker_pid, before.broker_pid);
         assert_eq!(after.keeper_pid, before.keeper_pid);
         assert_eq!((after.queues, after.handles), (1, 1));
-        eventually("the old one is gone", || {
-            (!is_alive(before.broker_pid)).then_some(())
-        });
+        eventually("the old one is gone", || (!is_alive(before.broker_pid)).then_some(()));
         let runs = std::fs::read_link(format!("/proc/{}/exe", after.broker_pid)).unwrap();
         assert_eq!(runs == copy, !binary.is_empty(), "{runs:?}");
         producer.try_send(0, &[], b"x").unwrap();
@@ -65,18 +58,11 @@ fn a_binary_that_is_no_broker_changes_nothing() {
         ("/bin/true", "does not run as a broker"),
         ("/bin/false", "does not run as a broker"),
     ] {
-        let (code, text) = raw.refused(&Request::Upgrade {
-            binary: binary.into(),
-        });
+        let (code, text) = raw.refused(&Request::Upgrade { binary: binary.into() });
         assert_eq!(code, ErrorCode::Io, "{text}");
-        assert!(
-            text.contains(word) && text.contains(binary),
-            "{word}: {text}"
-        );
+        assert!(text.contains(word) && text.contains(binary), "{word}: {text}");
     }
-    let (code, _) = raw.refused(&Request::Upgrade {
-        binary: "/a\0b".into(),
-    });
+    let (code, _) = raw.refused(&Request::Upgrade { binary: "/a\0b".into() });
     assert_eq!(code, ErrorCode::Invalid);
     assert_eq!(raw.status().broker_pid, status.broker_pid);
     assert_eq!(raw.status().broker_starts, 1);
@@ -88,9 +74,8 @@ fn a_binary_that_cannot_adopt_is_replaced_by_the_old_one() {
     // start, but not map the ring.
     let daemon = Daemon::start();
     let wrapper = daemon.folder.path().join("wrapper");
-    let Some(compiler) = ["/usr/bin/cc", "/usr/bin/gcc"]
-        .iter()
-        .find(|path| std::path::Path::new(path).exists())
+    let Some(compiler) =
+        ["/usr/bin/cc", "/usr/bin/gcc"].iter().find(|path| std::path::Path::new(path).exists())
     else {
         eprintln!("skipped: no C compiler here");
         return;
@@ -101,21 +86,14 @@ fn a_binary_that_cannot_adopt_is_replaced_by_the_old_one() {
         // ToKeeper::Standby { version: "x" }: variant 0, a string of one byte.
         let mut frame = Vec::from(*b"RMKP");
         frame.extend_from_slice(&[1, 0, 0, 0, 3, 0, 0, 0, 0, 1, b'x']);
-        frame
-            .iter()
-            .map(|byte| format!("\\x{byte:02x}"))
-            .collect::<String>()
+        frame.iter().map(|byte| format!("\\x{byte:02x}")).collect::<String>()
     };
     let code = format!(
         "#include <sys/socket.h>\n#include <unistd.h>\nint main(void) {{ static const char f[] = \"{frame}\"; \
          char b[65536]; send(0, f, sizeof f - 1, 0); recv(0, b, sizeof b, 0); return 9; }}\n"
     );
     std::fs::write(&source, code).unwrap();
-    let built = std::process::Command::new(compiler)
-        .arg(&source)
-        .arg("-o")
-        .arg(&wrapper)
-        .status();
+    let built = std::process::Command::new(compiler).arg(&source).arg("-o").arg(&wrapper).status();
     assert!(built.unwrap().success());
     let mut raw = Raw::hello(&daemon.socket, 1);
     raw.create("m", mpmc());

@@ -11,7 +11,7 @@ use super::error::ClientError;
 use crate::layout::{Geometry, LAYOUT_VERSION, PAGE_BYTES};
 use crate::protocol::{Attached, HandleKey, Kind, Memory, Request, Role};
 use crate::ring::{Fault, Kernel, Park, Region, RingMemory, wake_sleepers};
-use crate::sys::affinity::available_cpus;
+use crate::sys::affinity::online_cpus;
 use crate::sys::fork::ForkMark;
 use crate::sys::kernel::HostKernel;
 use crate::sys::map::{Access, Mapping, Populate};
@@ -37,6 +37,8 @@ pub(crate) struct Attachment {
     pub(crate) geometry: Geometry,
     pub(crate) kernel: HostKernel,
     pub(crate) tuner: Tuner,
+    /// Position of the last look that found nothing.
+    pub(crate) looked_at: u64,
     mark: ForkMark,
     lost: Lost,
     reported: OnceLock<()>,
@@ -52,10 +54,7 @@ impl Attachment {
         role: Role,
         policy: WaitPolicy,
     ) -> Result<(Self, RingMemory), ClientError> {
-        let request = Request::Attach {
-            name: queue.to_owned(),
-            role,
-        };
+        let request = Request::Attach { name: queue.to_owned(), role };
         let (attached, descriptors, lost) = client.attach(&request)?;
         let key = attached.key;
         Self::open(client, queue, role, policy, *attached, descriptors, lost).inspect_err(|_| {
@@ -86,7 +85,6 @@ impl Attachment {
         .map_err(|error| ClientError::Protocol(error.to_string()))?;
         let mapped = map_all(&attached, &geometry, role, &descriptors)?;
         let kernel = HostKernel::new(attached.wake_mode);
-        let cpus = available_cpus().map_or(1, |cpus| cpus.len());
         let memory = mapped.memory;
         let attachment = Self {
             client: Arc::clone(client),
@@ -95,7 +93,8 @@ impl Attachment {
             kind: attached.kind,
             geometry,
             kernel,
-            tuner: Tuner::new(policy, cpus),
+            tuner: Tuner::new(policy, online_cpus()),
+            looked_at: 0,
             mark: client.mark(),
             lost,
             reported: OnceLock::new(),
@@ -129,9 +128,7 @@ impl Attachment {
     /// Tells the daemon, once and in the background, that the ring is damaged.
     pub(crate) fn report(&self, fault: &Fault) {
         if self.reported.set(()).is_ok() {
-            self.client
-                .background
-                .report(&self.client, self.key, fault.to_string());
+            self.client.background.report(&self.client, self.key, fault.to_string());
         }
     }
 
@@ -230,10 +227,7 @@ fn map_all(
             producer: region(Memory::ProducerPage)?,
             consumer: region(Memory::ConsumerPage)?,
         },
-        Kind::Mpmc => RingMemory::Mpmc {
-            control,
-            ring: region(Memory::Ring)?,
-        },
+        Kind::Mpmc => RingMemory::Mpmc { control, ring: region(Memory::Ring)? },
     };
     Ok(Mapped { memory, mappings })
 }
@@ -241,11 +235,7 @@ fn map_all(
 /// Bytes of a region and what this role may do there.
 fn shape(memory: Memory, role: Role, kind: Kind, geometry: &Geometry) -> (usize, Access) {
     let writable_by = |writer: Role| {
-        if role == writer {
-            Access::ReadWrite
-        } else {
-            Access::ReadOnly
-        }
+        if role == writer { Access::ReadWrite } else { Access::ReadOnly }
     };
     match memory {
         Memory::Control => (PAGE_BYTES, Access::ReadOnly),

@@ -97,11 +97,7 @@ impl Background {
             Some(Known::Missing(since)) if since.elapsed() < MISSING => return None,
             _ => {}
         }
-        let fetch = Fetch {
-            queue,
-            doorbell,
-            bit,
-        };
+        let fetch = Fetch { queue, doorbell, bit };
         if !work.fetches.contains(&fetch) && work.fetches.len() < DOORBELLS_MAX {
             work.fetches.push(fetch);
         }
@@ -116,20 +112,12 @@ impl Background {
             if work.fetches.is_empty() {
                 return;
             }
-            let (now, later): (Vec<_>, Vec<_>) = work
-                .fetches
-                .drain(..)
-                .partition(|fetch| fetch.queue == queue);
+            let (now, later): (Vec<_>, Vec<_>) =
+                work.fetches.drain(..).partition(|fetch| fetch.queue == queue);
             work.fetches = later;
             now
         };
-        self.work(
-            inner,
-            Todo {
-                fetches,
-                ..Todo::default()
-            },
-        );
+        self.work(inner, Todo { fetches, ..Todo::default() });
     }
 
     /// Nothing that was fetched is valid any more.
@@ -149,10 +137,7 @@ impl Background {
     fn work(&self, inner: &Inner, todo: Todo) -> bool {
         let mut done = true;
         for Report { handle, what } in todo.reports {
-            let request = Request::ReportFault {
-                handle,
-                what: what.clone(),
-            };
+            let request = Request::ReportFault { handle, what: what.clone() };
             if let Err(ClientError::Unavailable { .. }) = inner.request(&request) {
                 self.lock().reports.push(Report { handle, what });
                 done = false;
@@ -245,10 +230,7 @@ fn run(client: &Weak<Inner>) {
 }
 
 fn fetch_doorbell(inner: &Inner, fetch: Fetch) -> Result<Arc<PeerDoorbell>, ClientError> {
-    let request = Request::FetchDoorbell {
-        queue: fetch.queue,
-        doorbell: fetch.doorbell,
-    };
+    let request = Request::FetchDoorbell { queue: fetch.queue, doorbell: fetch.doorbell };
     let answer = inner.request(&request)?;
     match (&answer.reply, <[_; 2]>::try_from(answer.descriptors)) {
         (Reply::Doorbell { doorbell }, Ok([memory, eventfd])) if *doorbell == fetch.doorbell => {

@@ -24,9 +24,8 @@ impl Consumer {
         each: impl FnMut(Message<'_>),
     ) -> Result<usize, ReceiveError> {
         self.receive_batch_with(max, each, |consumer, max| {
-            let Self { ring, pending, .. } = consumer;
-            ring.try_take_batch(pending, max)
-                .map_err(|error| consumer.explain(error))
+            let found = consumer.ring.try_take_batch(&mut consumer.pending, max);
+            consumer.looked(found)
         })
     }
 
@@ -52,9 +51,7 @@ impl Consumer {
         timeout: Duration,
         each: impl FnMut(Message<'_>),
     ) -> Result<usize, ReceiveError> {
-        self.receive_batch_with(max, each, |consumer, max| {
-            consumer.wait_batch(max, Some(timeout))
-        })
+        self.receive_batch_with(max, each, |consumer, max| consumer.wait_batch(max, Some(timeout)))
     }
 
     fn wait_batch(&mut self, max: usize, timeout: Option<Duration>) -> Result<(), ReceiveError> {
@@ -88,10 +85,7 @@ impl Consumer {
         while count < max
             && let Some(taken) = self.pending.pop()
         {
-            let held = Held {
-                consumer: self,
-                taken: Some(taken),
-            };
+            let held = Held { consumer: self, taken: Some(taken) };
             each(held.message());
             drop(held);
             count += 1;
@@ -111,9 +105,7 @@ struct Held<'a> {
 
 impl Held<'_> {
     fn message(&self) -> Message<'_> {
-        let Some(taken) = &self.taken else {
-            unreachable!("released only once, at the end")
-        };
+        let Some(taken) = &self.taken else { unreachable!("released only once, at the end") };
         self.consumer.message(taken)
     }
 }

@@ -166,9 +166,9 @@ impl Inner {
         }
         let result = match state.connected() {
             // A handle that the daemon does not know any more is none to be given back: that answer is as good.
-            true => self
-                .converse(&mut state, &Request::Detach { handle }, &[], timeout)
-                .map(|_| ()),
+            true => {
+                self.converse(&mut state, &Request::Detach { handle }, &[], timeout).map(|_| ())
+            }
             // The `Hello` names the handles that are still in use: this one is not among them.
             false => self.open(&mut state, timeout),
         };
@@ -210,10 +210,8 @@ impl Inner {
                 }
             }
         }
-        let source = io::Error::new(
-            io::ErrorKind::ConnectionReset,
-            "the daemon closed the connection",
-        );
+        let source =
+            io::Error::new(io::ErrorKind::ConnectionReset, "the daemon closed the connection");
         Err(self.unavailable(source))
     }
 
@@ -225,18 +223,11 @@ impl Inner {
         descriptors: &[BorrowedFd<'_>],
         timeout: Duration,
     ) -> Result<(Reply, Vec<OwnedFd>), Broken> {
-        let State {
-            socket: Some(socket),
-            buffer,
-            ..
-        } = state
-        else {
+        let State { socket: Some(socket), buffer, .. } = state else {
             return Err(Broken::Gone { sent: false });
         };
         let protocol = |text: String| Broken::Final(ClientError::Protocol(text));
-        let frame = CONTROL
-            .encode(request)
-            .map_err(|error| protocol(error.to_string()))?;
+        let frame = CONTROL.encode(request).map_err(|error| protocol(error.to_string()))?;
         set_timeout(socket, timeout).map_err(|error| Broken::Final(error.into()))?;
         match send_packet(socket.as_fd(), &frame, descriptors, Blocking::Wait) {
             Ok(()) => {}
@@ -266,9 +257,7 @@ impl Inner {
 
     /// Connects and says hello, naming the handles in use; those that the daemon does not know are marked.
     fn open(&self, state: &mut State, timeout: Duration) -> Result<(), Broken> {
-        let socket = self
-            .dial(timeout)
-            .map_err(|error| Broken::Final(self.unavailable(error)))?;
+        let socket = self.dial(timeout).map_err(|error| Broken::Final(self.unavailable(error)))?;
         state.socket = Some(socket);
         let hello = Request::Hello {
             client_version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -314,19 +303,14 @@ impl Inner {
 
     fn dial(&self, timeout: Duration) -> io::Result<OwnedFd> {
         let address = UnixAddr::new(&self.socket_path)?;
-        let socket = socket(
-            AddressFamily::Unix,
-            SockType::SeqPacket,
-            SockFlag::SOCK_CLOEXEC,
-            None,
-        )?;
+        let socket =
+            socket(AddressFamily::Unix, SockType::SeqPacket, SockFlag::SOCK_CLOEXEC, None)?;
         set_timeout(&socket, timeout)?;
         // A full backlog makes connect wait, at most for the send time-out.
         connect(socket.as_raw_fd(), &address).map_err(|errno| match errno {
-            nix::errno::Errno::EAGAIN | nix::errno::Errno::EINPROGRESS => io::Error::new(
-                io::ErrorKind::TimedOut,
-                "too many clients are waiting to connect",
-            ),
+            nix::errno::Errno::EAGAIN | nix::errno::Errno::EINPROGRESS => {
+                io::Error::new(io::ErrorKind::TimedOut, "too many clients are waiting to connect")
+            }
             errno => errno.into(),
         })?;
         Ok(socket)
@@ -345,10 +329,8 @@ impl Inner {
                 Err(Broken::Gone { .. }) => {}
             }
         }
-        let source = io::Error::new(
-            io::ErrorKind::ConnectionReset,
-            "the daemon closed the connection",
-        );
+        let source =
+            io::Error::new(io::ErrorKind::ConnectionReset, "the daemon closed the connection");
         Err(self.unavailable(source))
     }
 
@@ -377,10 +359,7 @@ impl Inner {
     }
 
     fn unavailable(&self, source: io::Error) -> ClientError {
-        ClientError::Unavailable {
-            socket: self.socket_path.clone(),
-            source,
-        }
+        ClientError::Unavailable { socket: self.socket_path.clone(), source }
     }
 
     fn no_answer(&self, timeout: Duration) -> ClientError {
@@ -412,11 +391,7 @@ impl State {
 /// An answer that does not fit its request.
 pub(crate) fn unexpected(reply: &Reply) -> ClientError {
     let mut text = format!("{reply:?}");
-    text.truncate(
-        text.char_indices()
-            .nth(100)
-            .map_or(text.len(), |(at, _)| at),
-    );
+    text.truncate(text.char_indices().nth(100).map_or(text.len(), |(at, _)| at));
     ClientError::Protocol(text)
 }
 

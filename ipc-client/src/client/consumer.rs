@@ -9,7 +9,7 @@ use super::attachment::Attachment;
 use super::connection::Inner;
 use super::error::{ClientError, ReceiveError};
 use super::guard::{Guard, Message};
-use super::waiting::{Stop, leave, wait_for};
+use super::waiting::{Stop, leave, look, wait_for};
 use crate::protocol::{Kind, Role};
 use crate::ring::{self, Closed, Taken, TryReceiveError};
 use crate::wait::WaitPolicy;
@@ -58,12 +58,7 @@ impl Consumer {
     ) -> Result<Self, ClientError> {
         let (attachment, memory) = Attachment::new(client, queue, Role::Consume, policy)?;
         let ring = ring::Consumer::new(memory, attachment.geometry, attachment.key.handle)?;
-        Ok(Self {
-            ring,
-            attachment,
-            pending: Vec::new(),
-            not_sync: PhantomData,
-        })
+        Ok(Self { ring, attachment, pending: Vec::new(), not_sync: PhantomData })
     }
 
     /// Name of the queue.
@@ -156,7 +151,8 @@ impl Consumer {
         if let Some(taken) = self.pending.pop() {
             return Ok(taken);
         }
-        self.ring.try_take().map_err(|error| self.explain(error))
+        let found = self.ring.try_take();
+        self.looked(found)
     }
 
     #[inline]
@@ -177,15 +173,10 @@ impl Consumer {
         timeout: Option<Duration>,
         mut attempt: impl FnMut(&mut ring::Consumer) -> Result<T, TryReceiveError>,
     ) -> Result<T, ReceiveError> {
-        let waited = wait_for(
-            &mut self.attachment,
-            &mut self.ring,
-            timeout,
-            |ring| match attempt(ring) {
-                Err(TryReceiveError::Empty) => None,
-                result => Some(result),
-            },
-        );
+        let waited = wait_for(&mut self.attachment, &mut self.ring, timeout, |ring, attachment| {
+            let found = attempt(ring);
+            look(ring, attachment, found)
+        });
         match waited {
             Ok(Ok(taken)) => Ok(taken),
             Ok(Err(error)) => Err(self.explain(error)),
@@ -200,21 +191,14 @@ impl Consumer {
         // Only what the buffer grows by is filled with zeros first.
         buffer.resize(length, 0);
         self.ring.read(&taken, 0, buffer);
-        let received = Received {
-            sequence: taken.sequence(),
-            length,
-            redelivered: taken.redelivered(),
-        };
+        let received =
+            Received { sequence: taken.sequence(), length, redelivered: taken.redelivered() };
         self.release(taken);
         received
     }
 
     pub(super) fn message<'a>(&'a self, taken: &'a Taken) -> Message<'a> {
-        Message {
-            ring: &self.ring,
-            taken,
-            mark: self.attachment.mark(),
-        }
+        Message { ring: &self.ring, taken, mark: self.attachment.mark() }
     }
 
     /// Gives a message's slots back and wakes the producers that wait for them. Nothing in a forked child.
@@ -227,12 +211,23 @@ impl Consumer {
         self.attachment.wake_peers(self.ring.peer_park(), u32::MAX);
     }
 
+    /// The answer of a form that does not wait.
+    #[inline]
+    pub(super) fn looked<T>(
+        &mut self,
+        found: Result<T, TryReceiveError>,
+    ) -> Result<T, ReceiveError> {
+        match look(&mut self.ring, &mut self.attachment, found) {
+            Some(Ok(found)) => Ok(found),
+            Some(Err(error)) => Err(self.explain(error)),
+            None if self.attachment.is_lost() => Err(ReceiveError::Closed(Closed::Deleted)),
+            None => Err(ReceiveError::Empty),
+        }
+    }
+
     #[cold]
     pub(crate) fn explain(&self, error: TryReceiveError) -> ReceiveError {
         match error {
-            TryReceiveError::Empty if self.attachment.is_lost() => {
-                ReceiveError::Closed(Closed::Deleted)
-            }
             TryReceiveError::Fault(fault) => {
                 self.attachment.report(&fault);
                 ReceiveError::PeerFault(fault)

@@ -45,11 +45,7 @@ struct Bell {
 impl Bell {
     fn map(memory: BorrowedFd<'_>, eventfd: EventFd, mark: ForkMark) -> io::Result<Self> {
         let mapping = Mapping::map(memory, BYTES, Access::ReadWrite, Populate::Now)?;
-        Ok(Self {
-            mapping: ManuallyDrop::new(mapping),
-            eventfd,
-            mark,
-        })
+        Ok(Self { mapping: ManuallyDrop::new(mapping), eventfd, mark })
     }
 
     fn region(&self) -> Region {
@@ -175,10 +171,7 @@ impl OwnDoorbell {
     /// Its owner looks at the pending bits itself.
     pub(crate) fn awake(&self) {
         // Relaxed: a ringer that still sees the old mode wakes for nothing.
-        self.bell
-            .region()
-            .u32_at(MODE)
-            .store(MODE_AWAKE, Ordering::Relaxed);
+        self.bell.region().u32_at(MODE).store(MODE_AWAKE, Ordering::Relaxed);
     }
 
     /// As new, for another user. A ring that comes late finds nobody and harms nobody.
@@ -195,12 +188,7 @@ impl OwnDoorbell {
             return false;
         };
         // AcqRel: partner of the fetch_or in `ring`.
-        self.bell
-            .region()
-            .u64_at(word)
-            .fetch_and(!mask, Ordering::AcqRel)
-            & mask
-            != 0
+        self.bell.region().u64_at(word).fetch_and(!mask, Ordering::AcqRel) & mask != 0
     }
 
     fn before_sleep(&self, region: &Region, mode: u32) -> bool {
@@ -241,9 +229,7 @@ mod tests {
     fn bells() -> (OwnDoorbell, PeerDoorbell) {
         let mark = ForkMark::get().expect("a page is there");
         let own = OwnDoorbell::new(mark).expect("memory is there");
-        let [memory, eventfd] = own
-            .descriptors()
-            .map(|fd| fd.try_clone_to_owned().expect("dup"));
+        let [memory, eventfd] = own.descriptors().map(|fd| fd.try_clone_to_owned().expect("dup"));
         let peer = PeerDoorbell::open(7, memory, eventfd, mark).expect("what was made fits");
         (own, peer)
     }

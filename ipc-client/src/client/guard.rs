@@ -28,11 +28,7 @@ pub enum ReadMetadataError {
 
 impl<'a> Message<'a> {
     fn check(&self) -> Result<(), ReceiveError> {
-        if self.mark.is_forked() {
-            Err(ReceiveError::UsedAfterFork)
-        } else {
-            Ok(())
-        }
+        if self.mark.is_forked() { Err(ReceiveError::UsedAfterFork) } else { Ok(()) }
     }
 
     /// Payload bytes.
@@ -128,10 +124,7 @@ pub struct Guard<'a> {
 
 impl<'a> Guard<'a> {
     pub(crate) fn new(consumer: &'a mut Consumer, taken: Taken) -> Self {
-        Self {
-            consumer,
-            taken: Some(taken),
-        }
+        Self { consumer, taken: Some(taken) }
     }
 
     fn message(&self) -> Message<'_> {

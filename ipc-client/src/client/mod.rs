@@ -19,7 +19,7 @@ mod waiting;
 pub(crate) mod internal {
     pub(crate) use super::attachment::Attachment;
     pub(crate) use super::bells::shared::BellPlace;
-    pub(crate) use super::waiting::{Side, pass_on};
+    pub(crate) use super::waiting::{Side, look, pass_on};
 }
 
 use std::path::{Path, PathBuf};
@@ -93,9 +93,7 @@ impl Client {
     /// # Errors
     /// See [`Client`].
     pub fn connect(path: impl AsRef<Path>) -> Result<Self, ClientError> {
-        Ok(Self {
-            inner: Inner::connect(path.as_ref().to_path_buf())?,
-        })
+        Ok(Self { inner: Inner::connect(path.as_ref().to_path_buf())? })
     }
 
     /// Connects to the daemon at [`default_socket`].
@@ -121,10 +119,7 @@ impl Client {
     /// # Errors
     /// See [`Client`]; codes `Exists`, `Invalid`, `Limit`, `NotPermitted`.
     pub fn create_queue(&self, name: &str, spec: QueueSpec) -> Result<QueueInfo, ClientError> {
-        let request = Request::CreateQueue {
-            name: name.to_owned(),
-            spec,
-        };
+        let request = Request::CreateQueue { name: name.to_owned(), spec };
         match self.inner.request_once(&request, ErrorCode::Exists)? {
             Some(answer) => queue(answer.reply),
             None => self.queue_info(name),
@@ -136,9 +131,7 @@ impl Client {
     /// # Errors
     /// See [`Client`]; codes `NotFound`, `NotPermitted`.
     pub fn delete_queue(&self, name: &str) -> Result<(), ClientError> {
-        let request = Request::DeleteQueue {
-            name: name.to_owned(),
-        };
+        let request = Request::DeleteQueue { name: name.to_owned() };
         match self.inner.request_once(&request, ErrorCode::NotFound)? {
             Some(answer) => done(&answer.reply),
             None => Ok(()),
@@ -150,9 +143,7 @@ impl Client {
     /// # Errors
     /// See [`Client`]; codes `NotFound`, `NotPermitted`, `Busy`.
     pub fn purge_queue(&self, name: &str) -> Result<u64, ClientError> {
-        let answer = self.inner.request(&Request::PurgeQueue {
-            name: name.to_owned(),
-        })?;
+        let answer = self.inner.request(&Request::PurgeQueue { name: name.to_owned() })?;
         match answer.reply {
             Reply::Purged { messages } => Ok(messages),
             reply => Err(unexpected(&reply)),
@@ -166,12 +157,8 @@ impl Client {
     pub fn list_queues(&self) -> Result<Vec<QueueInfo>, ClientError> {
         let mut queues: Vec<QueueInfo> = Vec::new();
         loop {
-            let after = queues
-                .last()
-                .map_or_else(String::new, |last| last.name.clone());
-            let answer = self.inner.request(&Request::ListQueues {
-                after: after.clone(),
-            })?;
+            let after = queues.last().map_or_else(String::new, |last| last.name.clone());
+            let answer = self.inner.request(&Request::ListQueues { after: after.clone() })?;
             let Reply::Queues(page) = answer.reply else {
                 return Err(unexpected(&answer.reply));
             };
@@ -192,13 +179,7 @@ impl Client {
     /// # Errors
     /// See [`Client`]; codes `NotFound`, `NotPermitted`.
     pub fn queue_info(&self, name: &str) -> Result<QueueInfo, ClientError> {
-        queue(
-            self.inner
-                .request(&Request::QueueInfo {
-                    name: name.to_owned(),
-                })?
-                .reply,
-        )
+        queue(self.inner.request(&Request::QueueInfo { name: name.to_owned() })?.reply)
     }
 
     /// The daemon itself.
@@ -219,15 +200,14 @@ impl Client {
     pub fn upgrade(&self, binary: Option<&Path>) -> Result<(), ClientError> {
         let binary = match binary {
             None => String::new(),
-            Some(path) => std::path::absolute(path)?
-                .into_os_string()
-                .into_string()
-                .map_err(|_| {
+            Some(path) => {
+                std::path::absolute(path)?.into_os_string().into_string().map_err(|_| {
                     std::io::Error::new(
                         std::io::ErrorKind::InvalidInput,
                         "the binary's path is not UTF-8",
                     )
-                })?,
+                })?
+            }
         };
         done(&self.inner.request(&Request::Upgrade { binary })?.reply)
     }

@@ -45,12 +45,7 @@ impl Producer {
     ) -> Result<Self, ClientError> {
         let (attachment, memory) = Attachment::new(client, queue, Role::Produce, policy)?;
         let ring = ring::Producer::new(memory, attachment.geometry, attachment.key.handle)?;
-        Ok(Self {
-            ring,
-            attachment,
-            metadata: Vec::new(),
-            not_sync: PhantomData,
-        })
+        Ok(Self { ring, attachment, metadata: Vec::new(), not_sync: PhantomData })
     }
 
     /// Name of the queue.
@@ -178,9 +173,7 @@ impl Producer {
     /// # Errors
     /// See [`Producer`].
     pub fn send_batch(&mut self, payloads: &[&[u8]]) -> Result<u64, SendError> {
-        self.wait(None, messages(payloads), |ring| {
-            ring.try_send_batch(payloads)
-        })
+        self.wait(None, messages(payloads), |ring| ring.try_send_batch(payloads))
     }
 
     /// As [`Self::try_send_batch`]; waits for room for all of them at most this long.
@@ -192,9 +185,7 @@ impl Producer {
         payloads: &[&[u8]],
         timeout: Duration,
     ) -> Result<u64, SendError> {
-        self.wait(Some(timeout), messages(payloads), |ring| {
-            ring.try_send_batch(payloads)
-        })
+        self.wait(Some(timeout), messages(payloads), |ring| ring.try_send_batch(payloads))
     }
 
     /// Claims a slot for a message of at most `length` bytes, to be written in place. The message must fit one slot.
@@ -246,15 +237,13 @@ impl Producer {
         if self.attachment.is_forked() {
             return Err(SendError::UsedAfterFork);
         }
-        let waited = wait_for(
-            &mut self.attachment,
-            &mut self.ring,
-            timeout,
-            |ring| match attempt(ring) {
-                Err(TrySendError::Full) => None,
-                result => Some(result),
-            },
-        );
+        let waited =
+            wait_for(&mut self.attachment, &mut self.ring, timeout, |ring, _| {
+                match attempt(ring) {
+                    Err(TrySendError::Full) => None,
+                    result => Some(result),
+                }
+            });
         match waited {
             Ok(Ok(sent)) => {
                 self.wake(messages);
@@ -324,10 +313,9 @@ impl Drop for Producer {
 
 fn encode(metadata: &Metadata, into: &mut Vec<u8>) -> Result<(), SendError> {
     metadata.encode(into).map_err(|error| match error {
-        MetadataError::TooLong(length) => SendError::TooLarge {
-            length,
-            max: usize::from(u16::MAX),
-        },
+        MetadataError::TooLong(length) => {
+            SendError::TooLarge { length, max: usize::from(u16::MAX) }
+        }
         _ => SendError::InvalidMetadata,
     })
 }

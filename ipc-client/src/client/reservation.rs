@@ -17,11 +17,7 @@ pub struct Reservation<'a> {
 impl<'a> Reservation<'a> {
     pub(super) fn new(producer: &'a mut Producer, reserved: Reserved) -> Self {
         let capacity = reserved.capacity();
-        Self {
-            producer,
-            reserved: Some(reserved),
-            capacity,
-        }
+        Self { producer, reserved: Some(reserved), capacity }
     }
 
     /// Payload bytes that fit: at least what was asked for.
@@ -41,13 +37,10 @@ impl<'a> Reservation<'a> {
         let Some(reserved) = &self.reserved else {
             return Ok(());
         };
-        self.producer
-            .ring
-            .write(reserved, offset, bytes)
-            .map_err(|_| SendError::TooLarge {
-                length: offset.saturating_add(bytes.len()),
-                max: self.capacity,
-            })
+        self.producer.ring.write(reserved, offset, bytes).map_err(|_| SendError::TooLarge {
+            length: offset.saturating_add(bytes.len()),
+            max: self.capacity,
+        })
     }
 
     /// Address of the payload: [`Self::capacity`] bytes, aligned to 16 if the slot size is a multiple of 32, else
@@ -86,10 +79,7 @@ impl<'a> Reservation<'a> {
             return Err(SendError::UsedAfterFork);
         }
         if length > self.capacity {
-            return Err(SendError::TooLarge {
-                length,
-                max: self.capacity,
-            });
+            return Err(SendError::TooLarge { length, max: self.capacity });
         }
         let Some(reserved) = self.reserved.take() else {
             unreachable!("only commit and drop take the reservation, and both consume it")

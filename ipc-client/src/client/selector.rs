@@ -107,13 +107,7 @@ impl Selector {
     pub fn new(client: &Client) -> Result<Self, ClientError> {
         let client = Arc::clone(client.inner());
         let bell = LeasedBell::new(&client)?;
-        Ok(Self {
-            client,
-            bell,
-            members: Vec::new(),
-            awake: Vec::new(),
-            polled: 0,
-        })
+        Ok(Self { client, bell, members: Vec::new(), awake: Vec::new(), polled: 0 })
     }
 
     /// Queues in it.
@@ -133,11 +127,7 @@ impl Selector {
     /// # Errors
     /// The daemon refuses or does not answer; [`Self::QUEUES_MAX`] queues are in it. The consumer is dropped then.
     pub fn add(&mut self, consumer: Consumer) -> Result<Token, ClientError> {
-        let free = self
-            .members
-            .iter()
-            .position(Option::is_none)
-            .unwrap_or(self.members.len());
+        let free = self.members.iter().position(Option::is_none).unwrap_or(self.members.len());
         let bit = u32::try_from(free).unwrap_or(u32::MAX);
         if free >= QUEUES_MAX {
             let text = format!("a selector takes at most {QUEUES_MAX} queues");
@@ -146,10 +136,7 @@ impl Selector {
         let handle = consumer.attachment.key;
         self.bell.bind(handle)?;
         consumer.ring.line().set_doorbell(self.bell.id(), bit);
-        let member = Member {
-            consumer,
-            armed: false,
-        };
+        let member = Member { consumer, armed: false };
         self.polled += usize::from(!member.may_park());
         if free == self.members.len() {
             self.members.push(Some(member));
@@ -260,16 +247,9 @@ impl Selector {
     }
 
     fn take_rung(&mut self) {
-        let Self {
-            bell,
-            members,
-            awake,
-            ..
-        } = self;
+        let Self { bell, members, awake, .. } = self;
         bell.own().take_pending(|bit| {
-            let place = usize::try_from(bit)
-                .ok()
-                .and_then(|place| members.get_mut(place));
+            let place = usize::try_from(bit).ok().and_then(|place| members.get_mut(place));
             if let Some(Some(member)) = place
                 && member.armed
             {
@@ -283,9 +263,7 @@ impl Selector {
         let Self { members, awake, .. } = self;
         let mut ready = Vec::new();
         for bit in awake.iter() {
-            let place = usize::try_from(*bit)
-                .ok()
-                .and_then(|place| members.get_mut(place));
+            let place = usize::try_from(*bit).ok().and_then(|place| members.get_mut(place));
             if let Some(Some(member)) = place
                 && member.is_ready()
             {
@@ -294,9 +272,7 @@ impl Selector {
             }
         }
         awake.retain(|bit| {
-            let place = usize::try_from(*bit)
-                .ok()
-                .and_then(|place| members.get(place));
+            let place = usize::try_from(*bit).ok().and_then(|place| members.get(place));
             place.is_some_and(|member| member.as_ref().is_some_and(|member| !member.armed))
         });
         ready
@@ -308,9 +284,7 @@ impl Selector {
         let Self { members, awake, .. } = self;
         let mut kernel = None;
         for bit in awake.iter() {
-            let place = usize::try_from(*bit)
-                .ok()
-                .and_then(|place| members.get_mut(place));
+            let place = usize::try_from(*bit).ok().and_then(|place| members.get_mut(place));
             if let Some(Some(member)) = place {
                 member.announce();
                 let own = member.consumer.attachment.kernel;

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::attachment::Attachment;
-use crate::ring::{self, HandleLine, Park, sleep_once};
+use crate::ring::{self, HandleLine, Park, TryReceiveError, sleep_once};
 use crate::sys::clock::monotonic_ns;
 use crate::wait::{SPIN_ALONE_NS, Step, Wait};
 
@@ -80,9 +80,9 @@ pub(crate) fn wait_for<R: Side, T>(
     attachment: &mut Attachment,
     ring: &mut R,
     timeout: Option<Duration>,
-    mut attempt: impl FnMut(&mut R) -> Option<T>,
+    mut attempt: impl FnMut(&mut R, &mut Attachment) -> Option<T>,
 ) -> Result<T, Stop> {
-    match attempt(ring) {
+    match attempt(ring, attachment) {
         Some(found) => Ok(found),
         None => wait_longer(attachment, ring, timeout, attempt),
     }
@@ -93,20 +93,13 @@ fn wait_longer<R: Side, T>(
     attachment: &mut Attachment,
     ring: &mut R,
     timeout: Option<Duration>,
-    mut attempt: impl FnMut(&mut R) -> Option<T>,
+    mut attempt: impl FnMut(&mut R, &mut Attachment) -> Option<T>,
 ) -> Result<T, Stop> {
     if timeout.is_some_and(|timeout| timeout.is_zero()) {
-        return Err(if attachment.is_lost() {
-            Stop::Lost
-        } else {
-            Stop::Timeout
-        });
+        return Err(if attachment.is_lost() { Stop::Lost } else { Stop::Timeout });
     }
     let mut wait = attachment.tuner.begin();
-    let mut house = House {
-        told: false,
-        kept_ns: 0,
-    };
+    let mut house = House { told: false, kept_ns: 0 };
     let result = loop {
         let step = wait.next(&attachment.tuner);
         match step {
@@ -114,6 +107,7 @@ fn wait_longer<R: Side, T>(
             Step::Pause => std::hint::spin_loop(),
             Step::Clock | Step::Yield => {
                 if step == Step::Yield {
+                    wait.clock(monotonic_ns(), Step::Clock, &mut attachment.tuner);
                     std::thread::yield_now();
                 }
                 wait.clock(monotonic_ns(), step, &mut attachment.tuner);
@@ -129,7 +123,7 @@ fn wait_longer<R: Side, T>(
                 wait.clock(monotonic_ns(), step, &mut attachment.tuner);
             }
         }
-        if let Some(found) = attempt(ring) {
+        if let Some(found) = attempt(ring, attachment) {
             break Ok(found);
         }
         if !matches!(step, Step::Look | Step::Pause) {
@@ -159,10 +153,10 @@ fn left(wait: &Wait, timeout: Option<Duration>) -> Duration {
 }
 
 fn sleep<R: Side, T>(
-    attachment: &Attachment,
+    attachment: &mut Attachment,
     ring: &mut R,
     bound: Duration,
-    attempt: &mut impl FnMut(&mut R) -> Option<T>,
+    attempt: &mut impl FnMut(&mut R, &mut Attachment) -> Option<T>,
 ) -> Option<T> {
     if !attachment.kernel.may_park() {
         std::thread::sleep(POLL.min(bound));
@@ -170,9 +164,29 @@ fn sleep<R: Side, T>(
     }
     let park = ring.own_park().clone();
     let handle = ring.handle();
-    sleep_once(&park, handle, &attachment.kernel, Some(bound), || {
-        attempt(ring)
-    })
+    let kernel = attachment.kernel;
+    sleep_once(&park, handle, &kernel, Some(bound), || attempt(ring, attachment))
+}
+
+/// A look of a consumer. Looking may free slots, those of messages that were never finished; whoever waits for room is
+/// told then although nothing was received.
+#[inline]
+pub(crate) fn look<T>(
+    ring: &mut ring::Consumer,
+    attachment: &mut Attachment,
+    found: Result<T, TryReceiveError>,
+) -> Option<Result<T, TryReceiveError>> {
+    match found {
+        Err(TryReceiveError::Empty) => {
+            let position = ring.position();
+            if position != attachment.looked_at {
+                attachment.looked_at = position;
+                attachment.wake_peers(ring.peer_park(), u32::MAX);
+            }
+            None
+        }
+        found => Some(found),
+    }
 }
 
 /// A message that could not be given out because an earlier one was still being written has spent its wake-up in vain.
@@ -203,8 +217,7 @@ impl House {
     fn tell<R: Side>(&mut self, ring: &R, wait: &Wait) {
         if !self.told {
             self.told = true;
-            ring.line()
-                .set_waiting(ring.position(), wait.started_ns().max(1));
+            ring.line().set_waiting(ring.position(), wait.started_ns().max(1));
         }
     }
 

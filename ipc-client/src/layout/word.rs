@@ -92,6 +92,12 @@ impl Word {
         })
     }
 
+    /// Whether it has this state.
+    #[inline]
+    pub const fn is(self, state: State) -> bool {
+        self.0 & 7 == state as u64
+    }
+
     /// The same lap and length with another owner and state.
     #[inline]
     pub const fn with(self, owner: u8, state: State) -> Self {

@@ -17,10 +17,7 @@ pub struct Framing {
 }
 
 /// The control protocol between clients and the daemon.
-pub const CONTROL: Framing = Framing {
-    magic: *b"RMCP",
-    version: PROTOCOL_VERSION,
-};
+pub const CONTROL: Framing = Framing { magic: *b"RMCP", version: PROTOCOL_VERSION };
 
 /// Why bytes are no message, or a message does not become bytes.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -86,14 +83,10 @@ impl Framing {
         let mut frame = postcard::to_extend(message, frame)
             .map_err(|error| FrameError::Body(error.to_string()))?;
         if frame.len() > FRAME_BYTES_MAX {
-            return Err(FrameError::TooLong {
-                length: frame.len(),
-            });
+            return Err(FrameError::TooLong { length: frame.len() });
         }
-        let length =
-            u32::try_from(frame.len() - FRAME_HEADER_BYTES).map_err(|_| FrameError::TooLong {
-                length: frame.len(),
-            })?;
+        let length = u32::try_from(frame.len() - FRAME_HEADER_BYTES)
+            .map_err(|_| FrameError::TooLong { length: frame.len() })?;
         frame[8..FRAME_HEADER_BYTES].copy_from_slice(&length.to_le_bytes());
         Ok(frame)
     }
@@ -104,14 +97,10 @@ impl Framing {
     /// See [`FrameError`]; never a panic, whatever the bytes are.
     pub fn decode<T: DeserializeOwned>(&self, packet: &[u8]) -> Result<T, FrameError> {
         if packet.len() > FRAME_BYTES_MAX {
-            return Err(FrameError::TooLong {
-                length: packet.len(),
-            });
+            return Err(FrameError::TooLong { length: packet.len() });
         }
         let Some((header, body)) = packet.split_first_chunk::<FRAME_HEADER_BYTES>() else {
-            return Err(FrameError::Short {
-                length: packet.len(),
-            });
+            return Err(FrameError::Short { length: packet.len() });
         };
         let [m0, m1, m2, m3, v0, v1, r0, r1, l0, l1, l2, l3] = *header;
         if [m0, m1, m2, m3] != self.magic {
@@ -119,10 +108,7 @@ impl Framing {
         }
         let theirs = u16::from_le_bytes([v0, v1]);
         if theirs != self.version {
-            return Err(FrameError::Version {
-                theirs,
-                ours: self.version,
-            });
+            return Err(FrameError::Version { theirs, ours: self.version });
         }
         let reserved = u16::from_le_bytes([r0, r1]);
         if reserved != 0 {
@@ -130,15 +116,10 @@ impl Framing {
         }
         let stated = u32::from_le_bytes([l0, l1, l2, l3]) as usize;
         if stated > body.len() {
-            return Err(FrameError::Truncated {
-                stated,
-                actual: body.len(),
-            });
+            return Err(FrameError::Truncated { stated, actual: body.len() });
         }
         if stated < body.len() {
-            return Err(FrameError::Trailing {
-                bytes: body.len() - stated,
-            });
+            return Err(FrameError::Trailing { bytes: body.len() - stated });
         }
         let (message, rest) =
             postcard::take_from_bytes(body).map_err(|error| FrameError::Body(error.to_string()))?;
@@ -160,11 +141,7 @@ mod tests {
         Request::Hello {
             client_version: "1".into(),
             session: 7,
-            handles: vec![HandleKey {
-                queue: 1,
-                handle: 2,
-                epoch: 3,
-            }],
+            handles: vec![HandleKey { queue: 1, handle: 2, epoch: 3 }],
         }
     }
 
@@ -192,16 +169,10 @@ mod tests {
         }
         let mut longer = frame.clone();
         longer.push(0);
-        assert_eq!(
-            CONTROL.decode::<Request>(&longer),
-            Err(FrameError::Trailing { bytes: 1 })
-        );
+        assert_eq!(CONTROL.decode::<Request>(&longer), Err(FrameError::Trailing { bytes: 1 }));
         // The header admits the byte, the message does not need it.
         longer[8] += 1;
-        assert_eq!(
-            CONTROL.decode::<Request>(&longer),
-            Err(FrameError::Trailing { bytes: 1 })
-        );
+        assert_eq!(CONTROL.decode::<Request>(&longer), Err(FrameError::Trailing { bytes: 1 }));
     }
 
     #[test]
@@ -213,35 +184,17 @@ mod tests {
             CONTROL.decode::<Request>(&bytes).unwrap_err()
         };
         assert_eq!(with(0, b'X'), FrameError::Magic);
-        assert_eq!(
-            with(4, 2),
-            FrameError::Version {
-                theirs: 2,
-                ours: PROTOCOL_VERSION
-            }
-        );
+        assert_eq!(with(4, 2), FrameError::Version { theirs: 2, ours: PROTOCOL_VERSION });
         assert_eq!(with(6, 1), FrameError::Reserved(1));
-        assert_eq!(
-            with(11, 255),
-            FrameError::Truncated {
-                stated: 0xff00_0001,
-                actual: 1
-            }
-        );
+        assert_eq!(with(11, 255), FrameError::Truncated { stated: 0xff00_0001, actual: 1 });
         assert!(matches!(with(12, 200), FrameError::Body(_)));
         let long = vec![0; FRAME_BYTES_MAX + 1];
-        assert!(matches!(
-            CONTROL.decode::<Request>(&long),
-            Err(FrameError::TooLong { .. })
-        ));
+        assert!(matches!(CONTROL.decode::<Request>(&long), Err(FrameError::TooLong { .. })));
         let message = Reply::Error {
             code: crate::protocol::ErrorCode::Io,
             message: "x".repeat(FRAME_BYTES_MAX),
         };
-        assert!(matches!(
-            CONTROL.encode(&message),
-            Err(FrameError::TooLong { .. })
-        ));
+        assert!(matches!(CONTROL.encode(&message), Err(FrameError::TooLong { .. })));
     }
 
     proptest! {

@@ -1,13 +1,12 @@
 //! The receiving end of either kind.
 
+use super::end::{Claim, ReceiveEnd};
 use super::error::{Closed, Fault, TryReceiveError};
 use super::line::HandleLine;
-use super::mpmc::{Claim, Ring};
 use super::park::Park;
 use super::region::Region;
 use super::slots::{Header, Slots};
-use super::spsc::ConsumerEnd;
-use super::{RingMemory, closed_state};
+use super::{RingMemory, closed_state, mpmc, spsc};
 use crate::layout::Geometry;
 use crate::protocol::Role;
 use crate::sync::canary::{Canary, planted};
@@ -27,12 +26,18 @@ pub struct Consumer {
 
 #[derive(Debug)]
 enum End {
-    Spsc(ConsumerEnd),
-    Mpmc {
-        ring: Ring,
-        /// Slot at which the search for messages of dead consumers goes on.
-        scan_from: u64,
-    },
+    Spsc(spsc::ConsumerEnd),
+    Mpmc(mpmc::ConsumerEnd),
+}
+
+/// Runs the same code for either kind, compiled for each.
+macro_rules! with_end {
+    ($of:expr, $end:ident => $body:expr) => {
+        match $of {
+            End::Spsc($end) => $body,
+            End::Mpmc($end) => $body,
+        }
+    };
 }
 
 /// A message that this consumer holds: its slots stay where they are until it is released.
@@ -79,10 +84,10 @@ impl Consumer {
     pub fn new(memory: RingMemory, geometry: Geometry, handle: u8) -> Result<Self, Fault> {
         let end = match &memory {
             RingMemory::Spsc { slots, producer, consumer, .. } => {
-                End::Spsc(ConsumerEnd::new(slots, consumer, producer, geometry)?)
+                End::Spsc(spsc::ConsumerEnd::new(slots, consumer, producer, geometry)?)
             }
             RingMemory::Mpmc { ring, .. } => {
-                End::Mpmc { ring: Ring::new(ring, geometry)?, scan_from: 0 }
+                End::Mpmc(mpmc::ConsumerEnd::new(ring, geometry, handle)?)
             }
         };
         let line = memory.line(Role::Consume, handle);
@@ -95,10 +100,7 @@ impl Consumer {
 
     #[inline(always)]
     fn slots(&self) -> &Slots {
-        match &self.end {
-            End::Spsc(end) => &end.slots,
-            End::Mpmc { ring, .. } => &ring.slots,
-        }
+        with_end!(&self.end, end => end.slots())
     }
 
     /// Why nothing will come any more, if so; what was sent before `Draining` can still be received.
@@ -114,39 +116,12 @@ impl Consumer {
         if let Some(closed @ (Closed::Deleted | Closed::Fault)) = closed {
             return Err(TryReceiveError::Closed(closed));
         }
-        let taken = match self.take_any() {
+        match with_end!(&mut self.end, end => take(end)) {
             Err(TryReceiveError::Empty) => {
                 Err(closed.map_or(TryReceiveError::Empty, TryReceiveError::Closed))
             }
             taken => taken,
-        };
-        if let (Err(TryReceiveError::Fault(_)), End::Mpmc { ring, .. }) = (&taken, &self.end) {
-            ring.set_fault_flag();
         }
-        taken
-    }
-
-    #[inline(always)]
-    fn take_any(&mut self) -> Result<Taken, TryReceiveError> {
-        let (claim, redelivered) = match &mut self.end {
-            End::Spsc(end) => end.peek()?,
-            End::Mpmc { ring, scan_from } => {
-                if let Some(fault) = ring.fault_flag() {
-                    return Err(fault.into());
-                }
-                let hold = ring.take(self.handle, scan_from)?;
-                (hold.claim, hold.redelivered)
-            }
-        };
-        let header = self.slots().read_header(claim.position, claim.n)?;
-        if let End::Spsc(end) = &mut self.end {
-            end.accept(claim);
-        }
-        let taken = Taken { claim, header, redelivered };
-        if planted(Canary::ReleaseBeforeCopy) {
-            self.release_slots(claim);
-        }
-        Ok(taken)
     }
 
     /// Takes up to `max` messages, at least one, into a vector that has room for them. An error only if there is none.
@@ -161,7 +136,7 @@ impl Consumer {
         }
         taken.push(self.try_take()?);
         for _ in 1..room {
-            match self.take_any() {
+            match with_end!(&mut self.end, end => take(end)) {
                 Ok(next) => taken.push(next),
                 Err(_) => break,
             }
@@ -172,13 +147,7 @@ impl Consumer {
     /// Whether [`Self::try_take`] would probably not answer `Empty`: there is a message, the queue is closed, or it is
     /// damaged. Takes nothing; another consumer may be faster.
     pub fn has_message(&self) -> bool {
-        if self.closed().is_some() {
-            return true;
-        }
-        match &self.end {
-            End::Spsc(end) => !matches!(end.peek(), Err(TryReceiveError::Empty)),
-            End::Mpmc { ring, .. } => ring.fault_flag().is_some() || ring.has_message(),
-        }
+        self.closed().is_some() || with_end!(&self.end, end => end.has_message())
     }
 
     /// Copies payload bytes from `offset` on; returns how many.
@@ -214,25 +183,14 @@ impl Consumer {
         self.messages += 1;
         self.payload_bytes += u64::from(taken.header.length);
         if !planted(Canary::ReleaseBeforeCopy) {
-            self.release_slots(taken.claim);
+            with_end!(&mut self.end, end => end.release(taken.claim));
         }
         self.line.set_counters(self.messages, self.payload_bytes);
     }
 
-    #[inline(always)]
-    fn release_slots(&mut self, claim: Claim) {
-        match &mut self.end {
-            End::Spsc(end) => end.release(claim),
-            End::Mpmc { ring, .. } => ring.release(claim),
-        }
-    }
-
     /// Position of the next message.
     pub fn position(&self) -> u64 {
-        match &self.end {
-            End::Spsc(end) => end.position(),
-            End::Mpmc { ring, .. } => ring.head_position(),
-        }
+        with_end!(&self.end, end => end.position())
     }
 
     /// Where consumers of this ring sleep.
@@ -254,5 +212,24 @@ impl Consumer {
     /// This handle's index.
     pub fn handle(&self) -> u8 {
         self.handle
+    }
+}
+
+/// Takes one message and reads its header.
+#[inline(always)]
+fn take(end: &mut impl ReceiveEnd) -> Result<Taken, TryReceiveError> {
+    let (claim, redelivered) = end.take()?;
+    match end.slots().read_header(claim.position, claim.n) {
+        Ok(header) => {
+            end.accept(claim);
+            if planted(Canary::ReleaseBeforeCopy) {
+                end.release(claim);
+            }
+            Ok(Taken { claim, header, redelivered })
+        }
+        Err(fault) => {
+            end.refuse();
+            Err(fault.into())
+        }
     }
 }

@@ -4,60 +4,103 @@
 //! x86-64 the copy is written in assembly, which the compiler cannot see into: bytes that a peer changes meanwhile
 //! arrive as old, new or mixed, and nothing else can happen. Elsewhere relaxed atomic bytes do the same, slower.
 
-/// From this length on `rep movsb` wins over a loop of 16-byte moves on processors with fast short strings.
-#[cfg(target_arch = "x86_64")]
+/// Moves 16 bytes at each of these offsets, all loads before all stores. SSE2 is part of x86-64.
+#[cfg(all(target_arch = "x86_64", not(loom)))]
+macro_rules! moves {
+    ($source:expr, $target:expr, [$a:expr, $b:expr]) => {
+        core::arch::asm!(
+            "movdqu {x}, [{s} + {a}]", "movdqu {y}, [{s} + {b}]",
+            "movdqu [{t} + {a}], {x}", "movdqu [{t} + {b}], {y}",
+            s = in(reg) $source, t = in(reg) $target, a = in(reg) $a, b = in(reg) $b,
+            x = out(xmm_reg) _, y = out(xmm_reg) _, options(nostack, preserves_flags)
+        )
+    };
+    ($source:expr, $target:expr, [$a:expr, $b:expr, $c:expr, $d:expr]) => {
+        core::arch::asm!(
+            "movdqu {w}, [{s} + {a}]", "movdqu {x}, [{s} + {b}]",
+            "movdqu {y}, [{s} + {c}]", "movdqu {z}, [{s} + {d}]",
+            "movdqu [{t} + {a}], {w}", "movdqu [{t} + {b}], {x}",
+            "movdqu [{t} + {c}], {y}", "movdqu [{t} + {d}], {z}",
+            s = in(reg) $source, t = in(reg) $target,
+            a = in(reg) $a, b = in(reg) $b, c = in(reg) $c, d = in(reg) $d,
+            w = out(xmm_reg) _, x = out(xmm_reg) _, y = out(xmm_reg) _, z = out(xmm_reg) _,
+            options(nostack, preserves_flags)
+        )
+    };
+}
+
+/// From this length on `rep movsb` wins over a loop of 64-byte moves on processors with fast short strings.
+#[cfg(all(target_arch = "x86_64", not(loom)))]
 const STRING_MOVE_BYTES_MIN: usize = 512;
 
-/// Copies `length` bytes from `source` to `target`.
+/// Copies `length` bytes from `source` to `target`. Lengths up to 64 are straight code, all loads before all stores: a
+/// producer's slot is looked at by a waiting consumer while it is written, and each instruction there counts.
 ///
 /// # Safety
 /// - `source` is valid for reads and `target` for writes of `length` bytes for the whole call.
 /// - The two do not overlap.
 /// - Other processes may access either side meanwhile; threads of this process must not write the private side.
-#[cfg(target_arch = "x86_64")]
-#[inline]
+#[cfg(all(target_arch = "x86_64", not(loom)))]
+#[inline(always)]
 pub(super) unsafe fn copy(source: *const u8, target: *mut u8, length: usize) {
-    use core::arch::asm;
+    // SAFETY: each branch moves bytes 0 to length and no others, some of them twice.
+    unsafe {
+        if length > 64 {
+            copy_long(source, target, length);
+        } else if length > 32 {
+            moves!(source, target, [0usize, 16usize, length - 32, length - 16]);
+        } else if length >= 16 {
+            moves!(source, target, [0usize, length - 16]);
+        } else if length > 0 {
+            copy_short(source, target, length);
+        }
+    }
+}
 
+/// # Safety
+/// As [`copy`]; `length` is more than 64.
+#[cfg(all(target_arch = "x86_64", not(loom)))]
+#[inline(never)]
+unsafe fn copy_long(source: *const u8, target: *mut u8, length: usize) {
     if length >= STRING_MOVE_BYTES_MIN {
         // SAFETY: the caller's contract; the direction flag is clear by the ABI.
         unsafe {
-            asm!("rep movsb", inout("rcx") length => _, inout("rsi") source => _, inout("rdi") target => _,
-                 options(nostack, preserves_flags));
+            core::arch::asm!("rep movsb", inout("rcx") length => _, inout("rsi") source => _,
+                inout("rdi") target => _, options(nostack, preserves_flags));
         }
         return;
     }
     let mut at = 0;
-    while length - at >= 16 {
-        // SAFETY: at + 16 <= length.
-        unsafe { copy_16(source.add(at), target.add(at)) };
-        at += 16;
+    while at + 64 <= length {
+        // SAFETY: at + 64 <= length.
+        unsafe { moves!(source, target, [at, at + 16, at + 32, at + 48]) };
+        at += 64;
     }
-    let rest = length - at;
-    if rest == 0 {
-        return;
+    if at < length {
+        // The last 64 bytes, some of them for the second time.
+        let at = length - 64;
+        // SAFETY: length is more than 64.
+        unsafe { moves!(source, target, [at, at + 16, at + 32, at + 48]) };
     }
-    if length >= 16 {
-        // SAFETY: the last 16 bytes lie within length; copying some of them twice changes nothing.
-        unsafe { copy_16(source.add(length - 16), target.add(length - 16)) };
-        return;
-    }
-    // Fewer than 16 bytes in all: two overlapping moves of 8, 4 or 2 bytes, or one byte.
+}
+
+/// # Safety
+/// As [`copy`]; `length` is 1 to 15.
+#[cfg(all(target_arch = "x86_64", not(loom)))]
+#[inline(always)]
+unsafe fn copy_short(source: *const u8, target: *mut u8, length: usize) {
+    // Two overlapping moves of 8, 4 or 2 bytes, or one byte.
     macro_rules! pair {
         ($register:literal, $bytes:literal) => {
             // SAFETY: $bytes <= length < 2 * $bytes: both moves lie within length.
             unsafe {
-                let source_end = source.add(length - $bytes);
-                let target_end = target.add(length - $bytes);
-                asm!(
+                core::arch::asm!(
                     concat!("mov {a", $register, "}, [{s}]"),
-                    concat!("mov {b", $register, "}, [{se}]"),
+                    concat!("mov {b", $register, "}, [{s} + {end}]"),
                     concat!("mov [{t}], {a", $register, "}"),
-                    concat!("mov [{te}], {b", $register, "}"),
-                    a = out(reg) _, b = out(reg) _,
-                    s = in(reg) source, se = in(reg) source_end,
-                    t = in(reg) target, te = in(reg) target_end,
-                    options(nostack, preserves_flags)
+                    concat!("mov [{t} + {end}], {b", $register, "}"),
+                    a = out(reg) _, b = out(reg) _, end = in(reg) length - $bytes,
+                    s = in(reg) source, t = in(reg) target, options(nostack, preserves_flags)
                 );
             }
         };
@@ -68,21 +111,9 @@ pub(super) unsafe fn copy(source: *const u8, target: *mut u8, length: usize) {
         2.. => pair!(":x", 2),
         // SAFETY: length is 1.
         _ => unsafe {
-            asm!("mov {a}, [{s}]", "mov [{t}], {a}", a = out(reg_byte) _, s = in(reg) source, t = in(reg) target,
-                 options(nostack, preserves_flags));
+            core::arch::asm!("mov {a}, [{s}]", "mov [{t}], {a}", a = out(reg_byte) _, s = in(reg) source,
+                t = in(reg) target, options(nostack, preserves_flags));
         },
-    }
-}
-
-/// # Safety
-/// Both sides are valid for 16 bytes.
-#[cfg(target_arch = "x86_64")]
-#[inline(always)]
-unsafe fn copy_16(source: *const u8, target: *mut u8) {
-    // SAFETY: the caller's contract; SSE2 is part of x86-64.
-    unsafe {
-        core::arch::asm!("movdqu {x}, [{s}]", "movdqu [{t}], {x}", x = out(xmm_reg) _, s = in(reg) source,
-                         t = in(reg) target, options(nostack, preserves_flags));
     }
 }
 
@@ -92,7 +123,7 @@ unsafe fn copy_16(source: *const u8, target: *mut u8) {
 /// - `source` is valid for reads and `target` for writes of `length` bytes for the whole call.
 /// - The two do not overlap.
 /// - Other processes may access either side meanwhile; threads of this process must not write the private side.
-#[cfg(not(target_arch = "x86_64"))]
+#[cfg(all(not(target_arch = "x86_64"), not(loom)))]
 pub(super) unsafe fn copy(source: *const u8, target: *mut u8, length: usize) {
     use crate::sync::atomic::{AtomicU8, Ordering};
 
@@ -106,7 +137,7 @@ pub(super) unsafe fn copy(source: *const u8, target: *mut u8, length: usize) {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(loom)))]
 mod tests {
     use super::copy;
 

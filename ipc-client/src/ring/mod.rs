@@ -6,6 +6,7 @@
 
 mod consumer;
 mod copy;
+mod end;
 mod error;
 mod line;
 mod mpmc;

@@ -26,6 +26,7 @@
 //! - **Ownership.** A word in `Writing`, `Held` or `Skipping` is changed by its owner, or by the daemon once the owner's
 //!   process is known to be dead. A word behind the first of a claim belongs to the owner of the first.
 
+use super::end::{Claim, ReceiveEnd, SendEnd};
 use super::error::{Fault, Invariant, TryReceiveError, TrySendError};
 use super::region::Region;
 use super::slots::Slots;
@@ -37,31 +38,116 @@ use crate::sync::canary::{Canary, planted};
 /// means that some other member completed a step, so honest members never come near it.
 const ATTEMPTS_MAX: u32 = 1 << 20;
 
-/// The shared state of one ring and the words of its slots.
+/// The shared state of one ring and the words of its slots. The region is at least as long as the header.
 #[derive(Debug, Clone)]
 pub(super) struct Ring {
     ring: Region,
     pub(super) slots: Slots,
 }
 
-/// A stretch of slots that a handle owns.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Claim {
-    pub(super) position: u64,
-    pub(super) n: u32,
+/// The sending end of one handle.
+#[derive(Debug)]
+pub(super) struct ProducerEnd {
+    ring: Ring,
+    owner: u8,
 }
 
-/// A message that a consumer holds, and whether another one held it before.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Hold {
-    pub(super) claim: Claim,
-    pub(super) redelivered: bool,
+/// The receiving end of one handle.
+#[derive(Debug)]
+pub(super) struct ConsumerEnd {
+    ring: Ring,
+    owner: u8,
+    /// Slot at which the search for messages of dead consumers goes on.
+    scan_from: u64,
+}
+
+impl ProducerEnd {
+    pub(super) fn new(ring: &Region, geometry: Geometry, owner: u8) -> Result<Self, Fault> {
+        Ok(Self { ring: Ring::new(ring, geometry)?, owner })
+    }
+}
+
+impl SendEnd for ProducerEnd {
+    #[inline(always)]
+    fn slots(&self) -> &Slots {
+        &self.ring.slots
+    }
+
+    #[inline(always)]
+    fn claim(&mut self, n: u32) -> Result<Claim, TrySendError> {
+        self.ring.refuse_faulty()?;
+        let claimed = self.ring.claim(n, self.owner);
+        if let Err(TrySendError::Fault(_)) = claimed {
+            self.ring.set_fault_flag();
+        }
+        claimed
+    }
+
+    #[inline(always)]
+    fn publish(&mut self, position: u64, n: u32) {
+        let lap = self.ring.slots.lap(position);
+        self.ring.slots.store(position, Word::new(lap, n, self.owner, State::Published));
+    }
+
+    #[inline(always)]
+    fn finish(&mut self, _claim: Claim) {}
+
+    fn abandon(&mut self, claim: Claim) {
+        self.ring.bury(claim);
+    }
+
+    fn position(&self) -> u64 {
+        self.ring.tail_position()
+    }
+}
+
+impl ConsumerEnd {
+    pub(super) fn new(ring: &Region, geometry: Geometry, owner: u8) -> Result<Self, Fault> {
+        Ok(Self { ring: Ring::new(ring, geometry)?, owner, scan_from: 0 })
+    }
+}
+
+impl ReceiveEnd for ConsumerEnd {
+    #[inline(always)]
+    fn slots(&self) -> &Slots {
+        &self.ring.slots
+    }
+
+    #[inline(always)]
+    fn take(&mut self) -> Result<(Claim, bool), TryReceiveError> {
+        self.ring.refuse_faulty()?;
+        let taken = self.ring.take(self.owner, &mut self.scan_from);
+        if let Err(TryReceiveError::Fault(_)) = taken {
+            self.ring.set_fault_flag();
+        }
+        taken
+    }
+
+    fn has_message(&self) -> bool {
+        self.ring.refuse_faulty().is_err() || self.ring.has_message()
+    }
+
+    #[inline(always)]
+    fn accept(&mut self, _claim: Claim) {}
+
+    #[inline(always)]
+    fn release(&mut self, claim: Claim) {
+        self.ring.slots.free(claim.position, claim.n);
+    }
+
+    fn refuse(&mut self) {
+        self.ring.set_fault_flag();
+    }
+
+    fn position(&self) -> u64 {
+        self.ring.head_position()
+    }
 }
 
 /// What is found at the tail or the head.
 enum Found {
-    /// The claim can be attempted on this word.
-    Ready(Word),
+    /// The claim can be attempted.
+    Ready,
     /// Somebody else moved on, or was helped: look again.
     Again,
     /// Nothing to claim there now.
@@ -74,13 +160,19 @@ impl Ring {
     }
 
     #[inline(always)]
+    fn field(&self, offset: usize) -> &AtomicU64 {
+        // SAFETY: the offsets of `layout::mpmc` are multiples of eight below `SLOTS`, and `new` found the region longer.
+        unsafe { self.ring.u64_at_unchecked(offset) }
+    }
+
+    #[inline(always)]
     fn tail(&self) -> &AtomicU64 {
-        self.ring.u64_at(mpmc::TAIL)
+        self.field(mpmc::TAIL)
     }
 
     #[inline(always)]
     fn head(&self) -> &AtomicU64 {
-        self.ring.u64_at(mpmc::HEAD)
+        self.field(mpmc::HEAD)
     }
 
     /// A racy look at the position of the next claim.
@@ -93,18 +185,21 @@ impl Ring {
         self.head().load(Ordering::Relaxed)
     }
 
-    /// Whether a member saw a violation.
+    /// Refuses a ring in which a member saw a violation.
     #[inline(always)]
-    pub(super) fn fault_flag(&self) -> Option<Fault> {
+    fn refuse_faulty(&self) -> Result<(), Fault> {
         // Relaxed: a late view only delays the refusal.
-        let value = self.ring.u64_at(mpmc::FAULT).load(Ordering::Relaxed);
-        (value != 0).then_some(Fault { invariant: Invariant::SeenByMember, position: 0, value })
+        let value = self.field(mpmc::FAULT).load(Ordering::Relaxed);
+        if value == 0 {
+            return Ok(());
+        }
+        Err(Fault { invariant: Invariant::SeenByMember, position: 0, value })
     }
 
     /// Tells all members that this ring is broken.
     #[cold]
-    pub(super) fn set_fault_flag(&self) {
-        self.ring.u64_at(mpmc::FAULT).store(1, Ordering::Relaxed);
+    fn set_fault_flag(&self) {
+        self.field(mpmc::FAULT).store(1, Ordering::Relaxed);
     }
 
     /// Moves head or tail past a claim, unless somebody did already.
@@ -118,59 +213,55 @@ impl Ring {
 
     /// Claims `n` slots (1 to a quarter of the ring) for writing.
     #[inline(always)]
-    pub(super) fn claim(&self, n: u32, owner: u8) -> Result<Claim, TrySendError> {
+    fn claim(&self, n: u32, owner: u8) -> Result<Claim, TrySendError> {
         for _ in 0..ATTEMPTS_MAX {
             // Acquire: partner of `advance`.
             let tail = self.tail().load(Ordering::Acquire);
-            match self.at_tail(tail, n)? {
-                Found::Ready(free) => {
-                    let writing = Word::new(self.slots.lap(tail), n, owner, State::Writing);
-                    if self.slots.exchange(tail, free, writing) {
-                        let claim = Claim { position: tail, n };
-                        self.advance(self.tail(), claim);
-                        return Ok(claim);
-                    }
+            let slot = self.slots.at(tail);
+            let free = self.slots.free_word(tail, 0);
+            let writing = Word::new(free.lap(), n, owner, State::Writing);
+            let word = slot.load();
+            let found = if word != free {
+                self.not_free_at_tail(tail, word)?
+            } else if n > 1 && !self.free_behind(tail, n) {
+                self.nothing_or_stale(self.tail(), tail)
+            } else {
+                Found::Ready
+            };
+            match found {
+                Found::Ready if slot.exchange(free, writing) => {
+                    let claim = Claim { position: tail, n };
+                    self.advance(self.tail(), claim);
+                    return Ok(claim);
                 }
-                Found::Again => {}
+                Found::Ready | Found::Again => {}
                 Found::Nothing => return Err(TrySendError::Full),
             }
         }
         Err(self.no_progress(self.tail_position()).into())
     }
 
-    /// Looks at the word under the tail; helps a claimer that has not moved the tail yet.
-    #[inline(always)]
-    fn at_tail(&self, tail: u64, n: u32) -> Result<Found, Fault> {
-        let word = self.slots.load(tail);
-        let free = self.slots.free_word(tail, 0);
-        if word == free {
-            for behind in 1..u64::from(n) {
-                let at = tail.wrapping_add(behind);
-                if self.slots.load(at) != self.slots.free_word(at, 0) {
-                    return Ok(self.nothing_or_stale(self.tail(), tail));
-                }
-            }
-            return Ok(Found::Ready(free));
-        }
-        if word.lap() == free.lap() {
-            if word.state() == Some(State::Writing) {
-                let n = self.slots.claim_length(tail, word)?;
-                self.advance(self.tail(), Claim { position: tail, n });
-                return Ok(Found::Again);
-            }
-            // Order: whatever is beyond `Writing` has been passed by the tail, and the load of the word shows it.
-            return self.stale_or_fault(self.tail(), tail, word);
-        }
-        if self.is_previous_lap(word, free) {
-            return Ok(self.nothing_or_stale(self.tail(), tail));
-        }
-        self.stale_or_fault(self.tail(), tail, word)
+    fn free_behind(&self, position: u64, n: u32) -> bool {
+        (1..u64::from(n)).all(|behind| {
+            let position = position.wrapping_add(behind);
+            self.slots.load(position) == self.slots.free_word(position, 0)
+        })
     }
 
-    /// Publishes one message that spans `n` slots at the start of a claim. Only its owner may call this.
-    #[inline(always)]
-    pub(super) fn publish(&self, position: u64, n: u32, owner: u8) {
-        self.slots.store(position, Word::new(self.slots.lap(position), n, owner, State::Published));
+    /// The word under the tail is not free: the ring is full, or the tail lags behind its claimer, who is helped.
+    #[inline(never)]
+    fn not_free_at_tail(&self, tail: u64, word: Word) -> Result<Found, Fault> {
+        let lap = self.slots.lap(tail);
+        if word.lap() == lap && word.state() == Some(State::Writing) {
+            let n = self.slots.claim_length(tail, word)?;
+            self.advance(self.tail(), Claim { position: tail, n });
+            return Ok(Found::Again);
+        }
+        if is_previous_lap(word, lap) {
+            return Ok(self.nothing_or_stale(self.tail(), tail));
+        }
+        // Order: whatever is beyond `Writing` has been passed by the tail, and the load of the word shows it.
+        self.stale_or_fault(self.tail(), tail, word)
     }
 
     /// Turns a claim into something to be skipped. Only its owner, or the daemon after its death, may call this.
@@ -180,93 +271,83 @@ impl Ring {
         self.slots.store(claim.position, Word::new(lap, claim.n, 0, State::Tombstone));
     }
 
-    /// Takes the next message: one that a dead consumer left, else the one at the head.
+    /// Takes the next message: one that a dead consumer left, else the one at the head. And whether it is the former.
     #[inline(always)]
-    pub(super) fn take(&self, owner: u8, scan_from: &mut u64) -> Result<Hold, TryReceiveError> {
+    fn take(&self, owner: u8, scan_from: &mut u64) -> Result<(Claim, bool), TryReceiveError> {
         // Acquire: partner of the Release in `hint_returned`.
-        let hint = self.ring.u64_at(mpmc::RETURNED).load(Ordering::Acquire);
+        let hint = self.field(mpmc::RETURNED).load(Ordering::Acquire);
         if hint & 1 != 0
             && let Some(claim) = self.take_returned(owner, hint, scan_from)?
         {
-            return Ok(Hold { claim, redelivered: true });
+            return Ok((claim, true));
         }
         for _ in 0..ATTEMPTS_MAX {
             // Acquire: partner of `advance`.
             let head = self.head().load(Ordering::Acquire);
-            let Found::Ready(word) = (match self.at_head(head)? {
-                Found::Nothing => return Err(TryReceiveError::Empty),
-                found => found,
-            }) else {
-                continue;
-            };
-            let claim = Claim { position: head, n: self.slots.claim_length(head, word)? };
-            if word.state() == Some(State::Tombstone) {
-                if self.slots.exchange(head, word, word.with(owner, State::Skipping)) {
-                    self.advance(self.head(), claim);
-                    self.slots.free(claim.position, claim.n);
+            let slot = self.slots.at(head);
+            let word = slot.load();
+            if word.lap() != self.slots.lap(head) || !word.is(State::Published) {
+                match self.no_message_at_head(head, word, owner)? {
+                    Found::Nothing => return Err(TryReceiveError::Empty),
+                    Found::Ready | Found::Again => continue,
                 }
-                continue;
             }
+            let claim = Claim { position: head, n: self.slots.claim_length(head, word)? };
             if planted(Canary::HeadBeforeUse) {
                 self.advance(self.head(), claim);
             }
-            if self.slots.exchange(head, word, word.with(owner, State::Held)) {
+            if slot.exchange(word, word.with(owner, State::Held)) {
                 self.advance(self.head(), claim);
-                return Ok(Hold { claim, redelivered: false });
+                return Ok((claim, false));
             }
         }
         Err(self.no_progress(self.head_position()).into())
     }
 
-    /// Looks at the word under the head; helps a consumer that has not moved the head yet.
-    #[inline(always)]
-    fn at_head(&self, head: u64) -> Result<Found, Fault> {
-        let word = self.slots.load(head);
-        let free = self.slots.free_word(head, 0);
-        if word.lap() == free.lap() {
-            return match word.state() {
-                Some(State::Published | State::Tombstone) => Ok(Found::Ready(word)),
-                Some(State::Free | State::Writing) => Ok(self.nothing_or_stale(self.head(), head)),
-                Some(State::Held | State::Returned | State::Skipping) => {
-                    let n = self.slots.claim_length(head, word)?;
-                    self.advance(self.head(), Claim { position: head, n });
-                    Ok(Found::Again)
+    /// The word under the head is no message: there is none, a tombstone is to be freed, or the head lags behind a
+    /// consumer, who is helped.
+    #[inline(never)]
+    fn no_message_at_head(&self, head: u64, word: Word, owner: u8) -> Result<Found, Fault> {
+        let lap = self.slots.lap(head);
+        if word.lap() != lap {
+            if is_previous_lap(word, lap) {
+                return Ok(self.nothing_or_stale(self.head(), head));
+            }
+            return self.stale_or_fault(self.head(), head, word);
+        }
+        match word.state() {
+            Some(State::Free | State::Writing) => Ok(self.nothing_or_stale(self.head(), head)),
+            Some(State::Tombstone) => {
+                let claim = Claim { position: head, n: self.slots.claim_length(head, word)? };
+                if self.slots.exchange(head, word, word.with(owner, State::Skipping)) {
+                    self.advance(self.head(), claim);
+                    self.slots.free(claim.position, claim.n);
                 }
-                None => Err(Slots::word_fault(head, word, None)),
-            };
+                Ok(Found::Again)
+            }
+            Some(State::Held | State::Returned | State::Skipping) => {
+                let n = self.slots.claim_length(head, word)?;
+                self.advance(self.head(), Claim { position: head, n });
+                Ok(Found::Again)
+            }
+            Some(State::Published) => Ok(Found::Again),
+            None => Err(Slots::word_fault(head, word, None)),
         }
-        if self.is_previous_lap(word, free) {
-            return Ok(self.nothing_or_stale(self.head(), head));
-        }
-        self.stale_or_fault(self.head(), head, word)
     }
 
-    /// Whether a take would find something: a message, one to be given out again, or a violation.
-    pub(super) fn has_message(&self) -> bool {
+    /// Whether a take would find something to do. A head that has just moved counts as something.
+    fn has_message(&self) -> bool {
         // Acquire: partner of the Release in `hint_returned`.
-        if self.ring.u64_at(mpmc::RETURNED).load(Ordering::Acquire) & 1 != 0 {
+        if self.field(mpmc::RETURNED).load(Ordering::Acquire) & 1 != 0 {
             return true;
         }
-        for _ in 0..ATTEMPTS_MAX {
-            // Acquire: partner of `advance`.
-            let head = self.head().load(Ordering::Acquire);
-            match self.at_head(head) {
-                Ok(Found::Again) => {}
-                Ok(Found::Nothing) => return false,
-                Ok(Found::Ready(_)) | Err(_) => return true,
-            }
-        }
-        true
-    }
-
-    /// Gives a message back to the producers. Only its holder may call this.
-    #[inline(always)]
-    pub(super) fn release(&self, claim: Claim) {
-        self.slots.free(claim.position, claim.n);
-    }
-
-    fn is_previous_lap(&self, word: Word, free: Word) -> bool {
-        word.lap() == free.lap().wrapping_sub(1) & Word::LAP_MASK
+        // Acquire: partner of `advance`.
+        let head = self.head().load(Ordering::Acquire);
+        let word = self.slots.load(head);
+        let lap = self.slots.lap(head);
+        let none = (word.lap() == lap && (word.is(State::Free) || word.is(State::Writing)))
+            || is_previous_lap(word, lap);
+        !none || matches!(self.nothing_or_stale(self.head(), head), Found::Again)
     }
 
     /// A word that stops the claim: final if the end still stands there.
@@ -317,7 +398,7 @@ impl Ring {
             }
         }
         // AcqRel: partner of `hint_returned`. Failure: the daemon has counted on, the next take looks again.
-        let _ = self.ring.u64_at(mpmc::RETURNED).compare_exchange(
+        let _ = self.field(mpmc::RETURNED).compare_exchange(
             hint,
             hint & !1,
             Ordering::AcqRel,
@@ -338,7 +419,7 @@ impl Ring {
 
     /// Tells consumers that slots behind the head hold messages. After those were set to `Returned`.
     pub(super) fn hint_returned(&self) {
-        let word = self.ring.u64_at(mpmc::RETURNED);
+        let word = self.field(mpmc::RETURNED);
         let mut hint = word.load(Ordering::Relaxed);
         for _ in 0..ATTEMPTS_MAX {
             // Release: partner of the Acquire in `take`.
@@ -372,4 +453,8 @@ impl Ring {
         }
         Ok(())
     }
+}
+
+fn is_previous_lap(word: Word, lap: u64) -> bool {
+    word.lap() == lap.wrapping_sub(1) & Word::LAP_MASK
 }

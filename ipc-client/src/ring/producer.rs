@@ -1,13 +1,12 @@
 //! The sending end of either kind.
 
+use super::end::{Claim, SendEnd};
 use super::error::{Closed, Fault, TrySendError};
 use super::line::HandleLine;
-use super::mpmc::{Claim, Ring};
 use super::park::Park;
 use super::region::Region;
 use super::slots::{Header, Slots};
-use super::spsc::ProducerEnd;
-use super::{RingMemory, closed_state};
+use super::{RingMemory, closed_state, mpmc, spsc};
 use crate::layout::Geometry;
 use crate::protocol::Role;
 use crate::sync::canary::{Canary, planted};
@@ -27,8 +26,18 @@ pub struct Producer {
 
 #[derive(Debug)]
 enum End {
-    Spsc(ProducerEnd),
-    Mpmc(Ring),
+    Spsc(spsc::ProducerEnd),
+    Mpmc(mpmc::ProducerEnd),
+}
+
+/// Runs the same code for either kind, compiled for each.
+macro_rules! with_end {
+    ($of:expr, $end:ident => $body:expr) => {
+        match $of {
+            End::Spsc($end) => $body,
+            End::Mpmc($end) => $body,
+        }
+    };
 }
 
 /// A slot that is claimed for one message. To be committed or aborted.
@@ -63,9 +72,11 @@ impl Producer {
     pub fn new(memory: RingMemory, geometry: Geometry, handle: u8) -> Result<Self, Fault> {
         let end = match &memory {
             RingMemory::Spsc { slots, producer, consumer, .. } => {
-                End::Spsc(ProducerEnd::new(slots, producer, consumer, geometry)?)
+                End::Spsc(spsc::ProducerEnd::new(slots, producer, consumer, geometry)?)
             }
-            RingMemory::Mpmc { ring, .. } => End::Mpmc(Ring::new(ring, geometry)?),
+            RingMemory::Mpmc { ring, .. } => {
+                End::Mpmc(mpmc::ProducerEnd::new(ring, geometry, handle)?)
+            }
         };
         let line = memory.line(Role::Produce, handle);
         line.clear();
@@ -75,86 +86,25 @@ impl Producer {
         Ok(Self { control, end, handle, own_park, peer_park, line, messages: 0, payload_bytes: 0 })
     }
 
-    #[inline(always)]
     fn slots(&self) -> &Slots {
-        match &self.end {
-            End::Spsc(end) => &end.slots,
-            End::Mpmc(ring) => &ring.slots,
-        }
+        with_end!(&self.end, end => end.slots())
     }
 
     /// Why nothing can be sent any more, if so.
-    #[inline(always)]
     pub fn closed(&self) -> Option<Closed> {
         closed_state(&self.control)
     }
 
     #[inline(always)]
-    fn claim(&mut self, n: u32) -> Result<Claim, TrySendError> {
-        if let Some(closed) = closed_state(&self.control) {
-            return Err(TrySendError::Closed(closed));
-        }
-        match &mut self.end {
-            End::Spsc(end) => end.claim(n),
-            End::Mpmc(ring) => {
-                if let Some(fault) = ring.fault_flag() {
-                    return Err(fault.into());
-                }
-                let claimed = ring.claim(n, self.handle);
-                if matches!(claimed, Err(TrySendError::Fault(_))) {
-                    ring.set_fault_flag();
-                }
-                claimed
-            }
-        }
+    fn refuse_closed(&self) -> Result<(), TrySendError> {
+        closed_state(&self.control).map_or(Ok(()), |closed| Err(TrySendError::Closed(closed)))
     }
 
     #[inline(always)]
-    fn publish(&mut self, position: u64, n: u32) {
-        match &mut self.end {
-            End::Spsc(end) => end.publish(position, n),
-            End::Mpmc(ring) => ring.publish(position, n, self.handle),
-        }
-    }
-
-    /// The claim's messages are published: counts them.
-    #[inline(always)]
-    fn finish(&mut self, claim: Claim, messages: u64, payload_bytes: u64) {
-        if let End::Spsc(end) = &mut self.end {
-            end.finish(claim);
-        }
+    fn count(&mut self, messages: u64, payload_bytes: u64) {
         self.messages += messages;
         self.payload_bytes += payload_bytes;
         self.line.set_counters(self.messages, self.payload_bytes);
-    }
-
-    /// Slots for a message of these lengths, or why it can never be sent.
-    #[inline(always)]
-    fn slots_for(&self, metadata: usize, payload: usize) -> Result<u32, TrySendError> {
-        let geometry = &self.slots().geometry;
-        if payload > geometry.max_message() {
-            return Err(TrySendError::TooLarge { length: payload, max: geometry.max_message() });
-        }
-        let body = Header::payload_offset(metadata) + payload;
-        let n = geometry.slots_for(body);
-        if metadata > usize::from(u16::MAX) || n > u64::from(geometry.claim_slots_max()) {
-            let max = geometry.body_bytes(geometry.claim_slots_max()) as usize;
-            return Err(TrySendError::TooLarge { length: body, max });
-        }
-        Ok(u32::try_from(n).unwrap_or(u32::MAX))
-    }
-
-    #[inline(always)]
-    #[allow(clippy::cast_possible_truncation)] // both lengths were bounded by `slots_for`
-    fn write_message(&self, position: u64, flags: u16, metadata: &[u8], payload: &[u8]) {
-        let slots = self.slots();
-        let header =
-            Header { length: payload.len() as u32, flags, metadata_length: metadata.len() as u16 };
-        slots.write_header(position, header);
-        if !metadata.is_empty() {
-            slots.write_body(position, 0, metadata);
-        }
-        slots.write_body(position, Header::payload_offset(metadata.len()), payload);
     }
 
     /// Sends one message, copying it. Returns its sequence: the position of its claim.
@@ -165,64 +115,33 @@ impl Producer {
         metadata: &[u8],
         payload: &[u8],
     ) -> Result<u64, TrySendError> {
-        let n = self.slots_for(metadata.len(), payload.len())?;
-        let claim = self.claim(n)?;
-        if planted(Canary::PublishBeforeCopy) {
-            self.publish(claim.position, n);
-        }
-        self.write_message(claim.position, flags, metadata, payload);
-        self.publish(claim.position, n);
-        self.finish(claim, 1, payload.len() as u64);
-        Ok(claim.position)
+        self.refuse_closed()?;
+        let sequence = with_end!(&mut self.end, end => send(end, flags, metadata, payload))?;
+        self.count(1, payload.len() as u64);
+        Ok(sequence)
     }
 
     /// Sends all of these messages under one claim, or none of them. A process that dies on the way sends none.
     /// Returns the sequence of the first. Together they take at most a quarter of the ring, else `TooLarge`.
     pub fn try_send_batch(&mut self, payloads: &[&[u8]]) -> Result<u64, TrySendError> {
-        let geometry = self.slots().geometry;
-        let mut total = 0u64;
-        let mut payload_bytes = 0;
-        for payload in payloads {
-            total += u64::from(self.slots_for(0, payload.len())?);
-            payload_bytes += payload.len() as u64;
-        }
-        if total > u64::from(geometry.claim_slots_max()) {
-            let max = geometry.body_bytes(geometry.claim_slots_max()) as usize;
-            return Err(TrySendError::TooLarge {
-                length: payloads.iter().map(|p| p.len()).sum(),
-                max,
-            });
-        }
+        self.refuse_closed()?;
         if payloads.is_empty() {
             return Ok(self.position());
         }
-        let claim = self.claim(u32::try_from(total).unwrap_or(u32::MAX))?;
-        let slots_of =
-            |payload: &[u8]| u32::try_from(geometry.slots_for(payload.len())).unwrap_or(u32::MAX);
-        // The bytes upwards, as the processor's prefetchers like it ...
-        let mut position = claim.position;
-        for payload in payloads {
-            self.write_message(position, 0, &[], payload);
-            position = position.wrapping_add(u64::from(slots_of(payload)));
-        }
-        // ... the words from the last to the first: the first one makes the whole batch visible.
-        for payload in payloads.iter().rev() {
-            let n = slots_of(payload);
-            position = position.wrapping_sub(u64::from(n));
-            self.publish(position, n);
-        }
-        self.finish(claim, payloads.len() as u64, payload_bytes);
-        Ok(claim.position)
+        let (sequence, payload_bytes) = with_end!(&mut self.end, end => send_batch(end, payloads))?;
+        self.count(payloads.len() as u64, payload_bytes);
+        Ok(sequence)
     }
 
     /// Claims one slot for a payload of at most this many bytes, to be written in place.
     pub fn try_reserve(&mut self, payload_max: usize) -> Result<Reserved, TrySendError> {
+        self.refuse_closed()?;
         let geometry = self.slots().geometry;
         let capacity = geometry.first_body_bytes().min(geometry.max_message());
         if payload_max > capacity {
             return Err(TrySendError::TooLarge { length: payload_max, max: capacity });
         }
-        let claim = self.claim(1)?;
+        let claim = with_end!(&mut self.end, end => end.claim(1))?;
         Ok(Reserved { claim, capacity })
     }
 
@@ -251,30 +170,24 @@ impl Producer {
     pub fn commit(&mut self, reserved: Reserved, length: usize) -> u64 {
         let claim = reserved.claim;
         let length = length.min(reserved.capacity);
-        let header = Header {
-            length: u32::try_from(length).unwrap_or(u32::MAX),
-            flags: 0,
-            metadata_length: 0,
-        };
-        self.slots().write_header(claim.position, header);
-        self.publish(claim.position, 1);
-        self.finish(claim, 1, length as u64);
+        let header = header(0, 0, length);
+        with_end!(&mut self.end, end => {
+            end.slots().at(claim.position).write_header(header);
+            end.publish(claim.position, 1);
+            end.finish(claim);
+        });
+        self.count(1, length as u64);
         claim.position
     }
 
     /// Gives a reservation up. On an mpmc ring a tombstone remains, which consumers skip.
     pub fn abort(&mut self, reserved: Reserved) {
-        if let End::Mpmc(ring) = &self.end {
-            ring.bury(reserved.claim);
-        }
+        with_end!(&mut self.end, end => end.abandon(reserved.claim));
     }
 
     /// Position of the next claim.
     pub fn position(&self) -> u64 {
-        match &self.end {
-            End::Spsc(end) => end.position(),
-            End::Mpmc(ring) => ring.tail_position(),
-        }
+        with_end!(&self.end, end => end.position())
     }
 
     /// Where producers of this ring sleep.
@@ -297,4 +210,102 @@ impl Producer {
     pub fn handle(&self) -> u8 {
         self.handle
     }
+}
+
+/// Slots for a message of these lengths, or why it can never be sent.
+#[inline(always)]
+fn slots_for(geometry: &Geometry, metadata: usize, payload: usize) -> Result<u32, TrySendError> {
+    let body = Header::payload_offset(metadata) + payload;
+    if body <= geometry.first_body_bytes() && payload <= geometry.max_message() {
+        return Ok(1);
+    }
+    slots_for_long(geometry, metadata, payload)
+}
+
+#[inline(never)]
+fn slots_for_long(
+    geometry: &Geometry,
+    metadata: usize,
+    payload: usize,
+) -> Result<u32, TrySendError> {
+    if payload > geometry.max_message() {
+        return Err(TrySendError::TooLarge { length: payload, max: geometry.max_message() });
+    }
+    let body = Header::payload_offset(metadata) + payload;
+    let n = geometry.slots_for(body);
+    if metadata > usize::from(u16::MAX) || n > u64::from(geometry.claim_slots_max()) {
+        let max = geometry.body_bytes(geometry.claim_slots_max()) as usize;
+        return Err(TrySendError::TooLarge { length: body, max });
+    }
+    Ok(u32::try_from(n).unwrap_or(u32::MAX))
+}
+
+/// The packed header of a message whose lengths `slots_for` has bounded.
+#[inline(always)]
+#[allow(clippy::cast_possible_truncation)] // bounded before
+fn header(flags: u16, metadata: usize, payload: usize) -> u64 {
+    Header { length: payload as u32, flags, metadata_length: metadata as u16 }.pack()
+}
+
+/// One message. Everything that can be computed is computed before the claim: between claim and publication a waiting
+/// consumer pulls at the cache line, and on an mpmc ring everybody else waits.
+#[inline(always)]
+fn send(
+    end: &mut impl SendEnd,
+    flags: u16,
+    metadata: &[u8],
+    payload: &[u8],
+) -> Result<u64, TrySendError> {
+    let n = slots_for(&end.slots().geometry, metadata.len(), payload.len())?;
+    let header = header(flags, metadata.len(), payload.len());
+    let claim = end.claim(n)?;
+    if planted(Canary::PublishBeforeCopy) {
+        end.publish(claim.position, n);
+    }
+    let slots = end.slots();
+    slots.at(claim.position).write_header(header);
+    if !metadata.is_empty() {
+        slots.write_body(claim.position, 0, metadata);
+    }
+    slots.write_body(claim.position, Header::payload_offset(metadata.len()), payload);
+    end.publish(claim.position, n);
+    end.finish(claim);
+    Ok(claim.position)
+}
+
+/// A batch under one claim; the sequence of its first message and its payload bytes.
+#[inline(always)]
+fn send_batch(end: &mut impl SendEnd, payloads: &[&[u8]]) -> Result<(u64, u64), TrySendError> {
+    let geometry = end.slots().geometry;
+    let mut total = 0u64;
+    let mut payload_bytes = 0;
+    for payload in payloads {
+        total += u64::from(slots_for(&geometry, 0, payload.len())?);
+        payload_bytes += payload.len() as u64;
+    }
+    let n = match u32::try_from(total) {
+        Ok(n) if n <= geometry.claim_slots_max() => n,
+        _ => {
+            let length = payloads.iter().map(|payload| payload.len()).sum();
+            let max = geometry.body_bytes(geometry.claim_slots_max()) as usize;
+            return Err(TrySendError::TooLarge { length, max });
+        }
+    };
+    let claim = end.claim(n)?;
+    // The bytes upwards, as the processor's prefetchers like it ...
+    let mut position = claim.position;
+    for payload in payloads {
+        let slots = end.slots();
+        slots.at(position).write_header(header(0, 0, payload.len()));
+        slots.write_body(position, 0, payload);
+        position = position.wrapping_add(geometry.slots_for(payload.len()));
+    }
+    // ... the words from the last to the first: the first one makes the whole batch visible.
+    for payload in payloads.iter().rev() {
+        let n = geometry.slots_for(payload.len());
+        position = position.wrapping_sub(n);
+        end.publish(position, u32::try_from(n).unwrap_or(u32::MAX));
+    }
+    end.finish(claim);
+    Ok((claim.position, payload_bytes))
 }

@@ -24,8 +24,9 @@
 //! No word of another handle is touched, so live handles go on meanwhile; they see the dead handle's words change as if
 //! it had acted itself.
 
+use super::end::Claim;
 use super::error::{Fault, Invariant};
-use super::mpmc::{Claim, Ring};
+use super::mpmc::Ring;
 use super::region::Region;
 use super::slots::Slots;
 use super::{RingMemory, spsc};

@@ -20,7 +20,8 @@ impl Header {
         metadata_length.next_multiple_of(8)
     }
 
-    const fn pack(self) -> u64 {
+    #[inline(always)]
+    pub(super) const fn pack(self) -> u64 {
         self.length as u64 | (self.flags as u64) << 32 | (self.metadata_length as u64) << 48
     }
 
@@ -31,6 +32,56 @@ impl Header {
             flags: (value >> 32) as u16,
             metadata_length: (value >> 48) as u16,
         }
+    }
+}
+
+/// One slot: the way to its word and header.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Slot<'a> {
+    region: &'a Region,
+    /// Within the region, as `Slots::new` found, and so are the 64 bytes behind it; a multiple of eight.
+    offset: usize,
+}
+
+impl Slot<'_> {
+    #[inline(always)]
+    fn word(&self) -> &AtomicU64 {
+        // SAFETY: see `offset`.
+        unsafe { self.region.u64_at_unchecked(self.offset + slot::WORD) }
+    }
+
+    /// Loads the word. Acquire: partner of every Release store and AcqRel exchange of a word, so that what its writer
+    /// did before (the body, or the reading of the previous body, or moving head and tail) is visible.
+    #[inline(always)]
+    pub(super) fn load(&self) -> Word {
+        Word(self.word().load(Ordering::Acquire))
+    }
+
+    /// Stores a word that only the caller may change. Release: partner of [`Self::load`].
+    #[inline(always)]
+    pub(super) fn store(&self, word: Word) {
+        self.word().store(word.0, Ordering::Release);
+    }
+
+    /// Replaces the word if it is still what the caller saw. AcqRel: takes over what its last writer did and hands on
+    /// what the caller did; partner of [`Self::load`] on both sides.
+    #[inline(always)]
+    pub(super) fn exchange(&self, current: Word, new: Word) -> bool {
+        // Relaxed on failure: the caller starts again with a fresh load.
+        self.word().compare_exchange(current.0, new.0, Ordering::AcqRel, Ordering::Relaxed).is_ok()
+    }
+
+    /// Writes a packed header. Ordered by the word.
+    #[inline(always)]
+    pub(super) fn write_header(&self, packed: u64) {
+        // SAFETY: see `offset`: a slot has at least 64 bytes.
+        unsafe { self.region.write_cell(self.offset + slot::HEADER, packed) };
+    }
+
+    #[inline(always)]
+    fn read_header(&self) -> u64 {
+        // SAFETY: see `offset`: a slot has at least 64 bytes.
+        unsafe { self.region.read_cell(self.offset + slot::HEADER) }
     }
 }
 
@@ -58,35 +109,28 @@ impl Slots {
         self.first + self.geometry.slot_offset(position)
     }
 
-    /// The word of a position's slot.
+    /// The slot of a position.
     #[inline(always)]
-    pub(super) fn word(&self, position: u64) -> &AtomicU64 {
-        // SAFETY: `slot_offset` masks the position into the ring, which `new` found to lie within the region; slot
-        // sizes and the first offset are multiples of eight.
-        unsafe { self.region.u64_at_unchecked(self.offset(position) + slot::WORD) }
+    pub(super) fn at(&self, position: u64) -> Slot<'_> {
+        Slot { region: &self.region, offset: self.offset(position) }
     }
 
-    /// Loads a word. Acquire: partner of every Release store and AcqRel exchange of a word, so that what its writer
-    /// did before (the body, or the reading of the previous body, or moving head and tail) is visible.
+    /// As [`Slot::load`].
     #[inline(always)]
     pub(super) fn load(&self, position: u64) -> Word {
-        Word(self.word(position).load(Ordering::Acquire))
+        self.at(position).load()
     }
 
-    /// Stores a word that only the caller may change. Release: partner of [`Self::load`].
+    /// As [`Slot::store`].
     #[inline(always)]
     pub(super) fn store(&self, position: u64, word: Word) {
-        self.word(position).store(word.0, Ordering::Release);
+        self.at(position).store(word);
     }
 
-    /// Replaces a word if it is still what the caller saw. AcqRel: takes over what its last writer did and hands on
-    /// what the caller did; partner of [`Self::load`] on both sides.
+    /// As [`Slot::exchange`].
     #[inline(always)]
     pub(super) fn exchange(&self, position: u64, current: Word, new: Word) -> bool {
-        // Relaxed on failure: the caller starts again with a fresh load.
-        self.word(position)
-            .compare_exchange(current.0, new.0, Ordering::AcqRel, Ordering::Relaxed)
-            .is_ok()
+        self.at(position).exchange(current, new)
     }
 
     /// Lap of a position as a word has it.
@@ -111,17 +155,10 @@ impl Slots {
         Ok(n)
     }
 
-    #[inline(always)]
-    pub(super) fn write_header(&self, position: u64, header: Header) {
-        // SAFETY: in bounds as in `word`: a slot has at least 64 bytes.
-        unsafe { self.region.write_cell(self.offset(position) + slot::HEADER, header.pack()) };
-    }
-
     /// Reads the header once and bounds it: the body needs exactly the `n` slots of its claim.
     #[inline(always)]
     pub(super) fn read_header(&self, position: u64, n: u32) -> Result<Header, Fault> {
-        // SAFETY: in bounds as in `word`: a slot has at least 64 bytes.
-        let value = unsafe { self.region.read_cell(self.offset(position) + slot::HEADER) };
+        let value = self.at(position).read_header();
         let header = Header::unpack(value);
         let body = Header::payload_offset(header.metadata_length as usize) + header.length as usize;
         if header.length as usize > self.geometry.max_message()

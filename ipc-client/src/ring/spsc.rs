@@ -20,8 +20,8 @@
 //!   (repair resets the words).
 //! - A message before `taken` and not before `position` may have been seen by a consumer that died.
 
+use super::end::{Claim, ReceiveEnd, SendEnd};
 use super::error::{Fault, Invariant, TryReceiveError, TrySendError};
-use super::mpmc::Claim;
 use super::region::Region;
 use super::slots::Slots;
 use crate::layout::{Geometry, State, Word, spsc_page};
@@ -50,7 +50,7 @@ pub(super) struct ConsumerEnd {
 
 /// One end's position, as its page says it.
 ///
-/// Acquire: partner of the Release stores in [`ProducerEnd::publish`] and [`ConsumerEnd::release`]; for the producer it
+/// Acquire: partner of the Release stores in `ProducerEnd::finish` and `ConsumerEnd::release`; for the producer it
 /// means that the consumer's reads of the released slots are over.
 #[inline]
 pub(super) fn position(page: &Region) -> u64 {
@@ -99,41 +99,53 @@ impl ProducerEnd {
         Ok(Self { slots, own: own.clone(), peer: peer.clone(), tail, head })
     }
 
-    pub(super) fn position(&self) -> u64 {
-        self.tail
+    /// The ring looks full: reads the consumer's position anew.
+    #[inline(never)]
+    fn look_for_room(&mut self, n: u32) -> Result<(), TrySendError> {
+        let head = position(&self.peer);
+        if head < self.head || head > self.tail {
+            let fault = Fault { invariant: Invariant::Positions, position: self.tail, value: head };
+            return Err(fault.into());
+        }
+        self.head = head;
+        if self.tail + u64::from(n) - head > self.slots.geometry.slots() {
+            return Err(TrySendError::Full);
+        }
+        Ok(())
+    }
+}
+
+impl SendEnd for ProducerEnd {
+    #[inline(always)]
+    fn slots(&self) -> &Slots {
+        &self.slots
     }
 
-    /// Room for `n` slots at the tail. Nothing is written: a claim that is dropped leaves no trace.
+    /// Nothing is written: a claim that is dropped leaves no trace.
     #[inline(always)]
-    pub(super) fn claim(&mut self, n: u32) -> Result<Claim, TrySendError> {
-        let slots = self.slots.geometry.slots();
-        if self.tail + u64::from(n) - self.head > slots {
-            let head = position(&self.peer);
-            if head < self.head || head > self.tail {
-                let fault =
-                    Fault { invariant: Invariant::Positions, position: self.tail, value: head };
-                return Err(fault.into());
-            }
-            self.head = head;
-            if self.tail + u64::from(n) - head > slots {
-                return Err(TrySendError::Full);
-            }
+    fn claim(&mut self, n: u32) -> Result<Claim, TrySendError> {
+        if self.tail + u64::from(n) - self.head > self.slots.geometry.slots() {
+            self.look_for_room(n)?;
         }
         Ok(Claim { position: self.tail, n })
     }
 
-    /// Publishes one message of a claim; of a batch the first message comes last.
     #[inline(always)]
-    pub(super) fn publish(&mut self, position: u64, n: u32) {
+    fn publish(&mut self, position: u64, n: u32) {
         self.slots.store(position, Word::new(self.slots.lap(position), n, 0, State::Published));
     }
 
-    /// Moves the tail past a claim whose messages are published.
     #[inline(always)]
-    pub(super) fn finish(&mut self, claim: Claim) {
+    fn finish(&mut self, claim: Claim) {
         self.tail = claim.position + u64::from(claim.n);
         // Release: partner of `position`; for statistics and for the successor.
         field(&self.own, spsc_page::POSITION).store(self.tail, Ordering::Release);
+    }
+
+    fn abandon(&mut self, _claim: Claim) {}
+
+    fn position(&self) -> u64 {
+        self.tail
     }
 }
 
@@ -148,32 +160,13 @@ impl ConsumerEnd {
         let (next, tail) = bounded(&geometry, position(own), position(peer))?;
         let slots = Slots::new(slots.clone(), 0, geometry)?;
         // Relaxed: written by a predecessor whose exit the daemon has seen, or by the daemon before this handle existed.
-        let redelivered = own.u64_at(spsc_page::REDELIVERED).load(Ordering::Relaxed);
+        let redelivered = field(own, spsc_page::REDELIVERED).load(Ordering::Relaxed);
         Ok(Self { slots, own: own.clone(), next, redelivered_before: redelivered.min(tail) })
-    }
-
-    pub(super) fn position(&self) -> u64 {
-        self.next
-    }
-
-    /// Looks at the next message. Returns its claim and whether a dead consumer may have seen it. Before the payload is
-    /// read it is to be accepted.
-    #[inline(always)]
-    pub(super) fn peek(&self) -> Result<(Claim, bool), TryReceiveError> {
-        let position = self.next;
-        let word = self.slots.load(position);
-        let redelivered = position < self.redelivered_before;
-        // The common case in one comparison, with a length that the next position need not wait for.
-        if word == Word::new(self.slots.lap(position), 1, 0, State::Published) {
-            return Ok((Claim { position, n: 1 }, redelivered));
-        }
-        let claim = Claim { position, n: self.peek_other(position, word)? };
-        Ok((claim, redelivered))
     }
 
     /// Whatever is not a message in one slot.
     #[inline(never)]
-    fn peek_other(&self, position: u64, word: Word) -> Result<u32, TryReceiveError> {
+    fn take_other(&self, position: u64, word: Word) -> Result<u32, TryReceiveError> {
         let lap = self.slots.lap(position);
         if word.lap() != lap {
             // Slots behind the first of a message keep the word of the lap in which they last were a first slot.
@@ -184,28 +177,56 @@ impl ConsumerEnd {
             return Err(TryReceiveError::Empty);
         }
         match word.state() {
-            Some(State::Published) => {}
-            Some(State::Free) => return Err(TryReceiveError::Empty),
-            state => return Err(Slots::word_fault(position, word, state).into()),
+            Some(State::Published) => Ok(self.slots.claim_length(position, word)?),
+            Some(State::Free) => Err(TryReceiveError::Empty),
+            state => Err(Slots::word_fault(position, word, state).into()),
         }
-        Ok(self.slots.claim_length(position, word)?)
+    }
+}
+
+impl ReceiveEnd for ConsumerEnd {
+    #[inline(always)]
+    fn slots(&self) -> &Slots {
+        &self.slots
     }
 
-    /// Counts the message that was looked at as taken.
     #[inline(always)]
-    pub(super) fn accept(&mut self, claim: Claim) {
+    fn take(&mut self) -> Result<(Claim, bool), TryReceiveError> {
+        let position = self.next;
+        let word = self.slots.load(position);
+        let redelivered = position < self.redelivered_before;
+        // The common case in one comparison, with a length that the next position need not wait for.
+        if word == Word::new(self.slots.lap(position), 1, 0, State::Published) {
+            return Ok((Claim { position, n: 1 }, redelivered));
+        }
+        let claim = Claim { position, n: self.take_other(position, word)? };
+        Ok((claim, redelivered))
+    }
+
+    fn has_message(&self) -> bool {
+        let word = self.slots.load(self.next);
+        !matches!(self.take_other(self.next, word), Err(TryReceiveError::Empty))
+    }
+
+    #[inline(always)]
+    fn accept(&mut self, claim: Claim) {
         self.next = claim.position + u64::from(claim.n);
-        // Relaxed: read only after this process is dead. The fence keeps the compiler from moving reads of the message
+        // Relaxed: read only after this process is dead. The fence keeps the compiler from moving reads of the payload
         // before it; the processor's order does not matter to those who look after the death.
         field(&self.own, spsc_page::TAKEN).store(self.next, Ordering::Relaxed);
         compiler_fence(Ordering::SeqCst);
     }
 
-    /// Gives the slots of a message back, in the order in which they were taken.
     #[inline(always)]
-    pub(super) fn release(&mut self, claim: Claim) {
+    fn release(&mut self, claim: Claim) {
         // Release: partner of `position`, the reads of the message come before.
         let end = claim.position + u64::from(claim.n);
         field(&self.own, spsc_page::POSITION).store(end, Ordering::Release);
+    }
+
+    fn refuse(&mut self) {}
+
+    fn position(&self) -> u64 {
+        self.next
     }
 }

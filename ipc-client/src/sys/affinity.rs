@@ -10,9 +10,7 @@ fn current() -> io::Result<CpuSet> {
 }
 
 fn members(set: &CpuSet) -> Vec<usize> {
-    (0..CpuSet::count())
-        .filter(|cpu| set.is_set(*cpu).unwrap_or(false))
-        .collect()
+    (0..CpuSet::count()).filter(|cpu| set.is_set(*cpu).unwrap_or(false)).collect()
 }
 
 /// CPUs that the calling thread may run on, by number, in ascending order.
@@ -21,6 +19,16 @@ fn members(set: &CpuSet) -> Vec<usize> {
 /// The kernel refuses to say, for example because the host has more than 1024 CPUs.
 pub fn available_cpus() -> io::Result<Vec<usize>> {
     Ok(members(&current()?))
+}
+
+/// CPUs of the host that are switched on, whoever may use them; at least one.
+///
+/// A thread that is pinned to one CPU may well have a partner on another one.
+#[must_use]
+pub fn online_cpus() -> usize {
+    // SAFETY: sysconf takes no pointer.
+    let count = unsafe { libc::sysconf(libc::_SC_NPROCESSORS_ONLN) };
+    usize::try_from(count).unwrap_or(1).max(1)
 }
 
 /// Lets the calling thread run on this CPU only; returns the CPU that the kernel reports afterwards.
@@ -37,9 +45,9 @@ pub fn pin_current_thread(cpu: usize) -> io::Result<usize> {
     })?;
     match members(&current()?).as_slice() {
         [only] if *only == cpu => Ok(*only),
-        others => Err(io::Error::other(format!(
-            "pinned to CPU {cpu}, but the kernel reports {others:?}"
-        ))),
+        others => {
+            Err(io::Error::other(format!("pinned to CPU {cpu}, but the kernel reports {others:?}")))
+        }
     }
 }
 
@@ -52,10 +60,7 @@ mod tests {
         std::thread::spawn(|| {
             let cpus = available_cpus().expect("the kernel says");
             let last = *cpus.last().expect("this thread runs somewhere");
-            assert_eq!(
-                pin_current_thread(last).expect("the CPU is available"),
-                last
-            );
+            assert_eq!(pin_current_thread(last).expect("the CPU is available"), last);
             assert_eq!(available_cpus().expect("the kernel says"), [last]);
         })
         .join()

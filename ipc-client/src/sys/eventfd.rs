@@ -29,10 +29,7 @@ impl EventFd {
     pub fn from_descriptor(descriptor: OwnedFd) -> io::Result<Self> {
         let name = std::fs::read_link(format!("/proc/self/fd/{}", descriptor.as_raw_fd()))?;
         if name.to_str() != Some("anon_inode:[eventfd]") {
-            return Err(io::Error::new(
-                io::ErrorKind::InvalidData,
-                "descriptor is no eventfd",
-            ));
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "descriptor is no eventfd"));
         }
         // SAFETY: fcntl with F_GETFL takes no pointer.
         let flags = unsafe { libc::fcntl(descriptor.as_raw_fd(), libc::F_GETFL) };
@@ -42,11 +39,7 @@ impl EventFd {
         if flags & libc::O_NONBLOCK == 0 {
             // SAFETY: fcntl with F_SETFL takes an integer.
             let set = unsafe {
-                libc::fcntl(
-                    descriptor.as_raw_fd(),
-                    libc::F_SETFL,
-                    flags | libc::O_NONBLOCK,
-                )
+                libc::fcntl(descriptor.as_raw_fd(), libc::F_SETFL, flags | libc::O_NONBLOCK)
             };
             if set != 0 {
                 return Err(io::Error::last_os_error());

@@ -29,13 +29,7 @@ pub fn wait(word: &AtomicU32, expected: u32, timeout: Option<Duration>) -> Outco
     let time_pointer = time.as_ref().map_or(std::ptr::null(), std::ptr::from_ref);
     // SAFETY: the word is a live, aligned u32 and `time` outlives the call; the kernel writes to neither.
     let result = unsafe {
-        libc::syscall(
-            libc::SYS_futex,
-            word.as_ptr(),
-            libc::FUTEX_WAIT,
-            expected,
-            time_pointer,
-        )
+        libc::syscall(libc::SYS_futex, word.as_ptr(), libc::FUTEX_WAIT, expected, time_pointer)
     };
     if result == 0 {
         return Outcome::Woken;
@@ -83,10 +77,7 @@ mod tests {
     #[test]
     fn a_wait_is_bounded() {
         let word = AtomicU32::new(7);
-        assert_eq!(
-            wait(&word, 7, Some(Duration::from_millis(2))),
-            Outcome::TimedOut
-        );
+        assert_eq!(wait(&word, 7, Some(Duration::from_millis(2))), Outcome::TimedOut);
     }
 
     #[test]

@@ -20,18 +20,10 @@ impl HostKernel {
     /// Registers the process for membarrier if the ring relies on it. Once for each handle, before its first use.
     pub fn new(wake_mode: WakeMode) -> Self {
         match wake_mode {
-            WakeMode::Fence => Self {
-                wake_mode,
-                fences: true,
-                may_park: true,
-            },
+            WakeMode::Fence => Self { wake_mode, fences: true, may_park: true },
             WakeMode::Membarrier => {
                 let able = membarrier::register();
-                Self {
-                    wake_mode,
-                    fences: !able,
-                    may_park: able,
-                }
+                Self { wake_mode, fences: !able, may_park: able }
             }
         }
     }

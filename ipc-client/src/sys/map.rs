@@ -77,11 +77,7 @@ impl Mapping {
         let base =
             unsafe { mmap_anonymous(None, non_zero(len)?, protection, MapFlags::MAP_PRIVATE) }?
                 .cast();
-        let mapping = Self {
-            base,
-            len,
-            access: Access::ReadWrite,
-        };
+        let mapping = Self { base, len, access: Access::ReadWrite };
         mapping.advise(MmapAdvise::MADV_WIPEONFORK)?;
         Ok(mapping)
     }

@@ -53,10 +53,7 @@ pub enum MemoryError {
 }
 
 fn io_error(what: &'static str) -> impl Fn(Errno) -> MemoryError {
-    move |errno| MemoryError::Io {
-        what,
-        source: errno.into(),
-    }
+    move |errno| MemoryError::Io { what, source: errno.into() }
 }
 
 /// Seals without which nothing is mapped.
@@ -70,15 +67,9 @@ fn required_seals() -> SealFlag {
 /// # Errors
 /// [`MemoryError::NoRoom`] if the host or a limit does not allow it, else [`MemoryError::Io`].
 pub fn create_sealed(name: &str, bytes: usize) -> Result<OwnedFd, MemoryError> {
-    let name: String = name
-        .chars()
-        .filter(|c| c.is_ascii_graphic())
-        .take(200)
-        .collect();
-    let name = CString::new(name).map_err(|error| MemoryError::Io {
-        what: "memfd_create",
-        source: error.into(),
-    })?;
+    let name: String = name.chars().filter(|c| c.is_ascii_graphic()).take(200).collect();
+    let name = CString::new(name)
+        .map_err(|error| MemoryError::Io { what: "memfd_create", source: error.into() })?;
     let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
     let strict = flags | MFdFlags::from_bits_retain(MFD_NOEXEC_SEAL);
     let memory = match memfd_create(name.as_c_str(), strict) {
@@ -89,24 +80,16 @@ pub fn create_sealed(name: &str, bytes: usize) -> Result<OwnedFd, MemoryError> {
     let memory = File::from(memory);
     memory
         .set_permissions(Permissions::from_mode(0o600))
-        .map_err(|source| MemoryError::Io {
-            what: "fchmod",
-            source,
-        })?;
-    let length = i64::try_from(bytes).map_err(|_| MemoryError::NoRoom {
-        bytes,
-        source: Errno::EFBIG.into(),
-    })?;
+        .map_err(|source| MemoryError::Io { what: "fchmod", source })?;
+    let length = i64::try_from(bytes)
+        .map_err(|_| MemoryError::NoRoom { bytes, source: Errno::EFBIG.into() })?;
     // One call sets the size and allocates every page, so that no later access can run out of memory.
     loop {
         match fallocate(&memory, FallocateFlags::empty(), 0, length) {
             Ok(()) => break,
             Err(Errno::EINTR) => {}
             Err(errno @ (Errno::ENOSPC | Errno::ENOMEM | Errno::EFBIG)) => {
-                return Err(MemoryError::NoRoom {
-                    bytes,
-                    source: errno.into(),
-                });
+                return Err(MemoryError::NoRoom { bytes, source: errno.into() });
             }
             Err(errno) => return Err(io_error("fallocate")(errno)),
         }
@@ -125,10 +108,7 @@ pub fn reopen_read_only(memory: BorrowedFd<'_>) -> Result<OwnedFd, MemoryError> 
         .read(true)
         .custom_flags(libc::O_CLOEXEC)
         .open(path)
-        .map_err(|source| MemoryError::Io {
-            what: "open /proc/self/fd",
-            source,
-        })?;
+        .map_err(|source| MemoryError::Io { what: "open /proc/self/fd", source })?;
     Ok(file.into())
 }
 
@@ -142,10 +122,7 @@ pub fn verify_sealed(memory: BorrowedFd<'_>, bytes: usize) -> Result<(), MemoryE
         return Err(MemoryError::Kind);
     }
     if usize::try_from(status.st_size) != Ok(bytes) {
-        return Err(MemoryError::Size {
-            expected: bytes,
-            actual: status.st_size,
-        });
+        return Err(MemoryError::Size { expected: bytes, actual: status.st_size });
     }
     // Only memory files have seals at all.
     let seals = fcntl(memory.as_fd(), FcntlArg::F_GET_SEALS).map_err(|_| MemoryError::Kind)?;
@@ -164,13 +141,7 @@ mod tests {
         let memory = create_sealed("ringmain-test", 8192).unwrap();
         verify_sealed(memory.as_fd(), 8192).unwrap();
         let wrong = verify_sealed(memory.as_fd(), 4096);
-        assert!(matches!(
-            wrong,
-            Err(MemoryError::Size {
-                expected: 4096,
-                actual: 8192
-            })
-        ));
+        assert!(matches!(wrong, Err(MemoryError::Size { expected: 4096, actual: 8192 })));
         let file = File::from(memory.try_clone().unwrap());
         assert!(file.set_len(4096).is_err());
         assert!(file.set_len(16384).is_err());
@@ -185,28 +156,19 @@ mod tests {
     #[test]
     fn foreign_descriptors_are_refused() {
         let null = File::open("/dev/null").unwrap();
-        assert!(matches!(
-            verify_sealed(null.as_fd(), 0),
-            Err(MemoryError::Kind)
-        ));
+        assert!(matches!(verify_sealed(null.as_fd(), 0), Err(MemoryError::Kind)));
         let file = tempfile::tempfile().unwrap();
         file.set_len(4096).unwrap();
         assert!(verify_sealed(file.as_fd(), 4096).is_err());
         let open =
             memfd_create("open", MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING).unwrap();
         nix::unistd::ftruncate(&open, 4096).unwrap();
-        assert!(matches!(
-            verify_sealed(open.as_fd(), 4096),
-            Err(MemoryError::Seals(0))
-        ));
+        assert!(matches!(verify_sealed(open.as_fd(), 4096), Err(MemoryError::Seals(0))));
     }
 
     #[test]
     fn impossible_sizes_are_refused() {
         let result = create_sealed("ringmain-test", usize::MAX);
-        assert!(
-            matches!(result, Err(MemoryError::NoRoom { .. })),
-            "{result:?}"
-        );
+        assert!(matches!(result, Err(MemoryError::NoRoom { .. })), "{result:?}");
     }
 }

@@ -86,23 +86,14 @@ pub fn send_packet(
     blocking: Blocking,
 ) -> io::Result<()> {
     if descriptors.len() > DESCRIPTORS_MAX {
-        return Err(io::Error::new(
-            io::ErrorKind::InvalidInput,
-            "too many descriptors",
-        ));
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "too many descriptors"));
     }
     let raw: Vec<RawFd> = descriptors.iter().map(AsRawFd::as_raw_fd).collect();
     let rights = [ControlMessage::ScmRights(&raw)];
     let control: &[ControlMessage<'_>] = if raw.is_empty() { &[] } else { &rights };
     let flags = MsgFlags::MSG_NOSIGNAL | blocking.flags();
     loop {
-        match sendmsg::<()>(
-            socket.as_raw_fd(),
-            &[IoSlice::new(bytes)],
-            control,
-            flags,
-            None,
-        ) {
+        match sendmsg::<()>(socket.as_raw_fd(), &[IoSlice::new(bytes)], control, flags, None) {
             Ok(sent) if sent == bytes.len() => return Ok(()),
             Ok(sent) => {
                 let text = format!("{sent} of {} bytes were sent", bytes.len());
@@ -124,10 +115,7 @@ pub fn receive_packet(
     blocking: Blocking,
 ) -> Result<Received, ReceiveError> {
     let mut control = [0_u64; CONTROL_WORDS];
-    let mut part = libc::iovec {
-        iov_base: buffer.as_mut_ptr().cast(),
-        iov_len: buffer.len(),
-    };
+    let mut part = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
     // SAFETY: msghdr is plain data for which all zeros is a valid value.
     let mut header: libc::msghdr = unsafe { std::mem::zeroed() };
     header.msg_iov = &raw mut part;
@@ -157,18 +145,12 @@ pub fn receive_packet(
         return Err(ReceiveError::DescriptorsLost);
     }
     if header.msg_flags & libc::MSG_TRUNC != 0 || length > buffer.len() {
-        return Err(ReceiveError::TooLong {
-            length,
-            max: buffer.len(),
-        });
+        return Err(ReceiveError::TooLong { length, max: buffer.len() });
     }
     if descriptors.len() > DESCRIPTORS_MAX {
         return Err(ReceiveError::TooManyDescriptors(descriptors.len()));
     }
-    Ok(Received {
-        length,
-        descriptors,
-    })
+    Ok(Received { length, descriptors })
 }
 
 /// Owns every descriptor in the control messages that `recvmsg` left in `header`.
@@ -178,13 +160,8 @@ fn take_descriptors(header: &libc::msghdr) -> Vec<OwnedFd> {
     let mut message = unsafe { libc::CMSG_FIRSTHDR(header) };
     while !message.is_null() {
         // SAFETY: CMSG_FIRSTHDR and CMSG_NXTHDR return null or a header inside the control buffer.
-        let (level, kind, length) = unsafe {
-            (
-                (*message).cmsg_level,
-                (*message).cmsg_type,
-                (*message).cmsg_len,
-            )
-        };
+        let (level, kind, length) =
+            unsafe { ((*message).cmsg_level, (*message).cmsg_type, (*message).cmsg_len) };
         if level == libc::SOL_SOCKET && kind == libc::SCM_RIGHTS {
             // SAFETY: takes no pointer, computes a size.
             let overhead = unsafe { libc::CMSG_LEN(0) } as usize;
@@ -218,13 +195,7 @@ mod tests {
     use super::*;
 
     fn pair() -> (OwnedFd, OwnedFd) {
-        socketpair(
-            AddressFamily::Unix,
-            SockType::SeqPacket,
-            None,
-            SockFlag::SOCK_CLOEXEC,
-        )
-        .unwrap()
+        socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC).unwrap()
     }
 
     fn open_descriptors() -> usize {
@@ -235,13 +206,7 @@ mod tests {
     fn bytes_and_descriptors_arrive() {
         let (left, right) = pair();
         let file = File::open("/dev/null").unwrap();
-        send_packet(
-            left.as_fd(),
-            b"hello",
-            &[file.as_fd(), left.as_fd()],
-            Blocking::Wait,
-        )
-        .unwrap();
+        send_packet(left.as_fd(), b"hello", &[file.as_fd(), left.as_fd()], Blocking::Wait).unwrap();
         let mut buffer = [0; 16];
         let received = receive_packet(right.as_fd(), &mut buffer, Blocking::Wait).unwrap();
         assert_eq!(&buffer[..received.length], b"hello");
@@ -269,16 +234,7 @@ mod tests {
         send_packet(left.as_fd(), &[7; 100], &[], Blocking::Wait).unwrap();
         let mut buffer = [0; 16];
         let long = receive_packet(right.as_fd(), &mut buffer, Blocking::Wait);
-        assert!(
-            matches!(
-                long,
-                Err(ReceiveError::TooLong {
-                    length: 100,
-                    max: 16
-                })
-            ),
-            "{long:?}"
-        );
+        assert!(matches!(long, Err(ReceiveError::TooLong { length: 100, max: 16 })), "{long:?}");
     }
 
     #[test]
@@ -294,10 +250,7 @@ mod tests {
         sendmsg::<()>(left.as_raw_fd(), &bytes, &rights, MsgFlags::empty(), None).unwrap();
         let mut buffer = [0; 16];
         let received = receive_packet(right.as_fd(), &mut buffer, Blocking::Wait);
-        assert!(
-            matches!(received, Err(ReceiveError::TooManyDescriptors(200))),
-            "{received:?}"
-        );
+        assert!(matches!(received, Err(ReceiveError::TooManyDescriptors(200))), "{received:?}");
         drop(received);
         // Other tests of this binary open a few descriptors at the same time, never two hundred.
         assert!(open_descriptors() < 150, "descriptors leaked");

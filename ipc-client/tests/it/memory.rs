@@ -24,18 +24,9 @@ impl Queue {
         };
         let files = sizes
             .iter()
-            .map(|bytes| {
-                (
-                    create_sealed("ringmain-test", *bytes).expect("memory"),
-                    *bytes,
-                )
-            })
+            .map(|bytes| (create_sealed("ringmain-test", *bytes).expect("memory"), *bytes))
             .collect();
-        let queue = Self {
-            geometry,
-            kind,
-            files,
-        };
+        let queue = Self { geometry, kind, files };
         repair::init_control(queue.map().control(), 1, kind, &geometry);
         queue
     }
@@ -61,10 +52,9 @@ impl Queue {
                 producer: producer.clone(),
                 consumer: consumer.clone(),
             },
-            (Kind::Mpmc, [control, ring]) => RingMemory::Mpmc {
-                control: control.clone(),
-                ring: ring.clone(),
-            },
+            (Kind::Mpmc, [control, ring]) => {
+                RingMemory::Mpmc { control: control.clone(), ring: ring.clone() }
+            }
             _ => unreachable!("as many regions as files"),
         }
     }

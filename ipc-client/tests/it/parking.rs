@@ -28,11 +28,9 @@ fn receive(consumer: &mut Consumer, kernel: &HostKernel) -> u64 {
     let handle = consumer.handle();
     loop {
         let started = std::time::Instant::now();
-        let taken = sleep_once(&park, handle, kernel, Some(LOST), || {
-            match consumer.try_take() {
-                Err(TryReceiveError::Empty) => None,
-                taken => Some(taken.expect("the ring is in order")),
-            }
+        let taken = sleep_once(&park, handle, kernel, Some(LOST), || match consumer.try_take() {
+            Err(TryReceiveError::Empty) => None,
+            taken => Some(taken.expect("the ring is in order")),
         });
         if let Some(taken) = taken {
             let mut bytes = [0; 8];
@@ -41,10 +39,7 @@ fn receive(consumer: &mut Consumer, kernel: &HostKernel) -> u64 {
             wake(kernel, consumer.peer_park(), u32::MAX);
             return u64::from_ne_bytes(bytes);
         }
-        assert!(
-            started.elapsed() < LOST,
-            "a message did not wake its consumer"
-        );
+        assert!(started.elapsed() < LOST, "a message did not wake its consumer");
     }
 }
 
@@ -68,10 +63,7 @@ fn send(producer: &mut Producer, kernel: &HostKernel, value: u64) {
 }
 
 fn stream(kind: Kind, mode: WakeMode, messages: u64) {
-    let queue = Queue::new(
-        kind,
-        Geometry::new(Some(64), Some(64), None).expect("valid"),
-    );
+    let queue = Queue::new(kind, Geometry::new(Some(64), Some(64), None).expect("valid"));
     let mut producer = Producer::new(queue.map(), queue.geometry, 1).expect("fits");
     let mut consumer = Consumer::new(queue.map(), queue.geometry, 2).expect("fits");
     let sender = std::thread::spawn(move || {
@@ -126,10 +118,7 @@ fn no_wake_is_lost() {
 #[test]
 fn a_look_takes_nothing() {
     for kind in [Kind::Spsc, Kind::Mpmc] {
-        let queue = Queue::new(
-            kind,
-            Geometry::new(Some(64), Some(64), None).expect("valid"),
-        );
+        let queue = Queue::new(kind, Geometry::new(Some(64), Some(64), None).expect("valid"));
         let mut producer = Producer::new(queue.map(), queue.geometry, 1).expect("fits");
         let mut consumer = Consumer::new(queue.map(), queue.geometry, 2).expect("fits");
         assert!(!consumer.has_message());
@@ -143,10 +132,7 @@ fn a_look_takes_nothing() {
         }
         assert!(!consumer.has_message());
         let reserved = producer.try_reserve(8).expect("there is room");
-        assert!(
-            !consumer.has_message(),
-            "what is not committed is not there"
-        );
+        assert!(!consumer.has_message(), "what is not committed is not there");
         producer.commit(reserved, 8);
         assert!(consumer.has_message());
     }
