@@ -138,7 +138,7 @@ impl Broker {
                 }
                 Err(fault) => self.close_for_fault(id, &fault.to_string()),
             }
-            self.keeper.apply(Vec::new(), vec![item], &[])?;
+            self.keeper.apply(Vec::new(), vec![item])?;
         }
         let idle: Vec<u64> = self.sessions.keys().copied().collect();
         for session in idle {

@@ -14,7 +14,7 @@ use super::link::{Item, LinkLost};
 use super::log::log;
 use super::peer::Credentials;
 use super::permissions::Rights;
-use super::queues::{Handle, Queue, clone_descriptor, memory_failure};
+use super::queues::{Handle, Queue, clone_descriptor, memory_failure, no_room};
 use super::rings::{is_writable, regions};
 
 /// Longest part of a client's text that is logged.
@@ -104,7 +104,7 @@ impl Broker {
             items.push(session.item(number));
             beside.push(session.pidfd.as_fd());
         }
-        self.keeper.apply(Vec::new(), items, &beside)?;
+        self.keeper.apply_with(Vec::new(), items, &beside)?.or_else(no_room)?;
         let key = HandleKey { queue: id, handle: index, epoch };
         let attached = queue.attached(key, memory);
         if let Some(session) = self.sessions.get_mut(&number) {
@@ -202,7 +202,7 @@ impl Broker {
         let Some(handle) = handle else { return Ok(()) };
         change(handle);
         let item = handle_item(id, index, handle);
-        self.keeper.apply(Vec::new(), vec![item], &[])
+        self.keeper.apply(Vec::new(), vec![item])
     }
 
     pub(super) fn detach(&mut self, session: u64, key: HandleKey) -> Result<Answer, Failure> {
@@ -228,11 +228,8 @@ impl Broker {
             });
         }
         queue.memory.clear_handle(role, index);
-        self.keeper.apply(
-            vec![Key::Handle { queue: id, handle: index }.bytes()],
-            Vec::new(),
-            &[],
-        )?;
+        let key = Key::Handle { queue: id, handle: index };
+        self.keeper.apply(vec![key.bytes()], Vec::new())?;
         if let Some(queue) = self.queues.get_mut(&id) {
             queue.handles.remove(&index);
         }

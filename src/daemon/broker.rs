@@ -17,15 +17,18 @@ use nix::sys::socket::{
 use ringmain_client::layout::control;
 use ringmain_client::protocol::{ErrorCode, FRAME_BYTES_MAX, Reply, WakeMode};
 use ringmain_client::sys::membarrier;
+use ringmain_client::sys::memory::MemoryError;
 
 use super::DaemonError;
+use super::background::Results;
 use super::connections::{Answer, Connection};
 use super::counters::Counters;
 use super::doorbells::{Bell, Doorbell};
 use super::link::{BrokerConfig, FromKeeper, KeeperLink, LinkLost, ToKeeper};
 use super::log::log;
 use super::process::has_exited;
-use super::queues::Queue;
+use super::queues::{Pending, Queue};
+use super::rings::QueueMemory;
 use super::sessions::Session;
 
 /// Seconds that a broker whose keeper died has to leave by itself.
@@ -39,6 +42,8 @@ pub(super) struct Broker {
     pub(super) listener: OwnedFd,
     /// Given up for a moment when descriptors run out, so that a connection can be taken and refused.
     pub(super) spare: Option<OwnedFd>,
+    /// Whether that was logged.
+    pub(super) is_starved: bool,
     pub(super) connections: BTreeMap<u64, Connection>,
     pub(super) next_connection: u64,
     pub(super) sessions: BTreeMap<u64, Session>,
@@ -46,6 +51,9 @@ pub(super) struct Broker {
     pub(super) names: BTreeMap<String, u64>,
     pub(super) doorbells: BTreeMap<u32, Doorbell>,
     pub(super) bell: Bell,
+    /// Queues whose memory is not there yet, by name.
+    pub(super) allocating: BTreeMap<String, Pending>,
+    pub(super) allocated: Results<(String, Result<QueueMemory, MemoryError>)>,
     pub(super) counters: Counters,
     /// For new queues.
     pub(super) wake_mode: WakeMode,
@@ -73,6 +81,7 @@ pub fn broker_main() -> Result<(), DaemonError> {
         keeper,
         listener,
         spare: std::fs::File::open("/dev/null").ok().map(OwnedFd::from),
+        is_starved: false,
         connections: BTreeMap::new(),
         next_connection: 0,
         sessions: BTreeMap::new(),
@@ -80,6 +89,8 @@ pub fn broker_main() -> Result<(), DaemonError> {
         names: BTreeMap::new(),
         doorbells: BTreeMap::new(),
         bell,
+        allocating: BTreeMap::new(),
+        allocated: Results::new().map_err(|error| DaemonError::io("eventfd", &error))?,
         counters: Counters::after(None),
         wake_mode: if membarrier { WakeMode::Membarrier } else { WakeMode::Fence },
         upgrade_by: None,
@@ -140,6 +151,7 @@ fn keeper_socket() -> Result<OwnedFd, DaemonError> {
 enum Source {
     Keeper,
     Listener,
+    Allocated,
     Connection(u64),
     Session(u64),
 }
@@ -167,6 +179,7 @@ impl Broker {
                     }
                     Source::Connection(number) => self.on_packet(number)?,
                     Source::Listener => self.on_listener(),
+                    Source::Allocated => self.on_allocated()?,
                     Source::Session(_) => {}
                 }
             }
@@ -174,7 +187,7 @@ impl Broker {
     }
 
     fn wait(&self) -> Result<Vec<Source>, LinkLost> {
-        let count = 2 + self.connections.len() + self.sessions.len();
+        let count = 3 + self.connections.len() + self.sessions.len();
         let mut polled = Vec::with_capacity(count);
         let mut sources = Vec::with_capacity(count);
         let mut add = |fd, source| {
@@ -182,6 +195,7 @@ impl Broker {
             sources.push(source);
         };
         add(self.keeper.socket(), Source::Keeper);
+        add(self.allocated.descriptor(), Source::Allocated);
         for (number, session) in &self.sessions {
             add(session.pidfd.as_fd(), Source::Session(*number));
         }

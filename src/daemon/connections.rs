@@ -84,6 +84,7 @@ impl Broker {
             let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
             match accept4(self.listener.as_raw_fd(), flags) {
                 Ok(raw) => {
+                    self.is_starved = false;
                     // SAFETY: accept4 just opened it for us.
                     self.on_connection(unsafe { OwnedFd::from_raw_fd(raw) });
                 }
@@ -99,9 +100,11 @@ impl Broker {
 
     /// No descriptor (or memory) left: whoever waits is told so, rather than left waiting.
     fn refuse_for_want(&mut self, errno: Errno) {
-        log!(
-            "cannot take a connection: {errno}; raise the limit of open files (ulimit -n) of the daemon"
-        );
+        if !std::mem::replace(&mut self.is_starved, true) {
+            log!(
+                "cannot take connections: {errno}; raise the limit of open files (ulimit -n) of the daemon"
+            );
+        }
         self.spare = None;
         if let Ok(raw) = accept4(self.listener.as_raw_fd(), SockFlag::SOCK_CLOEXEC) {
             // SAFETY: accept4 just opened it for us.
@@ -157,30 +160,37 @@ impl Broker {
         };
         let received =
             receive_packet(connection.socket.as_fd(), &mut self.buffer, Blocking::Return);
-        let answer = match received {
-            Ok(received) => {
-                let request = CONTROL.decode::<Request>(&self.buffer[..received.length]);
-                match request {
-                    Ok(request) => match self.on_request(number, request, received.descriptors) {
-                        Ok(None) => return Ok(()),
-                        Ok(Some(answer)) => answer,
-                        Err(Failure::Refused(code, message)) => Answer::error(code, message),
-                        Err(Failure::Lost(lost)) => return Err(lost),
-                    },
-                    Err(error @ FrameError::Version { .. }) => {
-                        Answer::error(ErrorCode::Version, error.to_string())
-                    }
-                    Err(error) => Answer::error(ErrorCode::Invalid, error.to_string()),
+        let outcome = match received {
+            Ok(received) => match CONTROL.decode::<Request>(&self.buffer[..received.length]) {
+                Ok(request) => self.on_request(number, request, received.descriptors),
+                Err(error @ FrameError::Version { .. }) => {
+                    refuse(ErrorCode::Version, error.to_string())
                 }
-            }
+                Err(error) => refuse(ErrorCode::Invalid, error.to_string()),
+            },
             Err(ReceiveError::WouldBlock) => return Ok(()),
             Err(ReceiveError::Closed | ReceiveError::Io(_)) => {
                 return self.on_disconnect(number);
             }
             Err(error @ ReceiveError::DescriptorsLost) => {
-                Answer::error(ErrorCode::Io, format!("the daemon lost {error}"))
+                refuse(ErrorCode::Limit, format!("the daemon cannot take more: {error}"))
             }
-            Err(error) => Answer::error(ErrorCode::Invalid, error.to_string()),
+            Err(error) => refuse(ErrorCode::Invalid, error.to_string()),
+        };
+        self.answer(number, outcome)
+    }
+
+    /// Sends what came out of a request, unless that comes later.
+    pub(super) fn answer(
+        &mut self,
+        number: u64,
+        outcome: Result<Option<Answer>, Failure>,
+    ) -> Result<(), LinkLost> {
+        let answer = match outcome {
+            Ok(None) => return Ok(()),
+            Ok(Some(answer)) => answer,
+            Err(Failure::Refused(code, message)) => Answer::error(code, message),
+            Err(Failure::Lost(lost)) => return Err(lost),
         };
         let created = answer.created;
         if self.send(number, answer) {

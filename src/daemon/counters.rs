@@ -67,7 +67,7 @@ impl Counters {
             epoch: self.next.epoch.saturating_add(BLOCK),
         };
         let item = Item { key: Key::Counters.bytes(), bytes: encode(&reserved), descriptors: 0 };
-        keeper.apply(Vec::new(), vec![item], &[])?;
+        keeper.apply(Vec::new(), vec![item])?;
         self.reserved = reserved;
         Ok(())
     }

@@ -48,7 +48,7 @@ impl Broker {
             }
         }
         for chunk in deletes.chunks(DELETES_AT_ONCE) {
-            self.keeper.apply(chunk.to_vec(), Vec::new(), &[])?;
+            self.keeper.apply(chunk.to_vec(), Vec::new())?;
         }
         Ok(())
     }

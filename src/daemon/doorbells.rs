@@ -21,11 +21,14 @@ use super::broker::{Broker, bug};
 use super::connections::{Answer, Failure, refuse};
 use super::entries::{DoorbellEntry, Key, encode};
 use super::link::Item;
-use super::queues::clone_descriptor;
+use super::queues::{clone_descriptor, no_room};
 use super::rings::Ring;
 
 /// One process needs one; libraries inside it may each have their own.
 const DOORBELLS_PER_SESSION: usize = 16;
+
+/// Each costs keeper and broker two descriptors.
+const DOORBELLS_PER_USER: usize = 2048;
 
 /// How long the daemon lets itself be held up by a process that blocks the write to its own eventfd.
 const PATIENCE: Duration = Duration::from_millis(5);
@@ -121,6 +124,19 @@ impl Broker {
                 format!("a process has at most {DOORBELLS_PER_SESSION} doorbells: share one");
             return refuse(ErrorCode::Limit, text);
         }
+        let of_user: usize = self
+            .sessions
+            .values()
+            .filter(|other| other.uid == session.uid)
+            .map(|other| other.doorbells.len())
+            .sum();
+        if of_user >= DOORBELLS_PER_USER {
+            let text = format!(
+                "the processes of user {} have {of_user} doorbells, the most possible: share one in each process",
+                session.uid
+            );
+            return refuse(ErrorCode::Limit, text);
+        }
         let doorbell = match Doorbell::new(number, memory, eventfd) {
             Ok(doorbell) => doorbell,
             Err(reason) => return refuse(ErrorCode::Invalid, reason),
@@ -137,7 +153,7 @@ impl Broker {
         let bytes = encode(&DoorbellEntry { session: number });
         items.push(Item { key: Key::Doorbell(id).bytes(), bytes, descriptors: 2 });
         beside.extend([doorbell.memory.as_fd(), doorbell.eventfd.as_fd()]);
-        self.keeper.apply(Vec::new(), items, &beside)?;
+        self.keeper.apply_with(Vec::new(), items, &beside)?.or_else(no_room)?;
         if let Some(session) = self.sessions.get_mut(&number) {
             session.stored = true;
             session.doorbells.insert(id);

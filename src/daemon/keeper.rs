@@ -16,7 +16,7 @@ use ringmain_client::protocol::FRAME_BYTES_MAX;
 use ringmain_client::sys::clock::monotonic_ns;
 use ringmain_client::sys::packet::Blocking;
 
-use super::link::{self, BrokerConfig, FromKeeper, ToKeeper};
+use super::link::{self, BrokerConfig, FromKeeper, Incoming, ToKeeper};
 use super::lock::Lock;
 use super::log::log;
 use super::process::{Binary, BrokerProcess, has_exited};
@@ -29,14 +29,14 @@ const ADOPTION: Duration = Duration::from_secs(30);
 /// How long a broker may take to leave when told to.
 const LEAVING: Duration = Duration::from_secs(2);
 const STOPPING: Duration = Duration::from_secs(10);
-/// A broker that dies within this time of its start counts as a failure.
-const HEALTHY: Duration = Duration::from_secs(1);
-/// Failures in a row that are answered at once: a few deaths in quick succession are no crash loop yet, and a broker
-/// that had become ready is waited for by those whose peers die.
+/// Brokers that end before they are ready: so many in a row are started again at once, then with growing delays.
 const FAILURES_FREE: u32 = 3;
-const FAILURES_FREE_READY: u32 = 20;
 const BACKOFF_FIRST: Duration = Duration::from_millis(50);
 const BACKOFF_MAX: Duration = Duration::from_secs(5);
+/// Brokers that had been ready: somebody whose peer died waits for the next one, so it is started at once, as long as
+/// there is credit. One restart is credited each time this much has passed; without credit it is also the delay.
+const RESTART_CREDIT: u32 = 256;
+const RESTART_CREDITED_EVERY: Duration = Duration::from_millis(100);
 /// Failures in a row before the daemon has ever been ready that make it give up.
 const FAILURES_AT_START: u32 = 4;
 
@@ -123,7 +123,6 @@ struct Broker {
     process: BrokerProcess,
     binary: Binary,
     phase: Phase,
-    started: Instant,
     deadline: Option<Instant>,
     /// Its socket is of no use any more; it is not polled again.
     mute: bool,
@@ -140,7 +139,10 @@ struct Keeper {
     broker: Option<Broker>,
     successor: Option<Broker>,
     restart_at: Option<Instant>,
+    /// Brokers in a row that ended before they were ready.
     failures: u32,
+    credit: u32,
+    credited: Instant,
     announced: bool,
     stop_deadline: Option<Instant>,
     stopped: bool,
@@ -170,6 +172,8 @@ impl Keeper {
             successor: None,
             restart_at: Some(Instant::now()),
             failures: 0,
+            credit: RESTART_CREDIT,
+            credited: Instant::now(),
             announced: false,
             stop_deadline: None,
             stopped: false,
@@ -274,7 +278,6 @@ impl Keeper {
                 process,
                 binary,
                 phase: Phase::Starting,
-                started: now,
                 deadline: Some(now + STANDBY),
                 mute: false,
             })
@@ -283,23 +286,36 @@ impl Keeper {
             Ok(broker) => self.broker = Some(broker),
             Err(error) => {
                 log!("cannot start the broker from {}: {error}", self.binary.name);
-                self.plan_restart(now, FAILURES_FREE);
+                self.restart_after_failure(now);
             }
         }
     }
 
-    /// After a death that nobody asked for; so many in a row are answered at once.
-    fn plan_restart(&mut self, now: Instant, free: u32) {
+    /// After the end of a broker that never became ready.
+    fn restart_after_failure(&mut self, now: Instant) {
         self.failures = self.failures.saturating_add(1);
         if !self.announced && self.failures >= FAILURES_AT_START {
             let text = "the broker does not start: see the lines above".to_owned();
             self.failed = Some(DaemonError::Unavailable(text));
             return;
         }
-        let delay = match self.failures.checked_sub(free + 1) {
+        let delay = match self.failures.checked_sub(FAILURES_FREE + 1) {
             None => Duration::ZERO,
             Some(doublings) => (BACKOFF_FIRST * 2_u32.pow(doublings.min(10))).min(BACKOFF_MAX),
         };
+        self.restart_at = Some(now + delay);
+    }
+
+    /// After the end of a broker that had been ready.
+    fn restart_after_death(&mut self, now: Instant) {
+        let earned = (now - self.credited).as_millis() / RESTART_CREDITED_EVERY.as_millis();
+        if earned > 0 {
+            self.credited = now;
+            let earned = u32::try_from(earned).unwrap_or(RESTART_CREDIT);
+            self.credit = self.credit.saturating_add(earned).min(RESTART_CREDIT);
+        }
+        let delay = if self.credit > 0 { Duration::ZERO } else { RESTART_CREDITED_EVERY };
+        self.credit = self.credit.saturating_sub(1);
         self.restart_at = Some(now + delay);
     }
 
@@ -325,10 +341,18 @@ impl Keeper {
         while !broker.mute {
             let socket = broker.process.socket();
             match link::receive::<ToKeeper>(socket, &mut self.buffer, Blocking::Return) {
-                Ok(Some((message, descriptors))) => {
+                Ok(Incoming::Message(message, descriptors)) => {
                     self.on_message(&mut broker, message, descriptors, is_successor);
                 }
-                Ok(None) => break,
+                // Only Apply carries descriptors: its sender waits for the answer.
+                Ok(Incoming::NoRoom(reason)) => {
+                    log!("{reason}");
+                    let answer = FromKeeper::NotApplied { reason };
+                    if link::send(socket, &answer, &[]).is_err() {
+                        broker.process.kill();
+                    }
+                }
+                Ok(Incoming::Nothing) => break,
                 Err(error) => {
                     broker.mute = true;
                     if !exited && broker.phase != Phase::Leaving {
@@ -351,7 +375,7 @@ impl Keeper {
 
     fn on_broker_exit(&mut self, broker: Broker) {
         let now = Instant::now();
-        let (pid, phase, lived) = (broker.process.pid(), broker.phase, now - broker.started);
+        let (pid, phase) = (broker.process.pid(), broker.phase);
         let how = broker.process.reap();
         if self.stopped {
             return;
@@ -367,11 +391,11 @@ impl Keeper {
         if broker.binary.name != self.binary.name {
             log!("{} did not become ready: back to {}", broker.binary.name, self.binary.name);
         }
-        if phase == Phase::Ready && lived >= HEALTHY {
-            self.failures = 0;
+        if phase == Phase::Ready {
+            self.restart_after_death(now);
+        } else {
+            self.restart_after_failure(now);
         }
-        let free = if phase == Phase::Ready { FAILURES_FREE_READY } else { FAILURES_FREE };
-        self.plan_restart(now, free);
     }
 
     fn on_successor_exit(&mut self, successor: Broker) {
@@ -408,7 +432,6 @@ impl Keeper {
         self.config.broker_starts += 1;
         let now = Instant::now();
         broker.phase = Phase::Adopting;
-        broker.started = now;
         broker.deadline = Some(now + ADOPTION);
         let message = FromKeeper::Start(self.config.clone());
         let sent = link::send(broker.process.socket(), &message, &[self.listener.as_fd()]);
@@ -480,6 +503,7 @@ impl Keeper {
     fn on_ready(&mut self, broker: &mut Broker) {
         broker.phase = Phase::Ready;
         broker.deadline = None;
+        self.failures = 0;
         if broker.binary.name != self.binary.name {
             log!("the broker now runs from {}", broker.binary.name);
         }
@@ -520,7 +544,6 @@ impl Keeper {
                     process,
                     binary,
                     phase: Phase::Starting,
-                    started: now,
                     deadline: Some(now + STANDBY),
                     mute: false,
                 });

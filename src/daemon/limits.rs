@@ -10,6 +10,10 @@ impl Broker {
     pub(super) fn check_queue_limits(&self, uid: u32, bytes: u64) -> Result<(), Failure> {
         let limits = self.config.limits;
         let (mut queues, mut used) = (0_u32, 0_u64);
+        for pending in self.allocating.values().filter(|pending| pending.entry.owner_uid == uid) {
+            queues += 1;
+            used = used.saturating_add(pending.bytes);
+        }
         for queue in self.queues.values().filter(|queue| queue.entry.owner_uid == uid) {
             queues += 1;
             used = used.saturating_add(queue.memory_bytes());

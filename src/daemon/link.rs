@@ -94,20 +94,32 @@ pub(super) fn send<T: Serialize>(
         .map_err(|error| LinkLost(error.to_string()))
 }
 
-/// Takes one message; `None` if there is none and `blocking` says not to wait.
+/// What was received.
+pub(super) enum Incoming<T> {
+    /// Nothing is there, and the caller did not want to wait.
+    Nothing,
+    Message(T, Vec<OwnedFd>),
+    /// A message whose descriptors found no room in this process. All of it is lost.
+    NoRoom(String),
+}
+
+/// Takes one message.
 pub(super) fn receive<T: DeserializeOwned>(
     socket: BorrowedFd<'_>,
     buffer: &mut [u8],
     blocking: Blocking,
-) -> Result<Option<(T, Vec<OwnedFd>)>, LinkLost> {
+) -> Result<Incoming<T>, LinkLost> {
     let received = match receive_packet(socket, buffer, blocking) {
         Ok(received) => received,
-        Err(ReceiveError::WouldBlock) => return Ok(None),
+        Err(ReceiveError::WouldBlock) => return Ok(Incoming::Nothing),
+        Err(error @ ReceiveError::DescriptorsLost) => {
+            return Ok(Incoming::NoRoom(error.to_string()));
+        }
         Err(error) => return Err(LinkLost(error.to_string())),
     };
     let message =
         KEEPER.decode(&buffer[..received.length]).map_err(|error| LinkLost(error.to_string()))?;
-    Ok(Some((message, received.descriptors)))
+    Ok(Incoming::Message(message, received.descriptors))
 }
 
 /// The broker's end.
@@ -137,8 +149,11 @@ impl KeeperLink {
         if let Some(event) = self.events.pop_front() {
             return Ok(Some(event));
         }
-        let received = receive(self.socket.as_fd(), &mut self.buffer, Blocking::Return)?;
-        Ok(received.map(|(event, _)| event))
+        match receive(self.socket.as_fd(), &mut self.buffer, Blocking::Return)? {
+            Incoming::Message(event, _) => Ok(Some(event)),
+            Incoming::Nothing => Ok(None),
+            Incoming::NoRoom(reason) => Err(LinkLost(reason)),
+        }
     }
 
     /// Whether an event waits that poll(2) does not show.
@@ -167,19 +182,27 @@ impl KeeperLink {
         }
     }
 
-    /// Stores; when it returns, it outlives this process.
-    pub(super) fn apply(
+    /// Stores; when it returns, it outlives this process. For entries without new descriptors, which the keeper has no
+    /// reason to refuse.
+    pub(super) fn apply(&mut self, deletes: Vec<Vec<u8>>, puts: Vec<Item>) -> Result<(), LinkLost> {
+        match self.apply_with(deletes, puts, &[])? {
+            Ok(()) => Ok(()),
+            Err(reason) => Err(LinkLost(format!("the keeper did not store an entry: {reason}"))),
+        }
+    }
+
+    /// The same with descriptors. The keeper may have no room for them: then nothing is stored, and the inner error says
+    /// why.
+    pub(super) fn apply_with(
         &mut self,
         deletes: Vec<Vec<u8>>,
         puts: Vec<Item>,
         descriptors: &[BorrowedFd<'_>],
-    ) -> Result<(), LinkLost> {
+    ) -> Result<Result<(), String>, LinkLost> {
         send(self.socket.as_fd(), &ToKeeper::Apply { deletes, puts }, descriptors)?;
         match self.answer()? {
-            (FromKeeper::Applied, _) => Ok(()),
-            (FromKeeper::NotApplied { reason }, _) => {
-                Err(LinkLost(format!("the keeper did not store an entry: {reason}")))
-            }
+            (FromKeeper::Applied, _) => Ok(Ok(())),
+            (FromKeeper::NotApplied { reason }, _) => Ok(Err(reason)),
             (other, _) => Err(LinkLost(format!("unexpected message of the keeper: {other:?}"))),
         }
     }
@@ -188,14 +211,15 @@ impl KeeperLink {
         loop {
             let socket = self.socket.as_fd();
             match receive(socket, &mut self.buffer, Blocking::Wait)? {
-                Some((
+                Incoming::Message(
                     event @ (FromKeeper::Stop
                     | FromKeeper::Leave
                     | FromKeeper::UpgradeRefused { .. }),
                     _,
-                )) => self.events.push_back(event),
-                Some(answer) => return Ok(answer),
-                None => {}
+                ) => self.events.push_back(event),
+                Incoming::Message(answer, descriptors) => return Ok((answer, descriptors)),
+                Incoming::Nothing => {}
+                Incoming::NoRoom(reason) => return Err(LinkLost(reason)),
             }
         }
     }

@@ -13,6 +13,7 @@
 
 mod adopt;
 mod attach;
+mod background;
 mod broker;
 mod connections;
 mod counters;

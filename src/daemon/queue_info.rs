@@ -14,6 +14,9 @@ use super::peer::Credentials;
 use super::process::is_stopped;
 use super::queues::{Handle, Queue};
 
+/// Words of a ring that one request looks at to tell who waits for whom.
+const WORDS_LOOKED_AT: u64 = 1 << 18;
+
 /// Queues of one page: their summaries fit a frame, whatever their names are.
 const PAGE_QUEUES: usize = 64;
 
@@ -76,6 +79,7 @@ impl Broker {
 
     fn handle_infos(&self, queue: &Queue) -> Vec<HandleInfo> {
         let now_ns = monotonic_ns();
+        let mut budget = WORDS_LOOKED_AT;
         let owned = queue.memory.owned_by_all();
         let mut infos: Vec<HandleInfo> = Vec::with_capacity(queue.handles.len());
         for (index, handle) in &queue.handles {
@@ -87,7 +91,7 @@ impl Broker {
             let waiting_ns =
                 (line.waiting_since_ns != 0).then(|| now_ns.saturating_sub(line.waiting_since_ns));
             let delayed_by = waiting_ns
-                .and_then(|_| self.delayer(queue, handle, line.waiting_at))
+                .and_then(|_| self.delayer(queue, handle, line.waiting_at, &mut budget))
                 .filter(|other| other != index && queue.handles.contains_key(other));
             let session = self.sessions.get(&handle.session);
             infos.push(HandleInfo {
@@ -118,9 +122,15 @@ impl Broker {
     }
 
     /// Who owns the slot that somebody waits for.
-    fn delayer(&self, queue: &Queue, waiting: &Handle, position: u64) -> Option<u8> {
+    fn delayer(
+        &self,
+        queue: &Queue,
+        waiting: &Handle,
+        position: u64,
+        budget: &mut u64,
+    ) -> Option<u8> {
         match queue.entry.kind {
-            Kind::Mpmc => queue.memory.delayer(waiting.role, position),
+            Kind::Mpmc => queue.memory.delayer(waiting.role, position, budget),
             // A producer waits for the message that the consumer holds; a consumer waits for no slot that anybody owns.
             Kind::Spsc if waiting.role == Role::Produce => {
                 let (index, consumer) =

@@ -9,6 +9,7 @@ use ringmain_client::protocol::{ErrorCode, Kind, QueueSpec, Reply, Role};
 use ringmain_client::ring::Closed;
 use ringmain_client::sys::memory::MemoryError;
 
+use super::background;
 use super::broker::{Broker, bug};
 use super::connections::{Answer, Failure, refuse};
 use super::entries::{Key, QueueEntry, encode};
@@ -21,6 +22,8 @@ use super::rings::{QueueMemory, memory_bytes};
 
 /// Longest name of a queue in bytes.
 const NAME_BYTES_MAX: usize = 200;
+/// Memory of this many bytes is allocated within the time that a repair may be held up, more of it in the background.
+const ALLOCATED_AT_ONCE: u64 = 8 << 20;
 /// Owner only.
 const MODE_DEFAULT: u32 = 0o700;
 
@@ -31,6 +34,16 @@ pub(super) struct Queue {
     pub(super) memory: QueueMemory,
     /// By index.
     pub(super) handles: BTreeMap<u8, Handle>,
+}
+
+/// A queue whose memory is being allocated.
+#[derive(Debug)]
+pub(super) struct Pending {
+    id: u64,
+    /// Who waits for the answer.
+    connection: u64,
+    pub(super) entry: QueueEntry,
+    pub(super) bytes: u64,
 }
 
 /// One handle.
@@ -65,6 +78,11 @@ pub(super) fn clone_descriptor(descriptor: BorrowedFd<'_>) -> Result<OwnedFd, Fa
     descriptor.try_clone_to_owned().or_else(|error| {
         refuse(ErrorCode::Io, format!("the daemon cannot duplicate a descriptor: {error}"))
     })
+}
+
+/// The keeper had no room for descriptors.
+pub(super) fn no_room<T>(reason: String) -> Result<T, Failure> {
+    refuse(ErrorCode::Limit, format!("the daemon cannot hold more: {reason}"))
 }
 
 /// Why memory was not to be had, as an answer.
@@ -154,13 +172,86 @@ impl Broker {
         refuse(ErrorCode::NotPermitted, text)
     }
 
+    /// `None`: its memory is being allocated, the answer comes later.
     pub(super) fn create_queue(
         &mut self,
-        session: u64,
+        number: u64,
         user: &Credentials,
         name: String,
         spec: &QueueSpec,
+    ) -> Result<Option<Answer>, Failure> {
+        let (entry, geometry) = self.new_entry(number, user, name, spec)?;
+        if let Some(id) = self.names.get(&entry.name) {
+            return self.exists_already(*id, &entry).map(Some);
+        }
+        if let Some(pending) = self.allocating.get_mut(&entry.name) {
+            // The same client again, over a new connection: it gets the answer.
+            if pending.entry == entry && !self.connections.contains_key(&pending.connection) {
+                pending.connection = number;
+                return Ok(None);
+            }
+            let text = format!("queue {} is being created: try again later", entry.name);
+            return refuse(ErrorCode::Busy, text);
+        }
+        let bytes = memory_bytes(entry.kind, &geometry);
+        self.check_queue_limits(user.uid, bytes)?;
+        host_memory::check(bytes).or_else(|reason| refuse(ErrorCode::Limit, reason))?;
+        let id = self.counters.queue(&mut self.keeper)?;
+        let (name, kind) = (entry.name.clone(), entry.kind);
+        let allocate = move || QueueMemory::create(&name, id, kind, geometry);
+        if bytes <= ALLOCATED_AT_ONCE {
+            return self.finish_create(id, entry, allocate()).map(Some);
+        }
+        let name = entry.name.clone();
+        let pending = Pending { id, connection: number, entry, bytes };
+        self.allocating.insert(name.clone(), pending);
+        self.allocated.compute("allocate", move || (name, allocate()));
+        Ok(None)
+    }
+
+    /// Memory that was allocated in the background.
+    pub(super) fn on_allocated(&mut self) -> Result<(), LinkLost> {
+        for (name, memory) in self.allocated.take() {
+            let Some(pending) = self.allocating.remove(&name) else {
+                continue;
+            };
+            if !self.connections.contains_key(&pending.connection) {
+                // Nobody waits for it: as if it had never been asked for.
+                background::run("free", move || drop(memory));
+                continue;
+            }
+            let result = self.finish_create(pending.id, pending.entry, memory);
+            self.answer(pending.connection, result.map(Some))?;
+        }
+        Ok(())
+    }
+
+    fn finish_create(
+        &mut self,
+        id: u64,
+        entry: QueueEntry,
+        memory: Result<QueueMemory, MemoryError>,
     ) -> Result<Answer, Failure> {
+        let memory = memory.map_err(|error| memory_failure(&error))?;
+        let queue = Queue { entry, memory, handles: BTreeMap::new() };
+        let descriptors: Vec<_> = queue.memory.descriptors.iter().map(AsFd::as_fd).collect();
+        let count = u8::try_from(descriptors.len()).unwrap_or(u8::MAX);
+        let item = Item { descriptors: count, ..queue.item(id) };
+        self.keeper.apply_with(Vec::new(), vec![item], &descriptors)?.or_else(no_room)?;
+        self.names.insert(queue.entry.name.clone(), id);
+        let info = self.queue_summary(id, &queue);
+        self.queues.insert(id, queue);
+        Ok(Answer { created: Some(id), ..Answer::of(Reply::Queue(Box::new(info))) })
+    }
+
+    /// Checks what a client asks for and fills in the defaults.
+    fn new_entry(
+        &self,
+        number: u64,
+        user: &Credentials,
+        name: String,
+        spec: &QueueSpec,
+    ) -> Result<(QueueEntry, Geometry), Failure> {
         check_name(&name)?;
         let kind = spec.kind.unwrap_or(Kind::Mpmc);
         let geometry = match Geometry::new(spec.slots, spec.slot_size, spec.max_message) {
@@ -175,7 +266,11 @@ impl Broker {
             );
         }
         let group_gid = group_of(user, spec.group.as_deref())?;
-        let creator = self.sessions.get(&session).map(|session| (session.id, session.pid));
+        let creator = self
+            .session_of(number)
+            .ok()
+            .and_then(|session| self.sessions.get(&session))
+            .map(|session| (session.id, session.pid));
         let slots = u32::try_from(geometry.slots()).unwrap_or(u32::MAX);
         let entry = QueueEntry {
             name,
@@ -191,24 +286,7 @@ impl Broker {
             creating: creator,
             purging: false,
         };
-        if let Some(id) = self.names.get(&entry.name) {
-            return self.exists_already(*id, &entry);
-        }
-        let bytes = memory_bytes(kind, &geometry);
-        self.check_queue_limits(user.uid, bytes)?;
-        host_memory::check(bytes).or_else(|reason| refuse(ErrorCode::Limit, reason))?;
-        let id = self.counters.queue(&mut self.keeper)?;
-        let memory = QueueMemory::create(&entry.name, id, kind, geometry)
-            .map_err(|error| memory_failure(&error))?;
-        let queue = Queue { entry, memory, handles: BTreeMap::new() };
-        let descriptors: Vec<_> = queue.memory.descriptors.iter().map(AsFd::as_fd).collect();
-        let count = u8::try_from(descriptors.len()).unwrap_or(u8::MAX);
-        let item = Item { descriptors: count, ..queue.item(id) };
-        self.keeper.apply(Vec::new(), vec![item], &descriptors)?;
-        self.names.insert(queue.entry.name.clone(), id);
-        let info = self.queue_summary(id, &queue);
-        self.queues.insert(id, queue);
-        Ok(Answer { created: Some(id), ..Answer::of(Reply::Queue(Box::new(info))) })
+        Ok((entry, geometry))
     }
 
     /// The same request again, because the broker died before it could answer, is no mistake of the client.
@@ -234,7 +312,7 @@ impl Broker {
         };
         queue.entry.creating = None;
         let item = queue.item(id);
-        self.keeper.apply(Vec::new(), vec![item], &[])
+        self.keeper.apply(Vec::new(), vec![item])
     }
 
     pub(super) fn delete_queue(
@@ -261,7 +339,7 @@ impl Broker {
             .map(|handle| Key::Handle { queue: id, handle: *handle }.bytes())
             .collect();
         deletes.push(Key::Queue(id).bytes());
-        self.keeper.apply(deletes, Vec::new(), &[])?;
+        self.keeper.apply(deletes, Vec::new())?;
         let Some(queue) = self.queues.remove(&id) else {
             return Ok(());
         };
@@ -272,6 +350,9 @@ impl Broker {
             }
             self.forget_if_unneeded(handle.session)?;
         }
+        // Whoever closes the last descriptor frees the memory; it should not be this thread.
+        let memory = queue.memory;
+        background::run("free", move || drop(memory));
         Ok(())
     }
 
@@ -296,7 +377,7 @@ impl Broker {
         // Stored first: if this broker dies over it, the next one repairs what the daemon's own handle holds.
         queue.entry.purging = true;
         let begun = queue.item(id);
-        self.keeper.apply(Vec::new(), vec![begun], &[])?;
+        self.keeper.apply(Vec::new(), vec![begun])?;
         let result = queue.memory.purge();
         queue.entry.purging = false;
         let ended = queue.item(id);
@@ -305,12 +386,12 @@ impl Broker {
                 if let Some(queue) = self.queues.get(&id) {
                     self.wake(queue);
                 }
-                self.keeper.apply(Vec::new(), vec![ended], &[])?;
+                self.keeper.apply(Vec::new(), vec![ended])?;
                 Ok(Answer::of(Reply::Purged { messages }))
             }
             Err(fault) => {
                 self.close_for_fault(id, &fault.to_string());
-                self.keeper.apply(Vec::new(), vec![ended], &[])?;
+                self.keeper.apply(Vec::new(), vec![ended])?;
                 refuse(
                     ErrorCode::Closed,
                     format!("queue {name} was closed: {fault}; delete it and create it again"),

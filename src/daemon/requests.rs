@@ -40,7 +40,9 @@ impl Broker {
         let user = connection.user.clone();
         match request {
             Request::Hello { .. } => Err(bug("Hello came through").into()),
-            Request::CreateQueue { name, spec } => self.create_queue(session, &user, name, &spec),
+            Request::CreateQueue { name, spec } => {
+                return self.create_queue(number, &user, name, &spec);
+            }
             Request::DeleteQueue { name } => self.delete_queue(&user, &name),
             Request::PurgeQueue { name } => self.purge_queue(&user, &name),
             Request::ListQueues { after } => Ok(self.list_queues(&user, &after)),

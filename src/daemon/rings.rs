@@ -186,22 +186,28 @@ impl QueueMemory {
         Word(ring.u64_at(offset).load(Ordering::Relaxed))
     }
 
-    /// The handle whose claim keeps somebody waiting at this position of an mpmc ring, if it is a claim that does.
-    pub(super) fn delayer(&self, role: Role, position: u64) -> Option<u8> {
+    /// The handle whose claim keeps somebody waiting at this position of an mpmc ring, if it is a claim that does. Looks at
+    /// no more words than the budget allows, whatever the members wrote.
+    pub(super) fn delayer(&self, role: Role, position: u64, budget: &mut u64) -> Option<u8> {
         let RingMemory::Mpmc { ring, .. } = &self.ring else {
             return None;
         };
-        let word = |position: u64| Self::word(ring, &self.geometry, position);
+        let mut look = |position: u64| {
+            *budget = budget.checked_sub(1)?;
+            Some(Self::word(ring, &self.geometry, position))
+        };
+        let is_free = |word: Word| word.state() == Some(State::Free);
         let reach = u64::from(self.geometry.claim_slots_max());
-        if let Some(owner) = owner(word(position)) {
-            return Some(owner);
+        let here = look(position)?;
+        if !is_free(here) {
+            return owner(here);
         }
         // The slot may lie behind the first of a longer claim.
         for distance in 1..reach {
-            let word = word(position.wrapping_sub(distance));
-            if word.state() != Some(State::Free) {
-                if let Some(owner) = owner(word).filter(|_| u64::from(word.n()) > distance) {
-                    return Some(owner);
+            let word = look(position.wrapping_sub(distance))?;
+            if !is_free(word) {
+                if u64::from(word.n()) > distance {
+                    return owner(word);
                 }
                 break;
             }
@@ -210,10 +216,13 @@ impl QueueMemory {
             return None;
         }
         // A producer may need several slots, of which the first ones are free.
-        (1..reach)
-            .map(|distance| word(position.wrapping_add(distance)))
-            .find(|word| word.state() != Some(State::Free))
-            .and_then(owner)
+        for distance in 1..reach {
+            let word = look(position.wrapping_add(distance))?;
+            if !is_free(word) {
+                return owner(word);
+            }
+        }
+        None
     }
 
     /// What each handle of an mpmc ring owns, in one pass; index 0 is unused.

@@ -162,7 +162,7 @@ impl Broker {
                 let stored = session.stored;
                 self.sessions.remove(&number);
                 if stored {
-                    self.keeper.apply(vec![Key::Session(number).bytes()], Vec::new(), &[])?;
+                    self.keeper.apply(vec![Key::Session(number).bytes()], Vec::new())?;
                 }
                 Ok(())
             }

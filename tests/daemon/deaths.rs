@@ -1,7 +1,7 @@
 //! Processes that die, and brokers that die with them.
 
 use nix::sys::signal::Signal;
-use ringmain_client::protocol::{ErrorCode, Reply, Request, Role};
+use ringmain_client::protocol::{ErrorCode, HandleKey, Reply, Request, Role};
 use ringmain_client::ring::TryReceiveError;
 
 use crate::support::*;
@@ -216,4 +216,65 @@ fn brokers_killed_while_processes_come_and_go_lose_no_index() {
     let mut raw = Raw::hello(&daemon.socket, 3);
     assert_eq!(raw.info("m").state, "open");
     assert_eq!(raw.attach("m", Role::Consume).key().handle, 1);
+}
+
+#[test]
+fn requests_cut_off_by_a_broker_death_leave_nothing_half_done() {
+    let daemon = Daemon::start();
+    let mut raw = Raw::hello(&daemon.socket, 3);
+    raw.create("m", mpmc());
+    raw.create("s", spsc());
+    let mut held: Vec<HandleKey> = Vec::new();
+    let mut random: u64 = 0x2545_f491_4f6c_dd1d;
+    for round in 0..60 {
+        random ^= random << 13;
+        random ^= random >> 7;
+        random ^= random << 17;
+        let request = match (random % 6, held.first()) {
+            (0 | 1, _) => Request::Attach { name: "m".into(), role: Role::Consume },
+            (2, _) => Request::Attach { name: "s".into(), role: Role::Produce },
+            (3, Some(key)) => Request::Detach { handle: *key },
+            (4, _) => Request::PurgeQueue { name: "m".into() },
+            _ => Request::DeleteQueue { name: "s".into() },
+        };
+        let status = daemon.status();
+        let frame = ringmain_client::protocol::frame::CONTROL.encode(&request).unwrap();
+        raw.send_bytes(&frame, &[]);
+        std::thread::sleep(std::time::Duration::from_micros(random / 64 % 250));
+        signal(status.broker_pid, Signal::SIGKILL);
+        if let Ok((Reply::Attached(attached), _)) = raw.receive() {
+            held.push(attached.key);
+        }
+        daemon.next_broker(&status);
+        let lost;
+        (raw, lost) = Raw::resume(&daemon.socket, 3, &held);
+        for key in lost {
+            let expected = match &request {
+                Request::Detach { handle } => *handle == key,
+                Request::DeleteQueue { .. } => true,
+                _ => false,
+            };
+            assert!(expected, "round {round}: {request:?} lost {key:?}");
+            held.retain(|other| *other != key);
+        }
+        // The daemon has exactly what its client has.
+        let mut known = Vec::new();
+        for name in ["m", "s"] {
+            match raw.ask(&Request::QueueInfo { name: name.into() }) {
+                Reply::Queue(info) => {
+                    assert_eq!((info.state.as_str(), info.repairs), ("open", 0), "round {round}");
+                    known.extend(info.handles.iter().map(|handle| (info.id, handle.handle)));
+                }
+                Reply::Error { code: ErrorCode::NotFound, .. } => {
+                    assert_eq!(name, "s");
+                    raw.create("s", spsc());
+                }
+                other => panic!("{other:?}"),
+            }
+        }
+        let mut expected: Vec<_> = held.iter().map(|key| (key.queue, key.handle)).collect();
+        expected.sort_unstable();
+        known.sort_unstable();
+        assert_eq!(known, expected, "round {round}: {request:?}");
+    }
 }

@@ -232,21 +232,106 @@ fn more_than_the_host_has_is_refused() {
     let daemon = Daemon::start_with(&["--limit-bytes", "999999999999999"]);
     // Four thousand million bytes fit some hosts: a file-size limit makes the refusal certain.
     let status = daemon.status();
-    let limited = std::process::Command::new("prlimit")
-        .args(["--fsize=65536", "--pid", &status.broker_pid.to_string()])
-        .status();
-    let Ok(true) = limited.map(|status| status.success()) else {
-        eprintln!("skipped: no prlimit here");
-        return;
-    };
     let mut raw = Raw::hello(&daemon.socket, 1);
-    let spec = QueueSpec { slots: Some(4096), ..mpmc() };
-    let request = Request::CreateQueue { name: "q".into(), spec };
-    let (code, text) = raw.refused(&request);
-    assert_eq!(code, ErrorCode::Limit, "{text}");
-    assert!(text.contains("fewer or smaller slots"), "{text}");
-    raw.create("small", spsc());
+    for (number, limit, lifted) in
+        [(1, "--fsize=65536:", "--fsize=unlimited:"), (2, "--as=100000000:", "--as=unlimited:")]
+    {
+        let set = |limit: &str| {
+            std::process::Command::new("prlimit")
+                .args([limit, "--pid", &status.broker_pid.to_string()])
+                .status()
+                .is_ok_and(|status| status.success())
+        };
+        if !set(limit) {
+            eprintln!("skipped: no prlimit here");
+            return;
+        }
+        let spec = QueueSpec { slots: Some(1 << 19), slot_size: Some(256), ..mpmc() };
+        let request = Request::CreateQueue { name: "q".into(), spec };
+        let (code, text) = raw.refused(&request);
+        assert_eq!(code, ErrorCode::Limit, "{text}");
+        assert!(text.contains("fewer or smaller slots"), "{text}");
+        raw.create(&format!("small-{number}"), spsc());
+        assert!(set(lifted));
+    }
     assert_eq!(raw.status().broker_pid, status.broker_pid);
+}
+
+#[test]
+fn large_queues_are_allocated_while_others_are_served() {
+    let daemon = Daemon::start();
+    let large = QueueSpec { slots: Some(1 << 15), slot_size: Some(4096), ..spsc() };
+    let create =
+        CONTROL.encode(&Request::CreateQueue { name: "large".into(), spec: large.clone() });
+    let create = create.unwrap();
+    let mut slow = Raw::hello(&daemon.socket, 1);
+    let mut quick = Raw::hello(&daemon.socket, 2);
+    slow.send_bytes(&create, &[]);
+    quick.create("small", spsc());
+    let again = Request::CreateQueue { name: "large".into(), spec: large.clone() };
+    let (code, _) = quick.refused(&again);
+    assert!(matches!(code, ErrorCode::Busy | ErrorCode::Exists));
+    let Ok((Reply::Queue(info), _)) = slow.receive() else { panic!() };
+    assert_eq!(info.memory_bytes, (128 << 20) + 3 * 4096);
+    assert_eq!(slow.refused(&again).0, ErrorCode::Exists);
+    // Its creator goes away before it is there: nothing remains, and its bytes count no more.
+    assert_eq!(slow.ask(&Request::DeleteQueue { name: "large".into() }), Reply::Done);
+    slow.send_bytes(&create, &[]);
+    drop(slow);
+    eventually("the limit has room again", || {
+        let name = "full".to_owned();
+        let spec = QueueSpec { slot_size: Some(28 << 10), ..large.clone() };
+        let done = matches!(quick.ask(&Request::CreateQueue { name, spec }), Reply::Queue(_));
+        done.then_some(())
+    });
+}
+
+#[test]
+fn a_daemon_without_descriptors_says_so_and_goes_on() {
+    let daemon = Daemon::start();
+    let status = daemon.status();
+    let limit = |pid: u32, files: u32| {
+        std::process::Command::new("prlimit")
+            .args([&format!("--nofile={files}:20000"), "--pid", &pid.to_string()])
+            .status()
+            .is_ok_and(|status| status.success())
+    };
+    for (pid, files) in [(status.keeper_pid, 40), (status.broker_pid, 60)] {
+        if !limit(pid, files) {
+            eprintln!("skipped: no prlimit here");
+            return;
+        }
+        let mut raw = Raw::hello(&daemon.socket, 1);
+        let mut created = Vec::new();
+        let (code, text) = (0..60)
+            .find_map(|number| {
+                let name = format!("{pid}-{number}");
+                let request = Request::CreateQueue { name: name.clone(), spec: spsc() };
+                match raw.ask(&request) {
+                    Reply::Queue(_) => {
+                        created.push(name);
+                        None
+                    }
+                    Reply::Error { code, message } => Some((code, message)),
+                    other => panic!("{other:?}"),
+                }
+            })
+            .expect("the descriptors run out");
+        assert!(matches!(code, ErrorCode::Limit | ErrorCode::Io), "{text}");
+        assert!(!created.is_empty());
+        // Whoever connects now is told so or served, but not left alone.
+        let held: Vec<_> = (0..40).map(|_| Raw::connect(&daemon.socket)).collect();
+        for mut other in held {
+            // Its words come before the end, even if our request came too late.
+            let reply = other.try_ask(&hello(2)).or_else(|_| other.receive());
+            assert!(reply.is_ok(), "{reply:?}");
+        }
+        for name in created {
+            assert_eq!(raw.ask(&Request::DeleteQueue { name }), Reply::Done);
+        }
+        assert!(limit(pid, 20000));
+        assert_eq!(raw.status().broker_pid, status.broker_pid);
+    }
 }
 
 #[test]

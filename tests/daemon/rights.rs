@@ -85,3 +85,48 @@ fn kernels_without_peer_pidfd_are_served_as_well() {
     child.kill();
     eventually("repair", || raw.info("m").handles.is_empty().then_some(()));
 }
+
+#[test]
+fn a_peer_outside_the_pid_namespace_is_served_or_told_why_not() {
+    if !is_root() {
+        return;
+    }
+    let unshare = ["unshare", "--pid", "--fork", "--kill-child=SIGTERM"];
+    let works = std::process::Command::new(unshare[0])
+        .args(&unshare[1..])
+        .arg("true")
+        .status()
+        .is_ok_and(|status| status.success());
+    if !works {
+        eprintln!("skipped: no pid namespaces here");
+        return;
+    }
+    // The daemon cannot see our pid. With a pidfd of the peer it need not.
+    let daemon = Daemon::start_under(&unshare, tempfile::tempdir().unwrap(), &[]);
+    let mut raw = Raw::connect(&daemon.socket);
+    let has_peer_pidfd =
+        nix::sys::socket::getsockopt(&raw.socket, nix::sys::socket::sockopt::PeerPidfd).is_ok();
+    if has_peer_pidfd {
+        assert!(matches!(raw.ask(&hello(1)), ringmain_client::protocol::Reply::Welcome { .. }));
+        raw.create("m", mpmc());
+        let held = raw.attach("m", Role::Consume);
+        let child = Actor::started(&daemon.socket, &["hold", "m", "idle"]);
+        assert_eq!(raw.info("m").handles.len(), 2);
+        child.kill();
+        eventually("repair", || (raw.info("m").handles.len() == 1).then_some(()));
+        // The same process is known again after a restart of the broker, another session is not it.
+        let (_raw, lost) = Raw::resume(&daemon.socket, 1, &[held.key()]);
+        assert!(lost.is_empty());
+        let (_raw, lost) = Raw::resume(&daemon.socket, 2, &[held.key()]);
+        assert_eq!(lost, [held.key()]);
+    }
+    let arguments = ["--force-no-peer-pidfd"];
+    let daemon = Daemon::start_under(&unshare, tempfile::tempdir().unwrap(), &arguments);
+    let mut raw = Raw::connect(&daemon.socket);
+    let (code, text) = match raw.try_ask(&hello(1)).or_else(|_| raw.receive()) {
+        Ok((ringmain_client::protocol::Reply::Error { code, message }, _)) => (code, message),
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(code, ringmain_client::protocol::ErrorCode::NotPermitted);
+    assert!(text.contains("pid namespace"), "{text}");
+}

@@ -56,6 +56,8 @@ pub(crate) struct Daemon {
     pub(crate) folder: tempfile::TempDir,
     pub(crate) socket: PathBuf,
     keeper: Option<Child>,
+    /// Whether `keeper` is a command around it, whose death it is told by SIGTERM.
+    is_wrapped: bool,
     stderr: PathBuf,
 }
 
@@ -73,10 +75,20 @@ impl Daemon {
     }
 
     pub(crate) fn start_in(folder: tempfile::TempDir, arguments: &[&str]) -> Self {
+        Self::start_under(&[], folder, arguments)
+    }
+
+    /// Started by another command, which ends with it.
+    pub(crate) fn start_under(
+        command: &[&str],
+        folder: tempfile::TempDir,
+        arguments: &[&str],
+    ) -> Self {
         let socket = folder.path().join("ringmain.sock");
         let stderr = folder.path().join("stderr");
-        let mut keeper = Command::new(BINARY)
-            .args(["serve", "--socket"])
+        let words = [command, &[BINARY, "serve", "--socket"]].concat();
+        let mut keeper = Command::new(words[0])
+            .args(&words[1..])
             .arg(&socket)
             .args(arguments)
             .stdout(Stdio::piped())
@@ -86,7 +98,8 @@ impl Daemon {
         let mut line = String::new();
         let stdout = keeper.stdout.take().unwrap();
         BufReader::new(stdout).read_line(&mut line).unwrap();
-        let daemon = Self { folder, socket, keeper: Some(keeper), stderr };
+        let is_wrapped = !command.is_empty();
+        let daemon = Self { folder, socket, keeper: Some(keeper), is_wrapped, stderr };
         assert!(line.starts_with("ready "), "{line:?} {}", daemon.log());
         assert!(line.contains(daemon.socket.to_str().unwrap()), "{line:?}");
         daemon
@@ -140,6 +153,12 @@ impl Drop for Daemon {
         let Some(mut keeper) = self.keeper.take() else {
             return;
         };
+        if self.is_wrapped {
+            let _ = keeper.kill();
+            let _ = keeper.wait();
+            eventually("the end of the daemon", || (!self.socket.exists()).then_some(()));
+            return;
+        }
         let _ = kill(Pid::from_raw(keeper.id().cast_signed()), Signal::SIGTERM);
         let deadline = Instant::now() + PATIENCE;
         while Instant::now() < deadline {

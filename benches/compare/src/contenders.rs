@@ -1,8 +1,8 @@
 //! One run of each contender: so many messages of 64 bytes from one core to another. Returns messages per second.
 
+use ringmain_client::sync::atomic::{AtomicU64, Ordering};
 use std::hint::spin_loop;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use crossbeam_queue::ArrayQueue;

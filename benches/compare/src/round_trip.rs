@@ -1,6 +1,6 @@
 //! Round trips of 48 bytes between two processes, each pinned to a core, spinning: p50 in nanoseconds.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use ringmain_client::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use ringmain_client::layout::Geometry;

@@ -1,7 +1,7 @@
 //! The mpmc ring with plain stamps in place of owners: D. Vyukov's bounded queue in the same slots, with the same header
 //! and the same copies. What attribution costs is the difference to `ringmain_client::ring`.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use ringmain_client::sync::atomic::{AtomicU64, Ordering};
 
 use ringmain_client::layout::{Geometry, SPACING_BYTES};
 use ringmain_client::ring::Region;

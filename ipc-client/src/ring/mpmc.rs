@@ -412,8 +412,11 @@ impl Ring {
         let near_lap = self.slots.geometry.lap(near);
         let behind = near_lap.wrapping_sub(word.lap()) & Word::LAP_MASK;
         // The tail may be in the lap after the head's.
-        let lap =
-            if behind == Word::LAP_MASK { near_lap + 1 } else { near_lap.wrapping_sub(behind) };
+        let lap = if behind == Word::LAP_MASK {
+            near_lap.wrapping_add(1)
+        } else {
+            near_lap.wrapping_sub(behind)
+        };
         (lap << self.slots.geometry.slots().trailing_zeros()) | index
     }
 

@@ -122,6 +122,7 @@ pub fn receive_packet(
     header.msg_iovlen = 1;
     // MSG_TRUNC: the return value is the packet's real length.
     let flags = libc::MSG_CMSG_CLOEXEC | libc::MSG_TRUNC | blocking.flags().bits();
+    let mut was_reset = false;
     let length = loop {
         header.msg_control = control.as_mut_ptr().cast();
         header.msg_controllen = size_of_val(&control);
@@ -132,6 +133,8 @@ pub fn receive_packet(
             Ok(length) => break length.unsigned_abs(),
             Err(Errno::EINTR) => {}
             Err(Errno::EAGAIN) => return Err(ReceiveError::WouldBlock),
+            // The peer closed without reading all of ours. What it sent before, perhaps the reason, is still there.
+            Err(Errno::ECONNRESET) if !was_reset => was_reset = true,
             Err(Errno::ECONNRESET) => return Err(ReceiveError::Closed),
             Err(errno) => return Err(ReceiveError::Io(errno.into())),
         }
@@ -226,6 +229,19 @@ mod tests {
         assert!(matches!(closed, Err(ReceiveError::Closed)), "{closed:?}");
         let broken = send_packet(right.as_fd(), b"x", &[], Blocking::Wait).unwrap_err();
         assert_eq!(broken.kind(), io::ErrorKind::BrokenPipe);
+    }
+
+    #[test]
+    fn last_words_are_heard_although_the_peer_did_not_read() {
+        let (left, right) = pair();
+        send_packet(right.as_fd(), b"never read", &[], Blocking::Wait).unwrap();
+        send_packet(left.as_fd(), b"go away", &[], Blocking::Wait).unwrap();
+        drop(left);
+        let mut buffer = [0; 16];
+        let received = receive_packet(right.as_fd(), &mut buffer, Blocking::Wait).unwrap();
+        assert_eq!(&buffer[..received.length], b"go away");
+        let end = receive_packet(right.as_fd(), &mut buffer, Blocking::Wait);
+        assert!(matches!(end, Err(ReceiveError::Closed)), "{end:?}");
     }
 
     #[test]

@@ -18,7 +18,8 @@ struct Guarded {
 
 impl Guarded {
     fn map(file: &OwnedFd, length: usize, writable: bool) -> Self {
-        let protection = if writable { libc::PROT_READ | libc::PROT_WRITE } else { libc::PROT_READ };
+        let protection =
+            if writable { libc::PROT_READ | libc::PROT_WRITE } else { libc::PROT_READ };
         // SAFETY: a new anonymous mapping at an address of the kernel's choice touches nothing that exists.
         let whole = unsafe {
             libc::mmap(
@@ -105,12 +106,9 @@ impl Arena {
     pub fn new(kind: Kind, geometry: Geometry) -> Self {
         let lengths: &[usize] = match kind {
             Kind::Mpmc => &[control::BYTES, geometry.region_bytes(kind)],
-            Kind::Spsc => &[
-                control::BYTES,
-                geometry.region_bytes(kind),
-                spsc_page::BYTES,
-                spsc_page::BYTES,
-            ],
+            Kind::Spsc => {
+                &[control::BYTES, geometry.region_bytes(kind), spsc_page::BYTES, spsc_page::BYTES]
+            }
         };
         // Rights of the producer and the consumer, region by region.
         let rights: [&[bool]; 2] = match kind {
@@ -130,9 +128,7 @@ impl Arena {
         let mut producer = view(rights[0]);
         let consumer = view(rights[1]);
         let memory = |maps: &[Guarded]| match kind {
-            Kind::Mpmc => {
-                RingMemory::Mpmc { control: maps[0].region(), ring: maps[1].region() }
-            }
+            Kind::Mpmc => RingMemory::Mpmc { control: maps[0].region(), ring: maps[1].region() },
             Kind::Spsc => RingMemory::Spsc {
                 control: maps[0].region(),
                 slots: maps[1].region(),
@@ -168,9 +164,8 @@ impl Arena {
     /// Copies all regions. Nobody else may use them meanwhile.
     pub fn snapshot(&self) -> Snapshot {
         // SAFETY: mapped and readable, and nobody else writes it now.
-        let copy = |map: &Guarded| unsafe {
-            std::slice::from_raw_parts(map.base(), map.length).to_vec()
-        };
+        let copy =
+            |map: &Guarded| unsafe { std::slice::from_raw_parts(map.base(), map.length).to_vec() };
         Snapshot(self.own.iter().map(copy).collect())
     }
 

@@ -120,7 +120,9 @@ fn check_mpmc(arena: &Arena, head: u64, tail: u64, live: &[u8]) -> Result<(), St
             }
             let word = self::word(arena, at);
             if behind > 0 && word != Word::free(arena.geometry.lap(at)) {
-                return Err(format!("position {at} behind the first slot of a claim holds {word:?}"));
+                return Err(format!(
+                    "position {at} behind the first slot of a claim holds {word:?}"
+                ));
             }
         }
     }

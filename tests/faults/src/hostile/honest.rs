@@ -8,8 +8,8 @@ use std::time::Duration;
 use ringmain_client::layout::{HANDLE_DAEMON, mpmc};
 use ringmain_client::protocol::Role;
 use ringmain_client::ring::{
-    Consumer, Kernel, Producer, Reserved, RingMemory, Taken, TryReceiveError, TrySendError, repair, sleep_once,
-    wake_sleepers,
+    Consumer, Kernel, Producer, Reserved, RingMemory, Taken, TryReceiveError, TrySendError, repair,
+    sleep_once, wake_sleepers,
 };
 use ringmain_client::sync::atomic::AtomicU32;
 use ringmain_client::sync::step;

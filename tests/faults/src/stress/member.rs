@@ -110,9 +110,7 @@ impl Ledger {
     pub(super) fn complaint(&self) -> String {
         let words = COMPLAINT_BYTES / 8;
         let bytes: Vec<u8> = (0..words)
-            .flat_map(|index| {
-                self.0.word(COMPLAINT + 1 + index).load(Order::SeqCst).to_ne_bytes()
-            })
+            .flat_map(|index| self.0.word(COMPLAINT + 1 + index).load(Order::SeqCst).to_ne_bytes())
             .take_while(|byte| *byte != 0)
             .collect();
         String::from_utf8_lossy(&bytes).into_owned()
@@ -277,16 +275,13 @@ fn sleep_for_room(
     let park = producer.own_park().clone();
     let handle = producer.handle();
     kernel.timed_out.set(false);
-    let found = sleep_once(&park, handle, kernel, Some(SLEEP_MAX), || {
-        match send(producer, payload, way) {
+    let found =
+        sleep_once(&park, handle, kernel, Some(SLEEP_MAX), || match send(producer, payload, way) {
             Err(TrySendError::Full) => None,
             other => Some(other),
-        }
-    });
+        });
     match found {
-        Some(Ok(_)) if kernel.timed_out.get() => {
-            Err("slept although there was room".into())
-        }
+        Some(Ok(_)) if kernel.timed_out.get() => Err("slept although there was room".into()),
         Some(Ok(_)) => Ok(true),
         Some(Err(error)) => Err(format!("send: {error:?}")),
         None => Ok(false),
@@ -354,11 +349,10 @@ pub(super) fn sleep_for_message(
     let park = consumer.own_park().clone();
     let handle = consumer.handle();
     kernel.timed_out.set(false);
-    let found =
-        sleep_once(&park, handle, kernel, Some(SLEEP_MAX), || match consumer.try_take() {
-            Err(TryReceiveError::Empty) => None,
-            other => Some(other),
-        });
+    let found = sleep_once(&park, handle, kernel, Some(SLEEP_MAX), || match consumer.try_take() {
+        Err(TryReceiveError::Empty) => None,
+        other => Some(other),
+    });
     if let (Some(Ok(_)), true) = (&found, kernel.timed_out.get()) {
         return Err("slept although there was a message".into());
     }

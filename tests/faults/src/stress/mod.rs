@@ -47,7 +47,8 @@ pub fn run(arguments: impl Iterator<Item = String>) -> i32 {
                 let geometry =
                     Geometry::new(Some(slots), Some(slot_size), None).expect("valid sizes");
                 let arena = Arena::new(kind, geometry);
-                let ring = format!("{kind:?}::{producers}P{consumers}C::{mode:?}::{slots}x{slot_size}");
+                let ring =
+                    format!("{kind:?}::{producers}P{consumers}C::{mode:?}::{slots}x{slot_size}");
                 let messages = size.choose(30_000, 1_000_000) / producers as u64;
                 let plan = Plan { mode, producers, consumers, messages, kills: 0, seed };
                 runner.case(&format!("calm::{}", ring.to_lowercase()), |tally| {

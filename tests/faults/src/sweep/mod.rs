@@ -181,9 +181,14 @@ fn pairs(runner: &mut Runner, size: Size, kind: Kind) {
         list.push((O::Abort, O::Receive));
     }
     let fills: &[Fill] = match (size, kind) {
-        (Size::Long, Kind::Mpmc) => {
-            &[Fill::Empty, Fill::Long, Fill::Full, Fill::Bystanders, Fill::Returned, Fill::Tombstones]
-        }
+        (Size::Long, Kind::Mpmc) => &[
+            Fill::Empty,
+            Fill::Long,
+            Fill::Full,
+            Fill::Bystanders,
+            Fill::Returned,
+            Fill::Tombstones,
+        ],
         (Size::Long, Kind::Spsc) => &[Fill::Empty, Fill::Long, Fill::Full, Fill::Returned],
         (Size::Short, _) => &[Fill::Long],
     };

@@ -119,7 +119,10 @@ impl Operation {
                 Role::Produce
             }
             Self::Attach(role) | Self::Detach(role) | Self::Park(role) => role,
-            Self::Receive | Self::ReceiveBatch | Self::Hold | Self::ReceiveAndWake
+            Self::Receive
+            | Self::ReceiveBatch
+            | Self::Hold
+            | Self::ReceiveAndWake
             | Self::Purge => Role::Consume,
         }
     }

@@ -87,8 +87,7 @@ pub fn new_consumer(arena: &Arena, handle: u8) -> Result<Consumer, String> {
 /// Whether a taken message is exactly this one.
 pub fn compare(consumer: &Consumer, taken: &Taken, expected: &Message) -> Result<(), String> {
     let found = (taken.sequence(), taken.length(), taken.metadata_length(), taken.redelivered());
-    let wanted =
-        (expected.position, expected.length, expected.metadata, expected.redelivered);
+    let wanted = (expected.position, expected.length, expected.metadata, expected.redelivered);
     if found != wanted {
         return Err(format!(
             "got (position, length, metadata, redelivered) {found:?}, expected {wanted:?}"

@@ -1,0 +1,95 @@
+//! What interleaved windows say: pairs of a ring window and the floor probes before and after it.
+
+use serde::Serialize;
+
+use crate::cli::statistics::median;
+
+/// Two floor probes that differ by more than this share were taken on differently placed cores.
+const FLOOR_DRIFT_MAX: f64 = 0.10;
+
+/// Medians of the windows of one pair, in nanoseconds.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Pair {
+    pub(crate) floor_before: u64,
+    pub(crate) floor_after: u64,
+    pub(crate) ring: u64,
+    /// With `park`: a bare futex round trip and a membarrier.
+    pub(crate) park: Option<(u64, u64)>,
+}
+
+/// The verdict over all pairs.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub(crate) struct Verdict {
+    /// Median of ring over floor. Nothing if no pair was kept.
+    pub(crate) ratio_p50: Option<f64>,
+    /// With `park`: median of ring over (futex + 2 membarriers).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) ratio_park: Option<f64>,
+    pub(crate) pairs_kept: usize,
+    pub(crate) pairs_dropped: usize,
+}
+
+#[allow(clippy::cast_precision_loss)] // nanoseconds of round trips
+pub(crate) fn judge(pairs: &[Pair]) -> Verdict {
+    let kept: Vec<&Pair> = pairs.iter().filter(|pair| pair.steady()).collect();
+    let over_floor = |pair: &&Pair| {
+        pair.ring as f64 / f64::midpoint(pair.floor_before as f64, pair.floor_after as f64)
+    };
+    let over_park = |pair: &&Pair| {
+        let (futex, membarrier) = pair.park?;
+        Some(pair.ring as f64 / (futex + 2 * membarrier).max(1) as f64)
+    };
+    Verdict {
+        ratio_p50: median(&mut kept.iter().map(over_floor).collect::<Vec<_>>()),
+        ratio_park: median(&mut kept.iter().filter_map(over_park).collect::<Vec<_>>()),
+        pairs_kept: kept.len(),
+        pairs_dropped: pairs.len() - kept.len(),
+    }
+}
+
+impl Pair {
+    #[allow(clippy::cast_precision_loss)] // nanoseconds of round trips
+    fn steady(&self) -> bool {
+        let low = self.floor_before.min(self.floor_after);
+        let high = self.floor_before.max(self.floor_after);
+        // A window without a sample says nothing.
+        low > 0 && self.ring > 0 && (high - low) as f64 <= FLOOR_DRIFT_MAX * low as f64
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pair(floor_before: u64, ring: u64, floor_after: u64) -> Pair {
+        Pair { floor_before, floor_after, ring, park: None }
+    }
+
+    #[test]
+    fn unsteady_pairs_are_dropped_and_counted() {
+        let pairs = [
+            pair(100, 150, 110),
+            pair(100, 150, 111),
+            pair(460, 150, 120),
+            pair(100, 200, 100),
+            pair(100, 140, 100),
+            pair(0, 140, 0),
+        ];
+        let verdict = judge(&pairs);
+        assert_eq!((verdict.pairs_kept, verdict.pairs_dropped), (3, 3));
+        assert!((verdict.ratio_p50.unwrap() - 150.0 / 105.0).abs() < 1e-9);
+        assert_eq!(verdict.ratio_park, None);
+    }
+
+    #[test]
+    fn park_is_judged_over_futex_and_membarriers() {
+        let pairs = [Pair { park: Some((40_000, 1_000)), ..pair(100, 44_100, 100) }];
+        assert!((judge(&pairs).ratio_park.unwrap() - 1.05).abs() < 1e-9);
+    }
+
+    #[test]
+    fn nothing_kept_is_no_ratio() {
+        assert_eq!(judge(&[]).ratio_p50, None);
+        assert_eq!(judge(&[pair(100, 1, 200)]).ratio_p50, None);
+    }
+}

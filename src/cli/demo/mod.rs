@@ -1,0 +1,258 @@
+//! `ringmain demo`: real records through real rings, verified, with rates and latencies.
+
+pub(crate) mod flow;
+mod records;
+
+use std::time::Duration;
+
+use ringmain_client::WaitPolicy;
+use ringmain_client::raw::layout::Geometry;
+use ringmain_client::raw::protocol::Kind;
+use serde::Serialize;
+
+use super::args::DemoArgs;
+use super::bench::queues::{Place, Shape};
+use super::bench::rtt;
+use super::exit::{Exit, Failure, Outcome};
+use super::host::Host;
+use super::output::{Progress, Style, Table, bar, print, print_json};
+use super::signals;
+use super::units;
+use flow::{Flow, FlowAnswer};
+use records::{Records, Source};
+
+/// The built-in sample is small: this often makes a run that takes a moment.
+const SAMPLE_PASSES: u32 = 10;
+
+/// How long the round trips of each kind are measured.
+const LATENCY_DURATION: Duration = Duration::from_secs(2);
+
+/// Slots of the rings that the round trips go through.
+const LATENCY_SLOTS: u32 = 256;
+
+/// A demonstration that can be run.
+#[derive(Debug)]
+pub(crate) struct Config {
+    source: Source,
+    passes: u64,
+    slots: u32,
+    slot_size: u32,
+    wait: WaitPolicy,
+    json: bool,
+}
+
+impl Config {
+    pub(crate) fn new(args: DemoArgs) -> Outcome<Self> {
+        Geometry::new(Some(args.slots), Some(args.slot_size), None).map_err(Failure::usage)?;
+        let default = if args.file.is_some() { 1 } else { SAMPLE_PASSES };
+        let passes = args.passes.unwrap_or(default);
+        Ok(Self {
+            // The processes have the same working directory; a name is as good as a path.
+            source: args.file.map_or(Source::Sample, Source::File),
+            passes: passes.into(),
+            slots: args.slots,
+            slot_size: args.slot_size,
+            wait: args.wait,
+            json: args.format.json,
+        })
+    }
+
+    fn flow(&self, kind: Kind, members: u64, max_message: u32) -> Flow {
+        Flow {
+            kind,
+            producers: members,
+            consumers: members,
+            source: self.source.clone(),
+            passes: self.passes,
+            slots: self.slots,
+            slot_size: self.slot_size,
+            max_message,
+            wait: self.wait.to_string(),
+        }
+    }
+}
+
+/// One row of the table.
+#[derive(Debug, Serialize)]
+struct Stage {
+    name: &'static str,
+    #[serde(flatten)]
+    flow: FlowAnswer,
+    latency: rtt::Answer,
+}
+
+/// All of it.
+#[derive(Debug, Serialize)]
+struct Answer {
+    verified: bool,
+    source: String,
+    records: u64,
+    passes: u64,
+    wait: String,
+    stages: Vec<Stage>,
+    host: Host,
+}
+
+pub(crate) fn run(config: Config) -> Outcome {
+    signals::catch()?;
+    let records = Records::load(&config.source)?;
+    let max_message = max_message(&config, &records)?;
+    let mut progress = Progress::new();
+    let mut place = Place::private()?;
+    let mut stages = Vec::new();
+    for (name, kind, members) in [("direct spsc", Kind::Spsc, 1), ("direct mpmc", Kind::Mpmc, 2)] {
+        let flow = config.flow(kind, members, max_message);
+        stages.push(stage(name, &flow, &config, &records, &mut place, &mut progress)?);
+    }
+    drop(place);
+    let answer = Answer {
+        verified: stages.iter().all(|stage| stage.flow.check.verified),
+        source: config.source.name(),
+        records: records.len() as u64,
+        passes: config.passes,
+        wait: config.wait.to_string(),
+        stages,
+        host: Host::look(),
+    };
+    if config.json {
+        print_json(&answer)?;
+    } else {
+        print(&text(&answer))?;
+    }
+    if answer.verified {
+        return Ok(());
+    }
+    Err(Failure::new(Exit::Data, "records were lost, doubled or altered; the table says which"))
+}
+
+/// The longest record must fit a quarter of the ring.
+fn max_message(config: &Config, records: &Records) -> Outcome<u32> {
+    let longest = u32::try_from(records.longest()).unwrap_or(u32::MAX);
+    Geometry::new(Some(config.slots), Some(config.slot_size), Some(longest)).map_err(|error| {
+        Failure::new(
+            Exit::Data,
+            format_args!("the longest record has {longest} bytes: {error}; use more --slots"),
+        )
+    })?;
+    Ok(longest)
+}
+
+fn stage(
+    name: &'static str,
+    flow: &Flow,
+    config: &Config,
+    records: &Records,
+    place: &mut Place,
+    progress: &mut Progress,
+) -> Outcome<Stage> {
+    let total = records.len() as u64 * config.passes;
+    let answer = flow.run(place, records, |received| {
+        progress.show(|| {
+            #[allow(clippy::cast_precision_loss)] // a share
+            let share = received as f64 / total as f64;
+            format!(
+                "{name}: {} {} of {}",
+                bar(share, 30),
+                units::count(received),
+                units::count(total)
+            )
+        });
+    })?;
+    progress.finish(&format!(
+        "{name}: {} records from {} to {} processes in {:.2} s, {}",
+        units::count(answer.messages),
+        answer.producers,
+        answer.consumers,
+        answer.seconds,
+        if answer.check.verified { "verified" } else { "NOT what was sent" }
+    ));
+    let size = u32::try_from(records.median_length()).unwrap_or(u32::MAX);
+    let latency = rtt::Config {
+        shape: Shape::new(flow.kind, LATENCY_SLOTS, None, size)?,
+        size: records.median_length(),
+        duration: LATENCY_DURATION,
+        wait: config.wait,
+        cpus: rtt::cpus(&[])?,
+    };
+    let latency = rtt::measure(place, &latency, progress)?;
+    Ok(Stage { name, flow: answer, latency })
+}
+
+fn text(answer: &Answer) -> String {
+    let style = Style::stdout();
+    let mut text = format!("\nrecords  {}\nhost     {}\n\n", answer.source, answer.host.line());
+    text.push_str(&table(answer).render(style));
+    for stage in &answer.stages {
+        text.push_str(&explain(stage, style));
+    }
+    let verdict = if answer.verified {
+        style.green("every record arrived once, unaltered")
+    } else {
+        style.red("NOT every record arrived once, unaltered")
+    };
+    text.push_str(&format!("\n{verdict}\n"));
+    text
+}
+
+fn table(answer: &Answer) -> Table {
+    let mut table = Table::new(&[
+        "QUEUE",
+        "PROCESSES",
+        "MESSAGES",
+        "RATE",
+        "PAYLOAD",
+        "RTT P50",
+        "P99",
+        "P99.9",
+        "MAX",
+        "OVER FLOOR",
+        "VERIFIED",
+    ]);
+    for Stage { name, flow, latency } in &answer.stages {
+        let crowded = if flow.oversubscribed { " *" } else { "" };
+        table.row(vec![
+            (*name).to_string(),
+            format!("{} to {}{crowded}", flow.producers, flow.consumers),
+            units::count(flow.messages),
+            units::rate(flow.messages_per_s),
+            units::bytes_rate(flow.bytes_per_s),
+            units::nanos(latency.rtt_ns.p50),
+            units::nanos(latency.rtt_ns.p99),
+            units::nanos(latency.rtt_ns.p999),
+            units::nanos(latency.rtt_ns.max),
+            latency
+                .verdict
+                .ratio_p50
+                .map_or_else(|| "-".to_string(), |ratio| format!("{ratio:.2}")),
+            if flow.check.verified { "yes" } else { "NO" }.to_string(),
+        ]);
+    }
+    table
+}
+
+fn explain(stage: &Stage, style: Style) -> String {
+    let Stage { name, flow, latency } = stage;
+    let mut text = format!("\n{}\n", style.bold(name));
+    let check = &flow.check;
+    text.push_str(&format!("  {}\n", check.method));
+    if !check.verified {
+        text.push_str(&style.red(&format!(
+            "  {} sent, {} received: {} lost, {} doubled, {} altered, {} out of order\n",
+            flow.sent, flow.messages, check.lost, check.doubled, check.altered, check.out_of_order
+        )));
+    }
+    if flow.oversubscribed {
+        text.push_str(
+            "  * more busy processes than cores: the rate says how it copes, not what it can\n",
+        );
+    }
+    text.push_str(&format!(
+        "  round trips of {} between two processes, {} waiting; floor = the same cache lines without a \
+         ring: p50 {}\n\n",
+        units::bytes(latency.size as u64),
+        latency.wait,
+        units::nanos(latency.floor_ns),
+    ));
+    text.push_str(&style.cyan(&rtt::drawing(latency)));
+    text
+}

@@ -1,0 +1,153 @@
+//! A daemon of its own for `demo` and `bench`: it lives in a temporary folder and dies with the command.
+
+use std::fs::{self, File};
+use std::io::{BufRead, BufReader};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use ringmain_client::Client;
+use tempfile::TempDir;
+
+use super::exit::{Exit, Failure, Outcome};
+use super::signals;
+
+/// It starts in milliseconds; one that takes this long does not start.
+const START_LIMIT: Duration = Duration::from_secs(10);
+
+/// It stops at once when nobody is attached.
+const STOP_LIMIT: Duration = Duration::from_secs(3);
+
+/// Longest socket path that the kernel takes, in bytes.
+pub(crate) const SOCKET_PATH_MAX: usize = 107;
+
+/// A running daemon that nobody else uses.
+#[derive(Debug)]
+pub(crate) struct PrivateBroker {
+    keeper: Child,
+    socket: PathBuf,
+    // Removed last, when nobody uses it any more.
+    folder: TempDir,
+}
+
+impl PrivateBroker {
+    pub(crate) fn start() -> Outcome<Self> {
+        let folder = folder()?;
+        let socket = folder.path().join("ringmain.sock");
+        let log = File::create(folder.path().join("daemon.log"))
+            .map_err(|error| Failure::file(folder.path(), "write to", &error))?;
+        let mut command = this_program();
+        command.arg("serve").arg("--socket").arg(&socket);
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log);
+        die_with_parent(&mut command, libc::SIGTERM, &[]);
+        let keeper = command.spawn().map_err(|error| Failure::system("start the daemon", error))?;
+        let mut broker = Self { keeper, socket, folder };
+        broker.wait_until_ready()?;
+        Ok(broker)
+    }
+
+    pub(crate) fn socket(&self) -> &Path {
+        &self.socket
+    }
+
+    pub(crate) fn connect(&self) -> Outcome<Client> {
+        Ok(Client::connect(&self.socket)?)
+    }
+
+    fn wait_until_ready(&mut self) -> Outcome {
+        let Some(stdout) = self.keeper.stdout.take() else {
+            return Err(Failure::internal("the daemon has no stdout"));
+        };
+        let (sender, lines) = mpsc::channel();
+        // Reads to the end, so that the daemon never meets a closed pipe.
+        thread::spawn(move || {
+            for line in BufReader::new(stdout).lines().map_while(Result::ok) {
+                let _ = sender.send(line);
+            }
+        });
+        let start = Instant::now();
+        while start.elapsed() < START_LIMIT {
+            signals::check()?;
+            match lines.recv_timeout(Duration::from_millis(50)) {
+                Ok(line) if line.starts_with("ready") => return Ok(()),
+                Ok(_) | Err(mpsc::RecvTimeoutError::Timeout) => {}
+                Err(mpsc::RecvTimeoutError::Disconnected) => break,
+            }
+        }
+        let log = fs::read_to_string(self.folder.path().join("daemon.log")).unwrap_or_default();
+        let last = log.lines().last().unwrap_or("it said nothing");
+        Err(Failure::new(
+            Exit::Unavailable,
+            format_args!("the private daemon did not start: {last}"),
+        ))
+    }
+}
+
+impl Drop for PrivateBroker {
+    fn drop(&mut self) {
+        let id = libc::pid_t::try_from(self.keeper.id()).unwrap_or(0);
+        if id > 0 && matches!(self.keeper.try_wait(), Ok(None)) {
+            // SAFETY: kill takes no pointer; the process was not waited for, so the id is still its own.
+            unsafe { libc::kill(id, libc::SIGTERM) };
+        }
+        let start = Instant::now();
+        while start.elapsed() < STOP_LIMIT {
+            if !matches!(self.keeper.try_wait(), Ok(None)) {
+                return;
+            }
+            thread::sleep(Duration::from_millis(2));
+        }
+        let _ = self.keeper.kill();
+        let _ = self.keeper.wait();
+    }
+}
+
+/// A folder whose socket path is short enough.
+fn folder() -> Outcome<TempDir> {
+    let mut builder = tempfile::Builder::new();
+    builder.prefix("ringmain-");
+    let default = std::env::temp_dir();
+    // The random part and the name of the socket take less than 40 bytes.
+    let short = default.as_os_str().len() + 40 <= SOCKET_PATH_MAX;
+    let parent = if short { default } else { PathBuf::from("/tmp") };
+    builder
+        .tempdir_in(&parent)
+        .map_err(|error| Failure::file(&parent, "make a temporary folder in", &error))
+}
+
+/// This very program, even if its file was replaced meanwhile.
+pub(crate) fn this_program() -> Command {
+    let mut command = Command::new("/proc/self/exe");
+    command.arg0("ringmain");
+    command
+}
+
+/// The child gets this signal when the calling thread ends, is out of reach of the terminal's Ctrl-C (the parent sees
+/// to it), and keeps these descriptors open.
+pub(crate) fn die_with_parent(command: &mut Command, signal: libc::c_int, keep: &[i32]) {
+    let parent = std::process::id();
+    let keep = keep.to_vec();
+    command.process_group(0);
+    // SAFETY: between fork and exec the closure only makes system calls; it allocates nothing and takes no lock.
+    unsafe {
+        command.pre_exec(move || {
+            let signal = libc::c_ulong::from(signal.unsigned_abs());
+            if libc::prctl(libc::PR_SET_PDEATHSIG, signal) != 0 {
+                return Err(std::io::Error::last_os_error());
+            }
+            // The parent may have died before the line above.
+            if u32::try_from(libc::getppid()) != Ok(parent) {
+                return Err(std::io::Error::from_raw_os_error(libc::ESRCH));
+            }
+            for descriptor in &keep {
+                if libc::fcntl(*descriptor, libc::F_SETFD, 0) != 0 {
+                    return Err(std::io::Error::last_os_error());
+                }
+            }
+            Ok(())
+        });
+    }
+}

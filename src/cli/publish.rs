@@ -1,0 +1,299 @@
+//! `ringmain publish`: one message per line of input.
+
+use std::fs::File;
+use std::io::{self, BufWriter, Write};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use ringmain_client::raw::layout::Geometry;
+use ringmain_client::raw::protocol::QueueInfo;
+use ringmain_client::{Client, HandleOptions, Metadata, Producer, SendError, WaitPolicy};
+use serde_json::json;
+
+use super::Socket;
+use super::args::{Confirm, PublishArgs};
+use super::exit::{Exit, Failure, Outcome};
+use super::output::{notice, print_json};
+use lines::Lines;
+
+mod lines;
+
+/// After this long without room it is worth a look whether anybody consumes.
+const NOTICE_AFTER: Duration = Duration::from_secs(1);
+
+/// A publish command whose arguments fit together.
+#[derive(Debug)]
+pub(crate) struct Config {
+    queue: String,
+    input: Input,
+    confirm: Confirm,
+    receipts: bool,
+    batch: usize,
+    wait: WaitPolicy,
+    timeout: Option<Duration>,
+    metadata: Option<Metadata>,
+    json: bool,
+}
+
+#[derive(Debug)]
+enum Input {
+    Stdin,
+    File(std::path::PathBuf),
+}
+
+impl Config {
+    pub(crate) fn new(args: PublishArgs) -> Outcome<Self> {
+        let metadata = metadata(&args);
+        if metadata.is_some() && args.batch > 1 {
+            return Err(Failure::usage(
+                "--batch sends bare payloads; leave it out when --header or --key is given",
+            ));
+        }
+        let input = if args.file == Path::new("-") { Input::Stdin } else { Input::File(args.file) };
+        Ok(Self {
+            queue: args.queue,
+            input,
+            confirm: args.confirm,
+            receipts: args.receipts,
+            batch: args.batch as usize,
+            wait: args.wait,
+            timeout: args.timeout,
+            metadata,
+            json: args.format.json,
+        })
+    }
+}
+
+fn metadata(args: &PublishArgs) -> Option<Metadata> {
+    if args.header.is_empty() && args.key.is_none() {
+        return None;
+    }
+    let headers = args.header.iter();
+    Some(Metadata {
+        key: args.key.as_ref().map(|key| key.clone().into_bytes()),
+        headers: headers.map(|(name, value)| (name.clone(), value.clone().into_bytes())).collect(),
+        trace: None,
+    })
+}
+
+pub(crate) fn run(socket: &Socket, config: Config) -> Outcome {
+    let input = open(&config.input)?;
+    let client = socket.connect()?;
+    let info =
+        client.queue_info(&config.queue).map_err(|error| Failure::queue(&config.queue, error))?;
+    if config.confirm == Confirm::Durable && !info.durable {
+        return Err(Failure::new(
+            Exit::Config,
+            format_args!(
+                "queue {} is not durable; use --confirm received (durable queues do not exist in \
+                 this version)",
+                config.queue
+            ),
+        ));
+    }
+    let producer = client
+        .producer_with(&config.queue, HandleOptions::with_wait(config.wait))
+        .map_err(|error| Failure::queue(&config.queue, error))?;
+    let mut publisher = Publisher::new(client, producer, &info, config)?;
+    let result = publisher.publish_all(input);
+    publisher.summary(result.is_ok())?;
+    result
+}
+
+fn open(input: &Input) -> Outcome<Box<dyn io::Read>> {
+    Ok(match input {
+        Input::Stdin => Box::new(io::stdin().lock()),
+        Input::File(path) => {
+            let file = File::open(path).map_err(|error| Failure::file(path, "open", &error))?;
+            Box::new(file)
+        }
+    })
+}
+
+struct Publisher {
+    client: Client,
+    producer: Producer,
+    geometry: Geometry,
+    config: Config,
+    receipts: BufWriter<io::Stdout>,
+    published: u64,
+    bytes: u64,
+    first: Option<u64>,
+    last: Option<u64>,
+    noticed: bool,
+}
+
+impl Publisher {
+    fn new(client: Client, producer: Producer, info: &QueueInfo, config: Config) -> Outcome<Self> {
+        let geometry =
+            Geometry::new(Some(info.slots), Some(info.slot_size), Some(info.max_message))
+                .map_err(Failure::internal)?;
+        Ok(Self {
+            client,
+            producer,
+            geometry,
+            config,
+            receipts: BufWriter::new(io::stdout()),
+            published: 0,
+            bytes: 0,
+            first: None,
+            last: None,
+            noticed: false,
+        })
+    }
+
+    fn publish_all(&mut self, input: Box<dyn io::Read>) -> Outcome {
+        let mut lines = Lines::new(input, self.producer.max_message());
+        loop {
+            let available = match lines.next(self.config.batch) {
+                Ok(available) => available,
+                Err(error) => return Err(self.bad_input(&error)),
+            };
+            if available.is_empty() {
+                return Ok(());
+            }
+            self.publish(&available)?;
+        }
+    }
+
+    fn bad_input(&self, error: &lines::Error) -> Failure {
+        let before = format!("{} lines before it were published", self.published);
+        match error {
+            lines::Error::Read(error) => Failure::new(
+                Exit::Io,
+                format_args!("cannot read line {}: {error}; {before}", self.published + 1),
+            ),
+            lines::Error::TooLong { line, max } => Failure::new(
+                Exit::Data,
+                format_args!(
+                    "line {line} is longer than the {max} bytes that queue {} takes (see \
+                     'queue create --max-message'); the {before}",
+                    self.config.queue
+                ),
+            ),
+        }
+    }
+
+    /// Publishes these payloads with one claim if it can, one by one if they are too long for one claim.
+    fn publish(&mut self, payloads: &[&[u8]]) -> Outcome {
+        if let [payload] = payloads {
+            let sequence = self.send(|producer, metadata, timeout| match metadata {
+                Some(metadata) => producer.send_message_timeout(metadata, payload, timeout),
+                None => producer.send_timeout(payload, timeout),
+            })?;
+            return self.confirmed(sequence, payload.len());
+        }
+        let slots: u64 =
+            payloads.iter().map(|payload| self.geometry.slots_for(payload.len())).sum();
+        if slots > u64::from(self.geometry.claim_slots_max()) {
+            return payloads.iter().try_for_each(|payload| self.publish(&[payload]));
+        }
+        let mut sequence =
+            self.send(|producer, _, timeout| producer.send_batch_timeout(payloads, timeout))?;
+        for payload in payloads {
+            self.confirmed(sequence, payload.len())?;
+            // A batch is one claim: the next message begins behind the slots of this one.
+            sequence += self.geometry.slots_for(payload.len());
+        }
+        Ok(())
+    }
+
+    /// Waits for room; says so when nobody makes any.
+    fn send(
+        &mut self,
+        send: impl Fn(&mut Producer, Option<&Metadata>, Duration) -> Result<u64, SendError>,
+    ) -> Outcome<u64> {
+        let mut start: Option<Instant> = None;
+        loop {
+            let waited = start.map_or(Duration::ZERO, |start| start.elapsed());
+            let left = self.config.timeout.map_or(NOTICE_AFTER, |limit| limit - waited.min(limit));
+            match send(&mut self.producer, self.config.metadata.as_ref(), left.min(NOTICE_AFTER)) {
+                Ok(sequence) => return Ok(sequence),
+                Err(SendError::Timeout | SendError::Full) => {}
+                Err(error) => return Err(self.failed(&error)),
+            }
+            let start = start.get_or_insert_with(|| {
+                let now = Instant::now();
+                now.checked_sub(left.min(NOTICE_AFTER)).unwrap_or(now)
+            });
+            let waited = start.elapsed();
+            if self.config.timeout.is_some_and(|limit| waited >= limit) {
+                return Err(Failure::new(
+                    Exit::Temporary,
+                    format_args!(
+                        "queue {} stayed full for {}; {} messages were published; let somebody \
+                         consume it, or wait longer with --timeout",
+                        self.config.queue,
+                        humantime::format_duration(Duration::from_millis(
+                            u64::try_from(waited.as_millis()).unwrap_or(u64::MAX)
+                        )),
+                        self.published
+                    ),
+                ));
+            }
+            self.explain_wait();
+        }
+    }
+
+    fn failed(&self, error: &SendError) -> Failure {
+        match Failure::send(&self.config.queue, error) {
+            Failure::Message { exit, message } => Failure::new(
+                exit,
+                format_args!("{message}; {} messages were published", self.published),
+            ),
+            other => other,
+        }
+    }
+
+    /// Says once that the queue is full, if nobody consumes it.
+    fn explain_wait(&mut self) {
+        if self.noticed {
+            return;
+        }
+        let name = &self.config.queue;
+        match self.client.queue_info(name) {
+            Ok(info) if info.consumers == 0 => {
+                self.noticed = true;
+                notice(&format!(
+                    "queue {name} is full and nobody consumes it; waiting for 'ringmain consume \
+                     {name}'"
+                ));
+            }
+            // Somebody consumes, slowly; or the daemon is away, which does not concern the ring.
+            _ => {}
+        }
+    }
+
+    fn confirmed(&mut self, sequence: u64, bytes: usize) -> Outcome {
+        self.published += 1;
+        self.bytes += bytes as u64;
+        self.first.get_or_insert(sequence);
+        self.last = Some(sequence);
+        if !self.config.receipts {
+            return Ok(());
+        }
+        let line = if self.config.json {
+            format!("{{\"sequence\":{sequence},\"confirmed\":\"received\"}}\n")
+        } else {
+            format!("{sequence}\n")
+        };
+        self.receipts
+            .write_all(line.as_bytes())
+            .and_then(|()| self.receipts.flush())
+            .map_err(|error| Failure::stdout(&error))
+    }
+
+    fn summary(&self, complete: bool) -> Outcome {
+        if !self.config.json || self.config.receipts || !complete {
+            return Ok(());
+        }
+        print_json(&json!({
+            "queue": self.config.queue,
+            "published": self.published,
+            "bytes": self.bytes,
+            "confirmed": "received",
+            "first_sequence": self.first,
+            "last_sequence": self.last,
+        }))
+    }
+}

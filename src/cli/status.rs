@@ -1,0 +1,34 @@
+//! `ringmain status`.
+
+use ringmain_client::raw::protocol::Status;
+
+use super::Socket;
+use super::args::StatusArgs;
+use super::exit::Outcome;
+use super::output::{Facts, Style, print, print_json};
+use super::units;
+
+pub(crate) fn run(socket: &Socket, args: StatusArgs) -> Outcome {
+    let status = socket.connect()?.status()?;
+    if args.format.json {
+        return print_json(&status);
+    }
+    print(&facts(&status).render(Style::stdout()))
+}
+
+/// The daemon, for people.
+pub(crate) fn facts(status: &Status) -> Facts {
+    let mut facts = Facts::default();
+    facts.add("version", &status.version);
+    facts.add("protocol", status.protocol);
+    facts.add("socket", &status.socket);
+    facts.add("uptime", units::seconds(status.uptime_s));
+    facts.add("keeper pid", status.keeper_pid);
+    facts.add("broker pid", status.broker_pid);
+    facts.add("broker starts", status.broker_starts);
+    facts.add("queues", status.queues);
+    facts.add("clients", status.clients);
+    facts.add("handles", status.handles);
+    facts.add("shared memory", units::bytes(status.memory_bytes));
+    facts
+}

@@ -1,0 +1,161 @@
+//! The commands that measure: what they promise to print, and that they leave nothing behind.
+
+use std::collections::BTreeSet;
+
+use super::*;
+
+/// Runs it with a folder of its own for temporary files, which must be empty afterwards.
+fn clean(arguments: &[&str]) -> Output {
+    let folder = tempfile::Builder::new().prefix("rm-").tempdir_in("/tmp").unwrap();
+    let output = ringmain().env("TMPDIR", folder.path()).args(arguments).output().unwrap();
+    let left: Vec<_> = std::fs::read_dir(folder.path()).unwrap().collect();
+    assert!(left.is_empty(), "{left:?}");
+    output
+}
+
+fn has(document: &serde_json::Value, keys: &[&str]) {
+    for key in keys {
+        assert!(document.get(key).is_some(), "{key} in {document}");
+    }
+}
+
+#[test]
+fn demo_verifies_the_records_of_a_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("records");
+    let records: String =
+        (0..3000).map(|n| format!("{{\"n\":{n},\"x\":\"{}\"}}\n", "z".repeat(n % 200))).collect();
+    std::fs::write(&file, records).unwrap();
+    for slot_size in ["64", "4KiB"] {
+        let answer =
+            json(&clean(&["demo", "--json", "--file", path(&file), "--slot-size", slot_size]));
+        assert_eq!(answer["verified"], true);
+        let stages = answer["stages"].as_array().unwrap();
+        let names: Vec<_> = stages.iter().filter_map(|stage| stage["name"].as_str()).collect();
+        assert_eq!(names, ["direct spsc", "direct mpmc"]);
+        for stage in stages {
+            assert_eq!((&stage["messages"], &stage["lost"]), (&3000.into(), &0.into()));
+            has(
+                stage,
+                &["messages_per_s", "bytes_per_s", "verified", "doubled", "altered", "latency"],
+            );
+            has(&stage["latency"], &["rtt_ns", "floor_ns", "ratio_p50"]);
+        }
+    }
+}
+
+#[test]
+fn demo_draws_for_people() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("records");
+    std::fs::write(&file, "a\nbb\n\nccc\n").unwrap();
+    let output = clean(&["demo", "--file", path(&file), "--passes", "100"]);
+    assert!(output.status.success(), "{output:?}");
+    let text = stdout(&output);
+    assert!(text.contains("every record arrived once, unaltered"), "{text}");
+    assert!(text.contains("99.999 %") && text.contains("VERIFIED"), "{text}");
+    assert!(!text.contains('\x1b'), "colour without a terminal");
+}
+
+#[test]
+fn round_trips_have_their_keys() {
+    for kind in ["spsc", "mpmc"] {
+        let answer = json(&clean(&[
+            "bench",
+            "rtt",
+            "--kind",
+            kind,
+            "--size",
+            "48",
+            "--duration",
+            "300ms",
+            "--json",
+        ]));
+        has(&answer, &["rtt_ns", "floor_ns", "ratio_p50", "pairs_kept", "pairs_dropped", "host"]);
+        has(&answer["rtt_ns"], &["p50", "p99", "p999", "max"]);
+        let pairs =
+            answer["pairs_kept"].as_u64().unwrap() + answer["pairs_dropped"].as_u64().unwrap();
+        assert!(pairs >= 15, "{answer}");
+        assert_eq!((&answer["lines"], &answer["slot_size"]), (&1.into(), &64.into()));
+    }
+    let park = json(&clean(&["bench", "rtt", "--wait", "park", "--duration", "500ms", "--json"]));
+    has(&park, &["futex_rtt_ns", "membarrier_ns", "ratio_park"]);
+    for size in ["0", "1", "64", "3000"] {
+        let answer =
+            json(&clean(&["bench", "rtt", "--size", size, "--duration", "100ms", "--json"]));
+        assert_eq!(answer["size"].to_string(), size);
+    }
+}
+
+#[test]
+fn throughput_is_verified() {
+    let table: &[&[&str]] = &[
+        &["--kind", "spsc", "--batch", "16"],
+        &["--kind", "mpmc", "--producers", "2", "--consumers", "2"],
+        &["--kind", "mpmc", "--producers", "2", "--batch", "4", "--size", "1000"],
+    ];
+    for arguments in table {
+        let common = ["bench", "throughput", "--duration", "200ms", "--json"];
+        let answer = json(&clean(&[&common, *arguments].concat()));
+        has(&answer, &["messages_per_s", "bytes_per_s", "oversubscribed", "host"]);
+        assert_eq!(answer["verified"], true);
+        assert_eq!((&answer["lost"], &answer["doubled"]), (&0.into(), &0.into()));
+        assert!(answer["received"].as_u64().unwrap() > 0);
+    }
+}
+
+#[test]
+fn a_running_daemon_is_used_and_left_as_it_was() {
+    let daemon = Daemon::start();
+    let socket = path(&daemon.socket);
+    for arguments in [["bench", "rtt"], ["bench", "throughput"]] {
+        let mut command = ringmain();
+        command.args(["--socket", socket]).args(arguments).args(["--duration", "100ms", "--json"]);
+        json(&command.output().unwrap());
+        assert_eq!(daemon.json(&["queue", "list", "--json"]), serde_json::json!([]));
+    }
+}
+
+#[test]
+fn doctor_has_its_keys() {
+    let daemon = Daemon::start();
+    let answer = daemon.json(&["doctor", "--json"]);
+    has(&answer, &["host", "io_uring", "membarrier", "memory", "socket", "costs", "modes"]);
+    assert_eq!(answer["daemon"]["keeper_pid"], daemon.keeper.id());
+    let text = daemon.ok(&["doctor"]);
+    for part in ["io_uring", "memlock", "membarrier", "clock", "modes"] {
+        assert!(text.contains(part), "{part} in {text}");
+    }
+}
+
+/// Processes whose environment has this marker.
+fn marked(marker: &str) -> BTreeSet<u32> {
+    let processes = std::fs::read_dir("/proc").unwrap().flatten();
+    let ids = processes.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    ids.filter(|id: &u32| {
+        let environment = std::fs::read(format!("/proc/{id}/environ")).unwrap_or_default();
+        environment.split(|byte| *byte == 0).any(|one| one == marker.as_bytes())
+    })
+    .collect()
+}
+
+#[test]
+fn a_signal_leaves_nothing_behind() {
+    for (number, by) in [(1, libc::SIGINT), (2, libc::SIGTERM), (3, libc::SIGKILL)] {
+        let folder = tempfile::Builder::new().prefix("rm-").tempdir_in("/tmp").unwrap();
+        let value = format!("{}-{number}", std::process::id());
+        let marker = format!("RINGMAIN_TEST_MARK={value}");
+        let mut command = ringmain();
+        command.env("TMPDIR", folder.path()).env("RINGMAIN_TEST_MARK", &value);
+        command.args(["bench", "rtt", "--duration", "60s"]).stderr(Stdio::null());
+        let mut bench = Running::start(command.stdout(Stdio::null()));
+        // Itself, keeper, broker and two helpers.
+        eventually("all processes run", || marked(&marker).len() == 5);
+        signal(&bench.0, by);
+        assert_eq!(bench.end(), -by);
+        eventually("all processes are gone", || marked(&marker).is_empty());
+        if by != libc::SIGKILL {
+            assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
+        }
+    }
+}

@@ -1,0 +1,165 @@
+//! Wrong command lines: one line that says what to do, and the right exit code.
+
+use super::*;
+
+#[test]
+fn wrong_arguments_are_usage_errors() {
+    let table: &[(&[&str], &str)] = &[
+        (&[], "a command is missing"),
+        (&["frobnicate"], "unrecognized subcommand 'frobnicate'"),
+        (&["--frobnicate"], "unexpected argument '--frobnicate'"),
+        (&["queue"], "a command is missing; see 'ringmain queue --help'"),
+        (&["queue", "create"], "not provided: <NAME>; see 'ringmain queue create --help'"),
+        (&["queue", "create", "a/b"], "a queue name has 1 to 200 characters"),
+        (&["queue", "create", ""], "value"),
+        (&["queue", "create", ".hidden"], "starts with no dot or dash"),
+        (&["queue", "create", "ok", "--kind", "broadcast"], "possible values: spsc, mpmc"),
+        (&["queue", "create", "ok", "--slots", "many"], "invalid value 'many'"),
+        (&["queue", "create", "ok", "--slots", "100"], "must be a power of two"),
+        (&["queue", "create", "ok", "--slots", "32"], "must be a power of two from 64"),
+        (&["queue", "create", "ok", "--slots", "4294967296"], "4294967296"),
+        (&["queue", "create", "ok", "--slot-size", "100"], "must be a multiple of 16"),
+        (&["queue", "create", "ok", "--slot-size", "32"], "must be a multiple of 16 from 64"),
+        (&["queue", "create", "ok", "--slot-size", "64Q"], "expected a size such as"),
+        (&["queue", "create", "ok", "--slot-size", "8G"], "at most 4294967295 bytes"),
+        (&["queue", "create", "ok", "--slots", "64", "--max-message", "1M"], "max-message"),
+        (
+            &["queue", "create", "ok", "--slots", "524288", "--slot-size", "1M"],
+            "a ring has at most",
+        ),
+        (&["queue", "create", "ok", "--mode", "999"], "octal"),
+        (&["queue", "create", "ok", "--mode", "7777"], "octal"),
+        (&["queue", "info"], "<NAME>"),
+        (&["queue", "delete", "two", "names"], "unexpected argument 'names'"),
+        (&["queue", "purge", "a b"], "a queue name has"),
+        (&["publish"], "<QUEUE>"),
+        (&["publish", "q", "--batch", "0"], "0 is not in 1..=1024"),
+        (&["publish", "q", "--confirm", "maybe"], "possible values: received, durable"),
+        (&["publish", "q", "--timeout", "10"], "with its unit"),
+        (&["publish", "q", "--header", "novalue"], "NAME=VALUE"),
+        (&["publish", "q", "--header", "a=b", "--batch", "2"], "--batch sends bare payloads"),
+        (&["publish", "q", "--wait", "sometimes"], "must be spin, adaptive or park"),
+        (&["consume"], "<QUEUE>"),
+        (&["consume", "q", "--from", "yesterday"], "first, new or a sequence"),
+        (&["consume", "q", "--count", "-1"], "'-1'"),
+        (&["bench"], "a command is missing"),
+        (&["bench", "rtt", "--size", "1x"], "; see 'ringmain bench rtt --help'"),
+        (&["bench", "rtt", "--duration", "1ms"], "from 100ms to 1h"),
+        (&["bench", "rtt", "--cpus", "0"], "two different processors"),
+        (&["bench", "rtt", "--cpus", "0,4095"], "4095"),
+        (&["bench", "rtt", "--slots", "63"], "must be a power of two"),
+        (&["bench", "throughput", "--producers", "0"], "'0'"),
+        (&["bench", "throughput", "--producers", "2"], "use --kind mpmc"),
+        (&["bench", "throughput", "--size", "7"], "at least 8"),
+        (&["bench", "throughput", "--slots", "64", "--batch", "17"], "at most a quarter"),
+        (&["demo", "--slots", "1000"], "must be a power of two"),
+        (&["demo", "--slot-size", "65"], "must be a multiple of 16"),
+        (&["demo", "--passes", "0"], "'0'"),
+        (&["helper"], "started by other commands only"),
+    ];
+    for (arguments, part) in table {
+        let output = run(arguments);
+        assert!(output.stdout.is_empty(), "{arguments:?}");
+        let (code, line) = failure(&output);
+        assert!(code == 64 && line.contains(part), "{arguments:?}: {code} {line}");
+    }
+}
+
+#[test]
+fn without_a_daemon_the_exit_code_is_69() {
+    let table: &[&[&str]] = &[
+        &["status"],
+        &["upgrade"],
+        &["queue", "create", "q"],
+        &["queue", "list"],
+        &["queue", "info", "q"],
+        &["queue", "delete", "q"],
+        &["queue", "purge", "q"],
+        &["publish", "q"],
+        &["consume", "q"],
+        &["bench", "rtt"],
+        &["bench", "throughput"],
+    ];
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join("nobody");
+    for arguments in table {
+        let output =
+            ringmain().args(["--socket", path(&socket)]).args(*arguments).output().unwrap();
+        assert_fails(&output, 69, path(&socket));
+    }
+    // The environment names the socket as well, and the flag wins.
+    let output = ringmain().env("RINGMAIN_SOCKET", &socket).arg("status").output().unwrap();
+    assert_fails(&output, 69, path(&socket));
+    let output = ringmain().env("XDG_RUNTIME_DIR", folder.path()).arg("status").output().unwrap();
+    assert_fails(&output, 69, path(&folder.path().join("ringmain/ringmain.sock")));
+}
+
+#[test]
+fn files_that_cannot_be_used_are_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let missing = folder.path().join("missing");
+    assert_fails(&run(&["demo", "--file", path(&missing)]), 65, "missing");
+    let empty = folder.path().join("empty");
+    std::fs::write(&empty, "").unwrap();
+    assert_fails(&run(&["demo", "--file", path(&empty)]), 65, "has no lines");
+    let broken = folder.path().join("broken.gz");
+    std::fs::write(&broken, b"\x1f\x8b\x08 nonsense").unwrap();
+    let (code, line) = failure(&run(&["demo", "--file", path(&broken)]));
+    assert!([65, 74].contains(&code) && line.contains("broken.gz"), "{code} {line}");
+    let long = folder.path().join("long");
+    std::fs::write(&long, "x".repeat(5000)).unwrap();
+    let output = run(&["demo", "--file", path(&long), "--slots", "64", "--slot-size", "64"]);
+    assert_fails(&output, 65, "5000 bytes");
+    let socket = folder.path().join("s");
+    let serve =
+        |config: &Path| run(&["serve", "--socket", path(&socket), "--config", path(config)]);
+    assert_fails(&serve(&missing), 78, "missing");
+    assert_fails(&serve(&long), 78, "long");
+    std::fs::write(&empty, "{\"unknown\": 1}").unwrap();
+    assert_fails(&serve(&empty), 78, "unknown");
+    let far = format!("/{}", "x".repeat(200));
+    let (code, _) = failure(&run(&["serve", "--socket", &far]));
+    assert_eq!(code, 78);
+}
+
+#[test]
+fn help_is_complete_and_goes_to_stdout() {
+    let table: &[&[&str]] = &[
+        &[],
+        &["demo"],
+        &["serve"],
+        &["status"],
+        &["upgrade"],
+        &["queue"],
+        &["queue", "create"],
+        &["queue", "list"],
+        &["queue", "info"],
+        &["queue", "delete"],
+        &["queue", "purge"],
+        &["publish"],
+        &["consume"],
+        &["bench"],
+        &["bench", "rtt"],
+        &["bench", "throughput"],
+        &["doctor"],
+    ];
+    for arguments in table {
+        let output = run(&[*arguments, &["--help"]].concat());
+        assert!(output.status.success() && output.stderr.is_empty(), "{arguments:?}");
+        let text = stdout(&output);
+        assert!(text.contains("Usage: ringmain"), "{text}");
+        assert!(!text.contains("helper") && !text.contains("broker   "), "{text}");
+        assert!(text.lines().all(|line| line.chars().count() <= 120), "{text}");
+    }
+    assert!(stdout(&run(&["--version"])).starts_with("ringmain "));
+}
+
+#[test]
+fn a_reader_that_leaves_is_no_error() {
+    let mut command = ringmain();
+    command.args(["doctor", "--json"]).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    drop(child.stdout.take());
+    let output = child.wait_with_output().unwrap();
+    assert_eq!((output.status.code(), stderr(&output).as_str()), (Some(0), ""));
+}
