@@ -276,7 +276,7 @@ impl<'a> Honest<'a> {
                 assert!(u64::from(owned.slots) <= geometry.slots(), "{owned:?}");
             }
         }
-        for position in [0, head, tail, tail.wrapping_sub(1), u64::MAX, random.next()] {
+        for position in [0, head, tail, tail.wrapping_sub(1), u64::MAX, random.any()] {
             repair::owner_at(memory, geometry, position);
         }
         start(self.outbox, 16);
