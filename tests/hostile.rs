@@ -86,7 +86,7 @@ fn targets(attachment: &Attachment, role: Role) -> Vec<(Region, Vec<usize>)> {
 fn value(old: u64, random: &mut Random) -> u64 {
     let lap = random.next() % 4;
     let n = [0, 1, 2, 3, 16, 17, (1 << 17) - 1][random.below(7)];
-    let word = lap << 28 | n << 11 | (random.next() % 8) << 3 | random.next() % 8;
+    let word = lap << 28 | n << 11 | (random.next() % 8) << 3 | (random.next() % 8);
     let near = random.next() % 80;
     let choices = [
         random.next(),
