@@ -14,7 +14,8 @@
 //! ```
 //!
 //! Invariants:
-//! - `consumer position <= producer position <= consumer position + slots`; both only grow.
+//! - `consumer position <= producer position <= consumer position + slots`; both only grow. Between its steps 3 and 4 a
+//!   producer may be slower than the consumer, by the one claim that it has published and not counted.
 //! - No word beyond the producer's position is published in its lap, save for the one operation between steps 3 and 4
 //!   of a producer that died (repair moves the position) and the rest of a batch whose first word was not written
 //!   (repair resets the words).
@@ -84,6 +85,20 @@ pub(super) fn bounded(geometry: &Geometry, head: u64, tail: u64) -> Result<(u64,
         return Err(Fault { invariant: Invariant::Positions, position: tail, value: head });
     }
     Ok((head, tail))
+}
+
+/// Head and tail as [`bounded`], where the producer may be dead or asleep between publishing a claim and counting it, and
+/// the consumer beyond that claim: then the tail is where the consumer stands, the end of a message.
+pub(super) fn bounded_counting(
+    geometry: &Geometry,
+    head: u64,
+    tail: u64,
+) -> Result<(u64, u64), Fault> {
+    let uncounted = head.saturating_sub(tail);
+    if uncounted > u64::from(geometry.claim_slots_max()) {
+        return Err(Fault { invariant: Invariant::Positions, position: tail, value: head });
+    }
+    bounded(geometry, head, tail.max(head))
 }
 
 impl ProducerEnd {
@@ -157,11 +172,12 @@ impl ConsumerEnd {
         geometry: Geometry,
     ) -> Result<Self, Fault> {
         check_pages(own, peer)?;
-        let (next, tail) = bounded(&geometry, position(own), position(peer))?;
+        let (next, _) = bounded_counting(&geometry, position(own), position(peer))?;
+        let all = next + geometry.slots();
         let slots = Slots::new(slots.clone(), 0, geometry)?;
         // Relaxed: written by a predecessor whose exit the daemon has seen, or by the daemon before this handle existed.
         let redelivered = field(own, spsc_page::REDELIVERED).load(Ordering::Relaxed);
-        Ok(Self { slots, own: own.clone(), next, redelivered_before: redelivered.min(tail) })
+        Ok(Self { slots, own: own.clone(), next, redelivered_before: redelivered.min(all) })
     }
 
     /// Whatever is not a message in one slot.

@@ -103,8 +103,17 @@ fn singles(runner: &mut Runner, size: Size, kind: Kind) {
         for fill in fills {
             let case = format!("{}::one::{operation:?}::{fill:?}", name(kind));
             runner.case(&case, |tally| {
-                for (base, offset) in starts(size, every_slot) {
-                    sweep_one(tally, &arena, &outbox, (base, offset), *fill, operation);
+                for start in starts(size, every_slot) {
+                    sweep_one(tally, &arena, &outbox, start, (*fill, false), operation);
+                }
+            });
+            // The same, and the survivors go on before the repair.
+            if *fill == Fill::Bystanders || operation == Operation::Purge {
+                continue;
+            }
+            runner.case(&format!("{case}::meanwhile"), |tally| {
+                for start in starts(size, false) {
+                    sweep_one(tally, &arena, &outbox, start, (*fill, true), operation);
                 }
             });
         }
@@ -116,7 +125,7 @@ fn sweep_one(
     arena: &Arena,
     outbox: &Outbox,
     start: (u64, u64),
-    fill: Fill,
+    (fill, meanwhile): (Fill, bool),
     operation: Operation,
 ) {
     for steps in 0..STEPS_MAX {
@@ -133,6 +142,9 @@ fn sweep_one(
             }
             done = operation.die(&mut world, VICTIM, steps)?;
             let dead = corpse(operation, VICTIM);
+            if meanwhile {
+                world.go_on(&[dead])?;
+            }
             world.repair(dead.0, dead.1)?;
             world.wake_everybody();
             world.verify(&[dead])
@@ -181,7 +193,8 @@ fn pairs(runner: &mut Runner, size: Size, kind: Kind) {
             Fill::Tombstones,
         ],
         (Size::Long, Kind::Spsc) => &[Fill::Empty, Fill::Long, Fill::Full, Fill::Returned],
-        (Size::Short, _) => &[Fill::Long],
+        (Size::Short, Kind::Spsc) => &[Fill::Empty, Fill::Long],
+        (Size::Short, Kind::Mpmc) => &[Fill::Long],
     };
     let offsets: &[u64] = size.choose(&[62], &[0, 31, 61, 62, 63]);
     for (first, second) in list {
