@@ -56,8 +56,22 @@ pub(crate) fn pin(cpu: usize) {
     }
 }
 
+/// Lets the calling thread run anywhere again.
+fn pin_to_any() {
+    // SAFETY: a zeroed cpu_set_t is an empty set; the calls write only into it.
+    unsafe {
+        let mut set: libc::cpu_set_t = std::mem::zeroed();
+        for cpu in 0..libc::CPU_SETSIZE as usize {
+            libc::CPU_SET(cpu, &mut set);
+        }
+        libc::sched_setaffinity(0, std::mem::size_of_val(&set), &raw const set);
+    }
+}
+
 /// Runs `child` in another process, pinned to cpu 1, while `parent` runs here, pinned to cpu 0.
 pub(crate) fn two_processes<T>(child: impl FnOnce(), parent: impl FnOnce() -> T) -> T {
+    // Before the fork: a child that inherits cpu 0 from a spinning parent could wait for it for ever.
+    pin_to_any();
     // SAFETY: the process has one thread at this point, so the child may do anything.
     let pid = unsafe { libc::fork() };
     assert!(pid >= 0, "fork: {}", io::Error::last_os_error());
