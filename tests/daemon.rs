@@ -7,6 +7,8 @@ mod support;
 mod bad_input;
 #[path = "daemon/deaths.rs"]
 mod deaths;
+#[path = "daemon/hostile.rs"]
+mod hostile;
 #[path = "daemon/lifecycle.rs"]
 mod lifecycle;
 #[path = "daemon/queues.rs"]

@@ -23,13 +23,22 @@ use std::time::Duration;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
-use crate::client::internal::{Attachment, BellPlace, Side, look, pass_on};
+use crate::client::internal::{Attachment, BellPlace, Side, found_nothing, pass_on};
 use crate::layout::metadata::Metadata;
-use crate::ring::{Kernel, TrySendError};
+use crate::ring::{Kernel, TryReceiveError, TrySendError};
 use crate::{ClientError, Closed, Consumer, Guard, Producer, ReceiveError, Received, SendError};
 
 /// How often a process that may not issue membarrier looks at its ring.
 const POLL: Duration = Duration::from_millis(1);
+
+/// Why a wait ended without a result of the ring.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stop {
+    /// The daemon does not know this handle any more.
+    Lost,
+    /// The runtime watches nothing any more.
+    Runtime,
+}
 
 /// One handle's doorbell, as the runtime waits for it.
 #[derive(Debug)]
@@ -73,27 +82,27 @@ impl Bell {
         Ok(())
     }
 
-    /// Looks with `attempt` until it finds something; `None` if the daemon does not know the handle any more.
+    /// Looks with `attempt` until it finds something; an error if it never will.
     async fn wait<R: Side, T>(
         &mut self,
         attachment: &mut Attachment,
         ring: &mut R,
         mut attempt: impl FnMut(&mut R, &mut Attachment) -> Option<T>,
-    ) -> Option<T> {
+    ) -> Result<T, Stop> {
         // An earlier future may have been dropped while it waited.
         self.retract(ring);
         if let Some(found) = attempt(ring, attachment) {
-            return Some(found);
+            return Ok(found);
         }
         loop {
             if attachment.is_lost() {
-                return None;
+                return Err(Stop::Lost);
             }
             if !attachment.kernel.may_park() {
                 // A pause of the blocking pool: the runtime's own clock may not be enabled.
                 let _ = tokio::task::spawn_blocking(|| std::thread::sleep(POLL)).await;
                 if let Some(found) = attempt(ring, attachment) {
-                    return Some(found);
+                    return Ok(found);
                 }
                 continue;
             }
@@ -101,14 +110,16 @@ impl Bell {
             if let Some(found) = attempt(ring, attachment) {
                 self.retract(ring);
                 pass_on(attachment, ring);
-                return Some(found);
+                return Ok(found);
             }
-            // An error means that the runtime shuts down: whoever still polls looks at the ring without sleeping.
-            let _ = self.rung().await;
+            let rung = self.rung().await;
             self.retract(ring);
+            if rung.is_err() {
+                return Err(Stop::Runtime);
+            }
             if let Some(found) = attempt(ring, attachment) {
                 pass_on(attachment, ring);
-                return Some(found);
+                return Ok(found);
             }
         }
     }
@@ -158,14 +169,21 @@ impl AsyncConsumer {
         if let Some(taken) = consumer.pending.pop() {
             return Ok(taken);
         }
-        let waited = bell.wait(&mut consumer.attachment, &mut consumer.ring, |ring, attachment| {
-            let found = ring.try_take();
-            look(ring, attachment, found)
-        });
+        let waited =
+            bell.wait(&mut consumer.attachment, &mut consumer.ring, |ring, attachment| match ring
+                .try_take()
+            {
+                Err(TryReceiveError::Empty) => {
+                    found_nothing(ring, attachment);
+                    None
+                }
+                found => Some(found),
+            });
         match waited.await {
-            Some(Ok(taken)) => Ok(taken),
-            Some(Err(error)) => Err(consumer.explain(error)),
-            None => Err(ReceiveError::Closed(Closed::Deleted)),
+            Ok(Ok(taken)) => Ok(taken),
+            Ok(Err(error)) => Err(consumer.explain(error)),
+            Err(Stop::Lost) => Err(ReceiveError::Closed(Closed::Deleted)),
+            Err(Stop::Runtime) => Err(ReceiveError::RuntimeStopped),
         }
     }
 
@@ -251,8 +269,9 @@ impl AsyncProducer {
                 }
             });
         match waited.await {
-            Some(sent) => producer.after_try(sent, messages),
-            None => Err(SendError::Closed(Closed::Deleted)),
+            Ok(sent) => producer.after_try(sent, messages),
+            Err(Stop::Lost) => Err(SendError::Closed(Closed::Deleted)),
+            Err(Stop::Runtime) => Err(SendError::RuntimeStopped),
         }
     }
 

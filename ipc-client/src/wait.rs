@@ -50,7 +50,7 @@ pub const WAKE_NS: u64 = 30_000;
 
 /// `spin` yields between its rounds once it has spun for this long in nanoseconds, or sooner where yields have brought
 /// what was waited for: a partner that has no core to run on does not come sooner for being waited for with a busy one.
-pub const SPIN_ALONE_NS: u64 = 1_000_000;
+pub const SPIN_ALONE_NS: u64 = 200_000;
 
 /// What the patience of `spin` grows from when yields no longer help, in nanoseconds.
 const PATIENCE_MIN_NS: u64 = 1_000;
@@ -338,9 +338,9 @@ mod tests {
     }
 
     #[test]
-    fn spin_never_sleeps_and_yields_only_after_a_millisecond() {
+    fn spin_never_sleeps_and_yields_only_after_long() {
         let mut tuner = Tuner::new(WaitPolicy::Spin, 4);
-        let (steps, _) = run(&mut tuner, 900_000, 300);
+        let (steps, _) = run(&mut tuner, 190_000, 300);
         assert!(!steps.contains(&Step::Yield));
         let (steps, slept) = run(&mut tuner, 20_000_000, 300);
         assert!(slept.is_none());

@@ -439,7 +439,7 @@ fn purge_discards_at_most_what_was_there() {
         for _ in 0..20 {
             world.send(0, 0, 100);
         }
-        let messages = repair::purge(&world.memory, &geometry).expect("honest memory");
+        let messages = repair::purge(&world.memory, &geometry, || true).expect("honest memory");
         assert_eq!(messages, 20);
         let (head, tail) = repair::positions(&world.memory, &geometry);
         assert_eq!(head, tail);

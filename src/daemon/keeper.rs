@@ -261,13 +261,13 @@ impl Keeper {
             }
         }
         if self.stop_deadline.is_some_and(|deadline| deadline <= now) {
-            log!(
-                "the broker did not stop in time: the rings were not closed, their members go on without a daemon"
-            );
             self.stop_deadline = None;
-            self.stopped = true;
             self.broker = None;
             self.successor = None;
+            self.failed = Some(DaemonError::Unavailable(
+                "stopped, but no broker was left to close the queues: their members go on alone"
+                    .to_owned(),
+            ));
         }
     }
 

@@ -4,6 +4,7 @@
 //! for display only.
 
 use std::os::fd::{AsFd, OwnedFd};
+use std::time::{Duration, Instant};
 
 use ringmain_client::layout::{Geometry, HANDLES, State, Word, control, mpmc, spsc_page};
 use ringmain_client::protocol::{Kind, Memory, Role};
@@ -15,6 +16,9 @@ use ringmain_client::sync::atomic::{AtomicU32, Ordering, fence};
 use ringmain_client::sys::futex;
 use ringmain_client::sys::map::{Access, Mapping, Populate};
 use ringmain_client::sys::memory::{MemoryError, create_sealed, verify_sealed};
+
+/// Honest members let a purge end within milliseconds; it must not keep the control thread when others do not.
+const PURGE_TIME_MAX: Duration = Duration::from_secs(1);
 
 /// What a queue's memory consists of, and how many bytes each part has.
 pub(super) fn regions(kind: Kind, geometry: &Geometry) -> Vec<(Memory, usize)> {
@@ -161,7 +165,8 @@ impl QueueMemory {
 
     /// Messages discarded. The caller wakes everybody afterwards.
     pub(super) fn purge(&self) -> Result<u64, Fault> {
-        repair::purge(&self.ring, &self.geometry)
+        let begin = Instant::now();
+        repair::purge(&self.ring, &self.geometry, || begin.elapsed() < PURGE_TIME_MAX)
     }
 
     /// Head and tail.

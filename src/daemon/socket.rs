@@ -3,6 +3,7 @@
 use std::fs::{DirBuilder, Permissions};
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, PermissionsExt};
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -36,11 +37,18 @@ pub(super) fn prepare_directory(path: &Path) -> Result<(), DaemonError> {
 
 /// Checks the path before anything is touched.
 pub(super) fn check_path(path: &Path) -> Result<UnixAddr, DaemonError> {
+    let bytes = path.as_os_str().as_bytes();
+    // An empty path or one with a zero byte would mean something else to the kernel.
+    if bytes.is_empty() || bytes.contains(&0) {
+        let text =
+            format!("socket path {path:?}: name a file, for example /run/ringmain/ringmain.sock");
+        return Err(DaemonError::Config(text));
+    }
     UnixAddr::new(path).map_err(|_| {
         DaemonError::Config(format!(
             "socket path {} has {} bytes: Unix sockets allow at most 107; choose a shorter one",
             path.display(),
-            path.as_os_str().len()
+            bytes.len()
         ))
     })
 }
@@ -109,5 +117,18 @@ fn remove_stale(path: &Path, address: &UnixAddr) -> Result<(), DaemonError> {
     match std::fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed(&error)),
         _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_that_mean_something_else_are_refused() {
+        for bad in ["", "a\0b", &"x".repeat(108)] {
+            assert_eq!(check_path(Path::new(bad)).unwrap_err().exit_code(), 78, "{bad:?}");
+        }
+        assert!(check_path(Path::new(&"x".repeat(107))).is_ok());
     }
 }

@@ -130,3 +130,19 @@ fn deletion_ends_async_waits() {
         assert_eq!(sent.expect("no panic"), Err(SendError::Closed(Closed::Deleted)));
     });
 }
+
+#[test]
+fn a_handle_outlives_its_runtime_with_an_error() {
+    let (_daemon, client) = Daemon::with_queue(Kind::Mpmc, 64, 64);
+    let first = single();
+    let mut consumer = first.block_on(async {
+        AsyncConsumer::new(client.consumer("q").expect("attach")).expect("bind")
+    });
+    drop(first);
+    let mut buffer = Vec::new();
+    let received = single().block_on(consumer.receive(&mut buffer));
+    assert_eq!(received, Err(ReceiveError::RuntimeStopped));
+    client.producer("q").expect("attach").send(b"x").expect("there is room");
+    let mut blocking = consumer.into_inner();
+    blocking.receive_timeout(&mut buffer, PATIENCE).expect("it is there");
+}

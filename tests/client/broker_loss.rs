@@ -91,6 +91,23 @@ fn handles_of_a_daemon_that_is_gone_are_closed() {
 }
 
 #[test]
+fn handles_that_only_poll_notice_it_as_well() {
+    let (mut daemon, client) = Daemon::with_queue(Kind::Mpmc, 64, 64);
+    let mut producer = client.producer("q").expect("attach");
+    let mut consumer = client.consumer("q").expect("attach");
+    daemon.replace();
+    let mut buffer = Vec::new();
+    let end = loop {
+        match consumer.receive_timeout(&mut buffer, Duration::from_millis(2)) {
+            Err(ReceiveError::Timeout) => {}
+            end => break end,
+        }
+    };
+    assert_eq!(end, Err(ReceiveError::Closed(Closed::Deleted)));
+    while producer.try_send(b"x") != Err(SendError::Closed(Closed::Deleted)) {}
+}
+
+#[test]
 fn a_selector_serves_on_with_another_daemon() {
     let (mut daemon, client) = Daemon::with_queue(Kind::Mpmc, 64, 64);
     let mut selector = Selector::new(&client).expect("the daemon answers");

@@ -226,6 +226,7 @@ fn requests_cut_off_by_a_broker_death_leave_nothing_half_done() {
     raw.create("s", spsc());
     let mut held: Vec<HandleKey> = Vec::new();
     let mut random: u64 = 0x2545_f491_4f6c_dd1d;
+    let mut purges = 0;
     for round in 0..60 {
         random ^= random << 13;
         random ^= random >> 7;
@@ -237,6 +238,7 @@ fn requests_cut_off_by_a_broker_death_leave_nothing_half_done() {
             (4, _) => Request::PurgeQueue { name: "m".into() },
             _ => Request::DeleteQueue { name: "s".into() },
         };
+        purges += u64::from(matches!(request, Request::PurgeQueue { .. }));
         let status = daemon.status();
         let frame = ringmain_client::protocol::frame::CONTROL.encode(&request).unwrap();
         raw.send_bytes(&frame, &[]);
@@ -262,7 +264,9 @@ fn requests_cut_off_by_a_broker_death_leave_nothing_half_done() {
         for name in ["m", "s"] {
             match raw.ask(&Request::QueueInfo { name: name.into() }) {
                 Reply::Queue(info) => {
-                    assert_eq!((info.state.as_str(), info.repairs), ("open", 0), "round {round}");
+                    // Only a broker that was killed over a purge leaves something to repair.
+                    assert!(info.repairs <= purges, "round {round}: {info:?}");
+                    assert_eq!(info.state, "open", "round {round}");
                     known.extend(info.handles.iter().map(|handle| (info.id, handle.handle)));
                 }
                 Reply::Error { code: ErrorCode::NotFound, .. } => {

@@ -126,6 +126,7 @@ fn wrong_paths_are_one_clear_line() {
     let at = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
     let long = at(&"x".repeat(120));
     assert_refused(&serve(&["--socket", &long]), 78, &["at most 107", "shorter"]);
+    assert_refused(&serve(&["--socket", ""]), 64, &["--socket"]);
     std::fs::write(at("file"), "x").unwrap();
     assert_refused(&serve(&["--socket", &at("file")]), 78, &["no socket", "remove it"]);
     assert_eq!(std::fs::read_to_string(at("file")).unwrap(), "x");

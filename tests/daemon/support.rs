@@ -458,6 +458,14 @@ pub(crate) mod child {
         match words.as_slice() {
             // Attaches, and then takes or claims something that it never lets go.
             ["hold", name, role] => hold(&socket, name, role),
+            // Attaches if it may.
+            ["join", name] => {
+                let mut raw = Raw::hello(&socket, 1);
+                let request = Request::Attach { name: (*name).into(), role: Role::Consume };
+                let _ = raw.ask(&request);
+                say("ready");
+                wait_for_end();
+            }
             // As another user: one request, one answer.
             ["as", uid, request @ ..] => as_user(&socket, uid.parse().unwrap(), request),
             other => panic!("unknown child {other:?}"),

@@ -12,6 +12,7 @@ use crate::layout::{Geometry, LAYOUT_VERSION, PAGE_BYTES};
 use crate::protocol::{Attached, HandleKey, Kind, Memory, Request, Role};
 use crate::ring::{Fault, Kernel, Park, Region, RingMemory, wake_sleepers};
 use crate::sys::affinity::online_cpus;
+use crate::sys::clock::monotonic_ns;
 use crate::sys::fork::ForkMark;
 use crate::sys::kernel::HostKernel;
 use crate::sys::map::{Access, Mapping, Populate};
@@ -23,6 +24,12 @@ const DETACH_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// Doorbells of peers that a handle remembers without asking the client.
 const DOORBELLS_MAX: usize = 16;
+
+/// How often a handle that finds nothing looks after the connection, in nanoseconds.
+const HOUSE_NS: u64 = 100_000_000;
+
+/// Looks of the forms that do not wait between two readings of the clock.
+const LOOKS_PER_CLOCK: u32 = 64;
 
 /// Set when the daemon does not know a handle any more.
 pub(crate) type Lost = Arc<OnceLock<()>>;
@@ -39,6 +46,10 @@ pub(crate) struct Attachment {
     pub(crate) tuner: Tuner,
     /// Position of the last look that found nothing.
     pub(crate) looked_at: u64,
+    /// When the connection was looked after last.
+    kept_ns: u64,
+    /// Looks that found nothing.
+    looks: u32,
     mark: ForkMark,
     lost: Lost,
     reported: OnceLock<()>,
@@ -95,6 +106,8 @@ impl Attachment {
             kernel,
             tuner: Tuner::new(policy, online_cpus()),
             looked_at: 0,
+            kept_ns: 0,
+            looks: 0,
             mark: client.mark(),
             lost,
             reported: OnceLock::new(),
@@ -115,9 +128,22 @@ impl Attachment {
         self.lost.get().is_some()
     }
 
-    /// Takes a lost connection up again, in the background.
-    pub(crate) fn look_after_connection(&self) {
-        self.client.look_after_connection();
+    /// Every now and then takes a lost connection up again, in the background; whether the handle is lost.
+    pub(crate) fn keep_house(&mut self, now_ns: u64) -> bool {
+        if now_ns.saturating_sub(self.kept_ns) >= HOUSE_NS {
+            self.kept_ns = now_ns;
+            self.client.look_after_connection();
+        }
+        self.is_lost()
+    }
+
+    /// The same for the forms that do not wait, and may be called again and again: reads the clock rarely.
+    pub(crate) fn keep_house_rarely(&mut self) -> bool {
+        self.looks = self.looks.wrapping_add(1);
+        if self.looks.is_multiple_of(LOOKS_PER_CLOCK) {
+            return self.keep_house(monotonic_ns());
+        }
+        self.is_lost()
     }
 
     /// The mark of the process that made this handle.

@@ -25,7 +25,7 @@ const DOORBELLS_MAX: usize = 1024;
 /// Reports that wait for the daemon at the same time.
 const REPORTS_MAX: usize = 64;
 
-/// A doorbell that the daemon does not know is asked for again after this time.
+/// A doorbell that the daemon does not know is asked for again after this time at the earliest.
 const MISSING: Duration = Duration::from_secs(1);
 
 /// Work for the thread, and the doorbells that it has fetched.
@@ -92,10 +92,8 @@ impl Background {
         bit: u32,
     ) -> Option<Arc<PeerDoorbell>> {
         let mut work = self.lock();
-        match work.known.get(&doorbell) {
-            Some(Known::Here(here)) => return Some(Arc::clone(here)),
-            Some(Known::Missing(since)) if since.elapsed() < MISSING => return None,
-            _ => {}
+        if let Some(Known::Here(here)) = work.known.get(&doorbell) {
+            return Some(Arc::clone(here));
         }
         let fetch = Fetch { queue, doorbell, bit };
         if !work.fetches.contains(&fetch) && work.fetches.len() < DOORBELLS_MAX {
@@ -148,10 +146,18 @@ impl Background {
             done = false;
         }
         for fetch in todo.fetches {
-            let known = match self.lock().known.get(&fetch.doorbell) {
+            let mut work = self.lock();
+            let known = match work.known.get(&fetch.doorbell) {
                 Some(Known::Here(here)) => Some(Arc::clone(here)),
+                // It may be bound by now, but whoever writes numbers at random must not keep the daemon busy.
+                Some(Known::Missing(since)) if since.elapsed() < MISSING => {
+                    work.fetches.push(fetch);
+                    done = false;
+                    continue;
+                }
                 _ => None,
             };
+            drop(work);
             match known.map_or_else(|| fetch_doorbell(inner, fetch), Ok) {
                 Ok(doorbell) => {
                     doorbell.ring(fetch.bit);

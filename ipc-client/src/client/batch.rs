@@ -5,7 +5,6 @@ use std::time::Duration;
 use super::consumer::Consumer;
 use super::error::ReceiveError;
 use super::guard::Message;
-use crate::ring::TryReceiveError;
 
 /// Most messages of one batch, whatever the caller allows: they are all held until their turn comes.
 const BATCH_MAX: usize = 4096;
@@ -25,7 +24,7 @@ impl Consumer {
     ) -> Result<usize, ReceiveError> {
         self.receive_batch_with(max, each, |consumer, max| {
             let found = consumer.ring.try_take_batch(&mut consumer.pending, max);
-            consumer.looked(found)
+            found.map_err(|error| consumer.explain(error))
         })
     }
 
@@ -55,10 +54,10 @@ impl Consumer {
     }
 
     fn wait_batch(&mut self, max: usize, timeout: Option<Duration>) -> Result<(), ReceiveError> {
+        let Err(error) = self.ring.try_take_batch(&mut self.pending, max) else { return Ok(()) };
         let mut pending = std::mem::take(&mut self.pending);
-        let result = self.wait(timeout, |ring| -> Result<(), TryReceiveError> {
-            ring.try_take_batch(&mut pending, max)
-        });
+        let result =
+            self.wait_longer(timeout, error, |ring| ring.try_take_batch(&mut pending, max));
         self.pending = pending;
         result
     }

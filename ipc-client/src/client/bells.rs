@@ -129,6 +129,7 @@ pub(crate) mod shared {
     use super::LeasedBell;
     use crate::client::attachment::Attachment;
     use crate::client::error::ClientError;
+    use crate::sys::fork::ForkMark;
 
     /// Handles of one shared doorbell: a ring wakes them all, so not too many.
     const HANDLES: u32 = 32;
@@ -145,17 +146,18 @@ pub(crate) mod shared {
     pub(crate) struct BellPlace {
         shared: Arc<SharedBell>,
         bit: u32,
+        mark: ForkMark,
     }
 
     impl SharedBell {
-        fn place(self: &Arc<Self>) -> Option<BellPlace> {
+        fn place(self: &Arc<Self>, mark: ForkMark) -> Option<BellPlace> {
             let mut used = self.used.lock().unwrap_or_else(PoisonError::into_inner);
             let bit = used.trailing_ones();
             if bit >= HANDLES {
                 return None;
             }
             *used |= 1 << bit;
-            Some(BellPlace { shared: Arc::clone(self), bit })
+            Some(BellPlace { shared: Arc::clone(self), bit, mark })
         }
     }
 
@@ -163,10 +165,11 @@ pub(crate) mod shared {
         /// A place at a doorbell that has one, or at a new one, bound to this handle.
         pub(crate) fn new(attachment: &Attachment) -> Result<(Self, u32), ClientError> {
             let bells = &attachment.client.bells;
+            let mark = attachment.mark();
             let free = {
                 let mut state = bells.lock();
                 state.shared.retain(|shared| shared.strong_count() != 0);
-                state.shared.iter().find_map(|shared| shared.upgrade()?.place())
+                state.shared.iter().find_map(|shared| shared.upgrade()?.place(mark))
             };
             let place = match free {
                 Some(place) => place,
@@ -176,7 +179,7 @@ pub(crate) mod shared {
                     let shared =
                         Arc::new(SharedBell { bell: Mutex::new(bell), used: Mutex::new(1) });
                     bells.lock().shared.push(Arc::downgrade(&shared));
-                    Self { shared, bit: 0 }
+                    Self { shared, bit: 0, mark }
                 }
             };
             let doorbell = place.with(|bell| bell.bind(attachment.key).map(|()| bell.id()))?;
@@ -205,6 +208,10 @@ pub(crate) mod shared {
 
     impl Drop for BellPlace {
         fn drop(&mut self) {
+            if self.mark.is_forked() {
+                // A thread that does not exist here may have the lock.
+                return;
+            }
             let mut used = self.shared.used.lock().unwrap_or_else(PoisonError::into_inner);
             *used &= !(1 << self.bit);
         }

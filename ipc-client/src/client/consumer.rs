@@ -9,7 +9,7 @@ use super::attachment::Attachment;
 use super::connection::Inner;
 use super::error::{ClientError, ReceiveError};
 use super::guard::{Guard, Message};
-use super::waiting::{Stop, leave, look, wait_for};
+use super::waiting::{Stop, found_nothing, leave, wait_for};
 use crate::protocol::{Kind, Role};
 use crate::ring::{self, Closed, Taken, TryReceiveError};
 use crate::wait::WaitPolicy;
@@ -151,8 +151,10 @@ impl Consumer {
         if let Some(taken) = self.pending.pop() {
             return Ok(taken);
         }
-        let found = self.ring.try_take();
-        self.looked(found)
+        match self.ring.try_take() {
+            Ok(taken) => Ok(taken),
+            Err(error) => Err(self.explain(error)),
+        }
     }
 
     #[inline]
@@ -163,25 +165,38 @@ impl Consumer {
         if let Some(taken) = self.pending.pop() {
             return Ok(taken);
         }
-        self.wait(timeout, ring::Consumer::try_take)
+        match self.ring.try_take() {
+            Ok(taken) => Ok(taken),
+            Err(error) => self.wait_longer(timeout, error, ring::Consumer::try_take),
+        }
     }
 
-    /// Runs `attempt` until it is not empty.
-    #[inline]
-    pub(super) fn wait<T>(
+    /// After an `attempt` that failed: the same again until it is not empty.
+    #[cold]
+    pub(super) fn wait_longer<T>(
         &mut self,
         timeout: Option<Duration>,
+        error: TryReceiveError,
         mut attempt: impl FnMut(&mut ring::Consumer) -> Result<T, TryReceiveError>,
     ) -> Result<T, ReceiveError> {
+        if error != TryReceiveError::Empty {
+            return Err(self.explain(error));
+        }
+        found_nothing(&self.ring, &mut self.attachment);
+        let mut result = Err(error);
         let waited = wait_for(&mut self.attachment, &mut self.ring, timeout, |ring, attachment| {
-            let found = attempt(ring);
-            look(ring, attachment, found)
+            result = attempt(ring);
+            let nothing = matches!(result, Err(TryReceiveError::Empty));
+            if nothing {
+                found_nothing(ring, attachment);
+            }
+            !nothing
         });
-        match waited {
-            Ok(Ok(taken)) => Ok(taken),
-            Ok(Err(error)) => Err(self.explain(error)),
-            Err(Stop::Timeout) => Err(ReceiveError::Timeout),
-            Err(Stop::Lost) => Err(ReceiveError::Closed(Closed::Deleted)),
+        match (waited, result) {
+            (Ok(()), Ok(taken)) => Ok(taken),
+            (Ok(()), Err(error)) => Err(self.explain(error)),
+            (Err(Stop::Timeout), _) => Err(ReceiveError::Timeout),
+            (Err(Stop::Lost), _) => Err(ReceiveError::Closed(Closed::Deleted)),
         }
     }
 
@@ -211,23 +226,17 @@ impl Consumer {
         self.attachment.wake_peers(self.ring.peer_park(), u32::MAX);
     }
 
-    /// The answer of a form that does not wait.
-    #[inline]
-    pub(super) fn looked<T>(
-        &mut self,
-        found: Result<T, TryReceiveError>,
-    ) -> Result<T, ReceiveError> {
-        match look(&mut self.ring, &mut self.attachment, found) {
-            Some(Ok(found)) => Ok(found),
-            Some(Err(error)) => Err(self.explain(error)),
-            None if self.attachment.is_lost() => Err(ReceiveError::Closed(Closed::Deleted)),
-            None => Err(ReceiveError::Empty),
-        }
-    }
-
+    /// What a failed look means.
     #[cold]
-    pub(crate) fn explain(&self, error: TryReceiveError) -> ReceiveError {
+    pub(crate) fn explain(&mut self, error: TryReceiveError) -> ReceiveError {
         match error {
+            TryReceiveError::Empty => {
+                found_nothing(&self.ring, &mut self.attachment);
+                if self.attachment.keep_house_rarely() {
+                    return ReceiveError::Closed(Closed::Deleted);
+                }
+                ReceiveError::Empty
+            }
             TryReceiveError::Fault(fault) => {
                 self.attachment.report(&fault);
                 ReceiveError::PeerFault(fault)

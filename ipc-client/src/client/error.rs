@@ -116,6 +116,9 @@ pub enum SendError {
     /// Another member of the queue violated an invariant; the queue is unusable.
     #[error("the queue is damaged: {0}")]
     PeerFault(Fault),
+    /// The async runtime that watches this handle has stopped (async forms only).
+    #[error("the async runtime of this handle has stopped")]
+    RuntimeStopped,
     /// The handle was made in another process: a forked child connects anew.
     #[error("this handle was made before fork; a child process connects and attaches anew")]
     UsedAfterFork,
@@ -137,6 +140,9 @@ pub enum ReceiveError {
     /// Another member of the queue violated an invariant; the queue is unusable.
     #[error("the queue is damaged: {0}")]
     PeerFault(Fault),
+    /// The async runtime that watches this handle has stopped (async forms only).
+    #[error("the async runtime of this handle has stopped")]
+    RuntimeStopped,
     /// The handle was made in another process: a forked child connects anew.
     #[error("this handle was made before fork; a child process connects and attaches anew")]
     UsedAfterFork,

@@ -19,7 +19,7 @@ mod waiting;
 pub(crate) mod internal {
     pub(crate) use super::attachment::Attachment;
     pub(crate) use super::bells::shared::BellPlace;
-    pub(crate) use super::waiting::{Side, look, pass_on};
+    pub(crate) use super::waiting::{Side, found_nothing, pass_on};
 }
 
 use std::path::{Path, PathBuf};

@@ -237,21 +237,31 @@ impl Producer {
         if self.attachment.is_forked() {
             return Err(SendError::UsedAfterFork);
         }
-        let waited =
-            wait_for(&mut self.attachment, &mut self.ring, timeout, |ring, _| {
-                match attempt(ring) {
-                    Err(TrySendError::Full) => None,
-                    result => Some(result),
-                }
-            });
-        match waited {
-            Ok(Ok(sent)) => {
-                self.wake(messages);
-                Ok(sent)
-            }
-            Ok(Err(error)) => Err(self.explain(error)),
-            Err(Stop::Timeout) => Err(SendError::Timeout),
-            Err(Stop::Lost) => Err(SendError::Closed(Closed::Deleted)),
+        let sent = match attempt(&mut self.ring) {
+            Ok(sent) => sent,
+            Err(TrySendError::Full) => self.wait_longer(timeout, attempt)?,
+            Err(error) => return Err(self.explain(error)),
+        };
+        self.wake(messages);
+        Ok(sent)
+    }
+
+    #[cold]
+    fn wait_longer<T>(
+        &mut self,
+        timeout: Option<Duration>,
+        mut attempt: impl FnMut(&mut ring::Producer) -> Result<T, TrySendError>,
+    ) -> Result<T, SendError> {
+        let mut result = Err(TrySendError::Full);
+        let waited = wait_for(&mut self.attachment, &mut self.ring, timeout, |ring, _| {
+            result = attempt(ring);
+            !matches!(result, Err(TrySendError::Full))
+        });
+        match (waited, result) {
+            (Ok(()), Ok(sent)) => Ok(sent),
+            (Ok(()), Err(error)) => Err(self.explain(error)),
+            (Err(Stop::Timeout), _) => Err(SendError::Timeout),
+            (Err(Stop::Lost), _) => Err(SendError::Closed(Closed::Deleted)),
         }
     }
 
@@ -279,9 +289,11 @@ impl Producer {
     }
 
     #[cold]
-    fn explain(&self, error: TrySendError) -> SendError {
+    fn explain(&mut self, error: TrySendError) -> SendError {
         match error {
-            TrySendError::Full if self.attachment.is_lost() => SendError::Closed(Closed::Deleted),
+            TrySendError::Full if self.attachment.keep_house_rarely() => {
+                SendError::Closed(Closed::Deleted)
+            }
             TrySendError::Fault(fault) => {
                 self.attachment.report(&fault);
                 SendError::PeerFault(fault)

@@ -59,10 +59,12 @@ pub struct Selector {
     client: Arc<Inner>,
     bell: LeasedBell,
     members: Vec<Option<Member>>,
-    /// Tokens that are awake, each once.
+    /// Those that are not armed, each once.
     awake: Vec<u32>,
-    /// Whether every member may sleep: its ring's barrier is available to this process.
+    /// Members whose ring relies on a barrier that this process cannot have.
     polled: usize,
+    /// When all members were looked at last.
+    looked_at_all: Instant,
 }
 
 #[derive(Debug)]
@@ -107,7 +109,14 @@ impl Selector {
     pub fn new(client: &Client) -> Result<Self, ClientError> {
         let client = Arc::clone(client.inner());
         let bell = LeasedBell::new(&client)?;
-        Ok(Self { client, bell, members: Vec::new(), awake: Vec::new(), polled: 0 })
+        Ok(Self {
+            client,
+            bell,
+            members: Vec::new(),
+            awake: Vec::new(),
+            polled: 0,
+            looked_at_all: Instant::now(),
+        })
     }
 
     /// Queues in it.
@@ -149,13 +158,13 @@ impl Selector {
 
     /// The consumer of a queue, to receive from it.
     pub fn get_mut(&mut self, token: Token) -> Option<&mut Consumer> {
-        let member = self.member(token.0)?;
-        member.retract();
-        let bit = token.0;
-        if !self.awake.contains(&bit) {
-            self.awake.push(bit);
+        let place = usize::try_from(token.0).ok()?;
+        let member = self.members.get_mut(place)?.as_mut()?;
+        if member.armed && !self.client.mark().is_forked() {
+            member.retract();
+            self.awake.push(token.0);
         }
-        self.member(bit).map(|member| &mut member.consumer)
+        Some(&mut member.consumer)
     }
 
     /// Takes a queue out and returns its consumer.
@@ -169,10 +178,6 @@ impl Selector {
             member.consumer.ring.line().set_doorbell(0, 0);
         }
         Some(member.consumer)
-    }
-
-    fn member(&mut self, bit: u32) -> Option<&mut Member> {
-        self.members.get_mut(usize::try_from(bit).ok()?)?.as_mut()
     }
 
     /// Waits until queues are ready, at most this long, or as long as it takes; returns those that are, none after the
@@ -194,15 +199,10 @@ impl Selector {
             if left.is_zero() {
                 return Ok(ready);
             }
-            let before = Instant::now();
             if self.polled == 0 {
                 self.bell.own().sleep(left);
             } else {
                 std::thread::sleep(POLL.min(left));
-            }
-            if self.polled != 0 || before.elapsed() >= SLEEP_MAX {
-                self.wake_all();
-                self.client.look_after_connection();
             }
         }
     }
@@ -238,6 +238,9 @@ impl Selector {
         }
         self.bell.own().awake();
         self.take_rung();
+        if self.polled != 0 || self.looked_at_all.elapsed() >= SLEEP_MAX {
+            self.look_at_all();
+        }
         let ready = self.ready_now();
         if !ready.is_empty() {
             return Ok(ready);
@@ -299,7 +302,10 @@ impl Selector {
         }
     }
 
-    fn wake_all(&mut self) {
+    /// Whatever became of rings and of the connection: finds what is ready, and what is lost.
+    fn look_at_all(&mut self) {
+        self.looked_at_all = Instant::now();
+        self.client.look_after_connection();
         for (bit, member) in (0_u32..).zip(&mut self.members) {
             if let Some(member) = member
                 && member.armed

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::attachment::Attachment;
-use crate::ring::{self, HandleLine, Park, TryReceiveError, sleep_once};
+use crate::ring::{self, HandleLine, Park, sleep_once};
 use crate::sys::clock::monotonic_ns;
 use crate::wait::{SPIN_ALONE_NS, Step, Wait};
 
@@ -73,33 +73,20 @@ pub(crate) enum Stop {
     Lost,
 }
 
-/// Looks with `attempt` until it finds something; `None` as time-out waits without bound. A time-out of zero looks
-/// once.
-#[inline]
-pub(crate) fn wait_for<R: Side, T>(
-    attachment: &mut Attachment,
-    ring: &mut R,
-    timeout: Option<Duration>,
-    mut attempt: impl FnMut(&mut R, &mut Attachment) -> Option<T>,
-) -> Result<T, Stop> {
-    match attempt(ring, attachment) {
-        Some(found) => Ok(found),
-        None => wait_longer(attachment, ring, timeout, attempt),
-    }
-}
-
+/// Looks with `attempt` until it says that it found something, and where it has put that is its own affair. `None` as
+/// time-out waits without bound. Begins after a look that found nothing: a time-out of zero does not look again.
 #[inline(never)]
-fn wait_longer<R: Side, T>(
+pub(crate) fn wait_for<R: Side>(
     attachment: &mut Attachment,
     ring: &mut R,
     timeout: Option<Duration>,
-    mut attempt: impl FnMut(&mut R, &mut Attachment) -> Option<T>,
-) -> Result<T, Stop> {
+    mut attempt: impl FnMut(&mut R, &mut Attachment) -> bool,
+) -> Result<(), Stop> {
     if timeout.is_some_and(|timeout| timeout.is_zero()) {
         return Err(if attachment.is_lost() { Stop::Lost } else { Stop::Timeout });
     }
     let mut wait = attachment.tuner.begin();
-    let mut house = House { told: false, kept_ns: 0 };
+    let mut told = false;
     let result = loop {
         let step = wait.next(&attachment.tuner);
         match step {
@@ -115,27 +102,30 @@ fn wait_longer<R: Side, T>(
             Step::Sleep => {
                 // A look may have been long ago: the time that is left is counted from now.
                 wait.clock(monotonic_ns(), Step::Clock, &mut attachment.tuner);
-                house.tell(ring, &wait);
+                tell(&mut told, ring, &wait);
                 let bound = left(&wait, timeout).min(SLEEP_MAX);
-                if let Some(found) = sleep(attachment, ring, bound, &mut attempt) {
-                    break Ok(found);
+                if sleep(attachment, ring, bound, &mut attempt) {
+                    break Ok(());
                 }
                 wait.clock(monotonic_ns(), step, &mut attachment.tuner);
             }
         }
-        if let Some(found) = attempt(ring, attachment) {
-            break Ok(found);
+        if attempt(ring, attachment) {
+            break Ok(());
         }
         if !matches!(step, Step::Look | Step::Pause) {
             if left(&wait, timeout).is_zero() {
                 break Err(Stop::Timeout);
             }
-            if house.keep(attachment, ring, &wait) {
+            if wait.elapsed_ns() > SPIN_ALONE_NS {
+                tell(&mut told, ring, &wait);
+            }
+            if attachment.keep_house(wait.now_ns()) {
                 break Err(Stop::Lost);
             }
         }
     };
-    if house.told {
+    if told {
         ring.line().clear_waiting();
     }
     if result.is_ok() {
@@ -152,40 +142,32 @@ fn left(wait: &Wait, timeout: Option<Duration>) -> Duration {
     }
 }
 
-fn sleep<R: Side, T>(
+fn sleep<R: Side>(
     attachment: &mut Attachment,
     ring: &mut R,
     bound: Duration,
-    attempt: &mut impl FnMut(&mut R, &mut Attachment) -> Option<T>,
-) -> Option<T> {
+    attempt: &mut impl FnMut(&mut R, &mut Attachment) -> bool,
+) -> bool {
     if !attachment.kernel.may_park() {
         std::thread::sleep(POLL.min(bound));
-        return None;
+        return false;
     }
     let park = ring.own_park().clone();
     let handle = ring.handle();
     let kernel = attachment.kernel;
-    sleep_once(&park, handle, &kernel, Some(bound), || attempt(ring, attachment))
+    let found =
+        sleep_once(&park, handle, &kernel, Some(bound), || attempt(ring, attachment).then_some(()));
+    found.is_some()
 }
 
-/// A look of a consumer. Looking may free slots, those of messages that were never finished; whoever waits for room is
-/// told then although nothing was received.
+/// After a look of a consumer that found nothing. It may have freed slots all the same, those of messages that were
+/// never finished, and whoever waits for room is told.
 #[inline]
-pub(crate) fn look<T>(
-    ring: &mut ring::Consumer,
-    attachment: &mut Attachment,
-    found: Result<T, TryReceiveError>,
-) -> Option<Result<T, TryReceiveError>> {
-    match found {
-        Err(TryReceiveError::Empty) => {
-            let position = ring.position();
-            if position != attachment.looked_at {
-                attachment.looked_at = position;
-                attachment.wake_peers(ring.peer_park(), u32::MAX);
-            }
-            None
-        }
-        found => Some(found),
+pub(crate) fn found_nothing(ring: &ring::Consumer, attachment: &mut Attachment) {
+    let position = ring.position();
+    if position != attachment.looked_at {
+        attachment.looked_at = position;
+        attachment.wake_peers(ring.peer_park(), u32::MAX);
     }
 }
 
@@ -204,37 +186,9 @@ pub(crate) fn leave<R: Side>(ring: &R) {
     ring.line().clear_waiting();
 }
 
-/// What a handle does beside waiting.
-struct House {
-    /// The handle line says that it waits.
-    told: bool,
-    /// When it looked after its connection last.
-    kept_ns: u64,
-}
-
-impl House {
-    /// Writes into the handle line that it waits, for `queue info`.
-    fn tell<R: Side>(&mut self, ring: &R, wait: &Wait) {
-        if !self.told {
-            self.told = true;
-            ring.line().set_waiting(ring.position(), wait.started_ns().max(1));
-        }
-    }
-
-    /// Looks after the connection every [`SLEEP_MAX`]; whether the handle is lost.
-    fn keep<R: Side>(&mut self, attachment: &Attachment, ring: &R, wait: &Wait) -> bool {
-        if wait.elapsed_ns() > SPIN_ALONE_NS {
-            self.tell(ring, wait);
-        }
-        let now_ns = wait.now_ns();
-        if self.kept_ns == 0 {
-            self.kept_ns = wait.started_ns();
-        }
-        if Duration::from_nanos(now_ns.saturating_sub(self.kept_ns)) < SLEEP_MAX {
-            return false;
-        }
-        self.kept_ns = now_ns;
-        attachment.look_after_connection();
-        attachment.is_lost()
+/// Writes into the handle line that it waits, for `queue info`.
+fn tell<R: Side>(told: &mut bool, ring: &R, wait: &Wait) {
+    if !std::mem::replace(told, true) {
+        ring.line().set_waiting(ring.position(), wait.started_ns().max(1));
     }
 }

@@ -1,7 +1,7 @@
 //! The rings: algorithms over the shared-memory layout, without system calls and without allocation.
 //!
 //! [`Producer`] and [`Consumer`] are what both kinds have in common: lengths, headers, bodies, batches, counters. The kinds
-//! differ in how slots are claimed and given back ([`spsc`], [`mpmc`]). [`park`] has the rules of sleeping and waking,
+//! differ in how slots are claimed and given back (`spsc.rs`, `mpmc.rs`). [`park`] has the rules of sleeping and waking,
 //! [`repair`] what the daemon does after a death.
 
 mod consumer;

@@ -250,11 +250,22 @@ pub fn positions(memory: &RingMemory, geometry: &Geometry) -> (u64, u64) {
 
 /// Discards what is in a ring, as a consumer with the daemon's own handle; on an spsc ring only while no other consumer
 /// is attached. At most one ring full, so that it ends however fast others produce. Returns the number of messages.
-pub fn purge(memory: &RingMemory, geometry: &Geometry) -> Result<u64, Fault> {
+///
+/// Members of an mpmc ring who break the rules can make each single take long: `go_on` is asked before each, and a `false`
+/// ends the purge with a fault.
+pub fn purge(
+    memory: &RingMemory,
+    geometry: &Geometry,
+    mut go_on: impl FnMut() -> bool,
+) -> Result<u64, Fault> {
     let mut consumer = super::Consumer::new(memory.clone(), *geometry, HANDLE_DAEMON)?;
     let (_, tail) = positions(memory, geometry);
     let mut messages = 0;
     while messages < geometry.slots() {
+        if !go_on() {
+            let position = consumer.position();
+            return Err(Fault { invariant: Invariant::Progress, position, value: messages });
+        }
         match consumer.try_take() {
             Ok(taken) => {
                 let done = taken.sequence() >= tail;

@@ -28,7 +28,7 @@ impl Random {
     }
 
     /// Any number.
-    pub fn next(&mut self) -> u64 {
+    pub fn any(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut value = self.0;
         value = (value ^ (value >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -39,7 +39,7 @@ impl Random {
     /// A number below `bound` (not zero).
     pub fn below(&mut self, bound: usize) -> usize {
         #[allow(clippy::cast_possible_truncation)] // below a usize
-        let value = (self.next() % bound as u64) as usize;
+        let value = (self.any() % bound as u64) as usize;
         value
     }
 

@@ -8,8 +8,8 @@ use std::time::Duration;
 use ringmain_client::layout::{HANDLE_DAEMON, mpmc};
 use ringmain_client::protocol::Role;
 use ringmain_client::ring::{
-    Consumer, Kernel, Producer, Reserved, RingMemory, Taken, TryReceiveError, TrySendError, repair,
-    sleep_once, wake_sleepers,
+    Consumer, Fault, Invariant, Kernel, Producer, Reserved, RingMemory, Taken, TryReceiveError,
+    TrySendError, repair, sleep_once, wake_sleepers,
 };
 use ringmain_client::sync::atomic::AtomicU32;
 use ringmain_client::sync::step;
@@ -22,6 +22,20 @@ use crate::random::Random;
 const STEPS_MAX: u32 = 1 << 24;
 /// The same for what the daemon does: it may go round the whole ring.
 const DAEMON_STEPS_MAX: u32 = 1 << 26;
+
+/// First of the words that count violations by kind.
+pub const VIOLATIONS: usize = 16;
+
+/// All kinds, in the order of their counters.
+pub const INVARIANTS: [Invariant; 7] = [
+    Invariant::WordState,
+    Invariant::WordLap,
+    Invariant::ClaimLength,
+    Invariant::MessageLength,
+    Invariant::Positions,
+    Invariant::SeenByMember,
+    Invariant::Progress,
+];
 
 /// Where an operation reports its number before it starts.
 pub const AT_OPERATION: usize = 1;
@@ -92,12 +106,14 @@ impl<'a> Honest<'a> {
         self.taken.clear();
         self.reserved = None;
         let (arena, geometry) = (self.arena, self.arena.geometry);
-        self.producer = (self.attacker != Attacker::Producer)
-            .then(|| Producer::new(arena.producer.clone(), geometry, 2).ok())
-            .flatten();
-        self.consumer = (self.attacker != Attacker::Consumer)
-            .then(|| Consumer::new(arena.consumer.clone(), geometry, 3).ok())
-            .flatten();
+        if self.attacker != Attacker::Producer {
+            let attached = Producer::new(arena.producer.clone(), geometry, 2);
+            self.producer = attached.map_err(|fault| count(self.outbox, fault)).ok();
+        }
+        if self.attacker != Attacker::Consumer {
+            let attached = Consumer::new(arena.consumer.clone(), geometry, 3);
+            self.consumer = attached.map_err(|fault| count(self.outbox, fault)).ok();
+        }
         step::disarm();
     }
 
@@ -143,7 +159,7 @@ impl<'a> Honest<'a> {
                             producer.body_ptr(&reserved);
                             self.reserved = Some(reserved);
                         }
-                        Err(error) => check_send(error, max),
+                        Err(error) => check_send(self.outbox, error, max),
                     }
                 }
                 return;
@@ -163,7 +179,7 @@ impl<'a> Honest<'a> {
             }
         };
         if let Err(error) = sent {
-            check_send(error, max);
+            check_send(self.outbox, error, max);
         }
         producer.position();
         producer.closed();
@@ -181,7 +197,7 @@ impl<'a> Honest<'a> {
                     check_taken(self.arena, consumer, &taken);
                     self.taken.push(taken);
                 }
-                Err(error) => check_receive(error),
+                Err(error) => check_receive(self.outbox, error),
             },
             9 => {
                 for taken in &self.taken {
@@ -196,7 +212,7 @@ impl<'a> Honest<'a> {
             }
             _ => match consumer.try_take_batch(&mut self.taken, random.below(5)) {
                 Ok(()) => {}
-                Err(error) => check_receive(error),
+                Err(error) => check_receive(self.outbox, error),
             },
         }
         if self.taken.len() > 32 {
@@ -260,7 +276,7 @@ impl<'a> Honest<'a> {
                 assert!(u64::from(owned.slots) <= geometry.slots(), "{owned:?}");
             }
         }
-        for position in [0, head, tail, tail.wrapping_sub(1), u64::MAX, random.next()] {
+        for position in [0, head, tail, tail.wrapping_sub(1), u64::MAX, random.any()] {
             repair::owner_at(memory, geometry, position);
         }
         start(self.outbox, 16);
@@ -271,11 +287,13 @@ impl<'a> Honest<'a> {
         };
         for role in roles {
             // A fault is an answer: the broker closes the ring.
-            let _ = repair::dead_handle(memory, geometry, 1, *role);
+            if let Err(fault) = repair::dead_handle(memory, geometry, 1, *role) {
+                count(self.outbox, fault);
+            }
         }
         if random.below(4) == 0 {
             start(self.outbox, 17);
-            if let Ok(messages) = repair::purge(memory, geometry) {
+            if let Ok(messages) = repair::purge(memory, geometry, || true) {
                 assert!(messages <= geometry.slots());
             }
             let _ = repair::dead_handle(memory, geometry, HANDLE_DAEMON, Role::Consume);
@@ -290,17 +308,27 @@ fn start(outbox: &Outbox, operation: usize) {
     step::arm(if operation >= 15 { DAEMON_STEPS_MAX } else { STEPS_MAX });
 }
 
-fn check_send(error: TrySendError, max: usize) {
+fn check_send(outbox: &Outbox, error: TrySendError, max: usize) {
+    if let TrySendError::Fault(fault) = error {
+        count(outbox, fault);
+    }
     if let TrySendError::TooLarge { max: allowed, .. } = error {
         assert!(allowed <= max.max(8192), "{error:?}");
     }
     let _ = format!("{error:?}");
 }
 
-fn check_receive(error: TryReceiveError) {
+fn check_receive(outbox: &Outbox, error: TryReceiveError) {
     if let TryReceiveError::Fault(fault) = error {
-        let _ = fault.to_string();
+        count(outbox, fault);
     }
+}
+
+fn count(outbox: &Outbox, fault: Fault) {
+    assert!(!fault.to_string().is_empty());
+    let known = INVARIANTS.iter().position(|invariant| *invariant == fault.invariant);
+    let index = known.expect("every violation is one of the known ones");
+    outbox.word(VIOLATIONS + index).fetch_add(1, Order::Relaxed);
 }
 
 /// The lengths are bounded, the bytes can be read, and a pointer points into one slot.

@@ -8,13 +8,14 @@ pub mod mutation;
 use std::sync::atomic::Ordering as Order;
 
 use ringmain_client::layout::Geometry;
+use ringmain_client::ring::Invariant;
 use ringmain_client::sync::step;
 
 use crate::arena::{Arena, Outbox};
 use crate::child::{self, End};
 use crate::random::Random;
 use crate::runner::{Runner, Size, Tally};
-use honest::{AT_OPERATION, Honest, OPERATIONS};
+use honest::{AT_OPERATION, Honest, INVARIANTS, OPERATIONS, VIOLATIONS};
 use mutation::{Attacker, Mutation};
 
 const AT_ROUND: usize = 0;
@@ -31,7 +32,10 @@ pub fn run(arguments: impl Iterator<Item = String>) -> i32 {
     let size = Size::from_environment("RINGMAIN_HOSTILE");
     let seed = Random::seed_from_environment();
     println!("RINGMAIN_SEED={seed}");
-    let mut runner = Runner::new("mutations", arguments);
+    let arguments: Vec<String> = arguments.collect();
+    let filtered = arguments.iter().any(|argument| !argument.starts_with('-'));
+    let mut runner = Runner::new("mutations", arguments.into_iter());
+    let mut seen = [0; INVARIANTS.len()];
     let attackers = [Attacker::Member, Attacker::Producer, Attacker::Consumer];
     for (which, attacker) in attackers.into_iter().enumerate() {
         for (slots, slot_size) in [(64, 64), (128, 176)] {
@@ -48,8 +52,23 @@ pub fn run(arguments: impl Iterator<Item = String>) -> i32 {
                 let rounds = size.choose(5_000, 200_000);
                 concurrent(tally, &arena, &outbox, attacker, seed, rounds);
             });
+            for (index, seen) in seen.iter_mut().enumerate() {
+                *seen += outbox.word(VIOLATIONS + index).load(Order::Relaxed);
+            }
         }
     }
+    runner.case("every kind of violation was reported", |tally| {
+        for (invariant, count) in INVARIANTS.iter().zip(seen) {
+            // No progress needs a million contrary writes at the right moments.
+            let rare = *invariant == Invariant::Progress;
+            let enough = count > 0 || rare || filtered;
+            tally.check(
+                || format!("{invariant:?}"),
+                enough.then_some(()).ok_or_else(|| "never".into()),
+            );
+            println!("    {invariant:?}: {count}");
+        }
+    });
     runner.finish()
 }
 

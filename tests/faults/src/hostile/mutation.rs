@@ -73,7 +73,7 @@ impl Mutation {
         let (what, offset) = place(arena, attacker, random);
         let old = region(arena, attacker, what).u64_at(offset).load(Ordering::Relaxed);
         let value = match (what, random.below(10)) {
-            (_, 0) => random.next(),
+            (_, 0) => random.any(),
             (_, 1) => old ^ 1 << random.below(64),
             (What::Word(index), 2..) => plausible_word(arena, index, random),
             (What::Header(_), 2..) => plausible_header(&arena.geometry, random),
@@ -94,10 +94,10 @@ fn place(arena: &Arena, attacker: Attacker, random: &mut Random) -> (What, usize
     let (head, tail) = structure::ends(arena);
     // Mostly near the ends, where the next operations look.
     let position = match random.below(4) {
-        0 => random.next(),
-        1 => head.wrapping_add(random.next() % 4),
-        2 => tail.wrapping_add(random.next() % 4),
-        _ => tail.wrapping_sub(random.next() % 12),
+        0 => random.any(),
+        1 => head.wrapping_add(random.any() % 4),
+        2 => tail.wrapping_add(random.any() % 4),
+        _ => tail.wrapping_sub(random.any() % 12),
     };
     let index = position % slots;
     let at = first + arena.geometry.slot_offset(index);
@@ -155,12 +155,12 @@ fn plausible_word(arena: &Arena, index: u64, random: &mut Random) -> u64 {
     let slots = arena.geometry.slots();
     let near = random.pick(&[head, tail]);
     let lap = arena.geometry.lap(near).wrapping_add(random.pick(&[0, 0, 0, 1, 2, u64::MAX]));
-    let lap = if random.below(16) == 0 { random.next() } else { lap };
+    let lap = if random.below(16) == 0 { random.any() } else { lap };
     let quarter = arena.geometry.claim_slots_max();
     let n = random.pick(&[0, 1, 1, 1, 2, 3, quarter - 1, quarter, quarter + 1, 64, Word::N_MAX]);
-    let any = random.next() & 0xff;
+    let any = random.any() & 0xff;
     let owner = random.pick(&[0, 1, 2, 3, 4, 255, any]);
-    let state = random.next() % 8;
+    let state = random.any() % 8;
     debug_assert!(index < slots);
     (lap & Word::LAP_MASK) << 28 | u64::from(n) << 11 | owner << 3 | state
 }
@@ -172,13 +172,13 @@ fn plausible_header(geometry: &Geometry, random: &mut Random) -> u64 {
         [0, 1, first - 1, first, first + 1, max - 1, max, max + 1, u64::from(u32::MAX), 1 << 31];
     let length = random.pick(&lengths);
     let metadata = random.pick(&[0, 0, 1, 8, first, first + 1, 65528, 65535]);
-    length | (random.next() & 0xffff) << 32 | metadata << 48
+    length | (random.any() & 0xffff) << 32 | metadata << 48
 }
 
 fn plausible_position(arena: &Arena, old: u64, random: &mut Random) -> u64 {
     let (head, tail) = structure::ends(arena);
     let slots = arena.geometry.slots();
-    let small = random.next() % 80;
+    let small = random.any() % 80;
     random.pick(&[
         0,
         1,

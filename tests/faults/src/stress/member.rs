@@ -191,7 +191,7 @@ fn fill(payload: &mut Vec<u8>, number: u64, length: usize, random: &mut Random) 
     payload.clear();
     payload.extend_from_slice(&number.to_ne_bytes());
     payload.extend_from_slice(&[0; 8]);
-    let mut value = random.next();
+    let mut value = random.any();
     payload.resize_with(PREFIX + length, || {
         value = value.rotate_left(7).wrapping_mul(5);
         value.to_ne_bytes()[0]
@@ -216,7 +216,7 @@ fn number_of(payload: &[u8]) -> Result<u64, String> {
 /// Now and then a pause, so that the other side catches up and sleeps.
 fn dawdle(random: &mut Random) {
     match random.below(64) {
-        0 => std::thread::sleep(Duration::from_micros(random.next() % 200)),
+        0 => std::thread::sleep(Duration::from_micros(random.any() % 200)),
         1 => std::thread::yield_now(),
         2..8 => (0..random.below(500)).for_each(|_| std::hint::spin_loop()),
         _ => {}

@@ -92,7 +92,7 @@ fn stress(tally: &mut Tally, arena: &Arena, plan: Plan) {
     }
     let mut lives: u64 = 0;
     for _ in 0..plan.kills {
-        std::thread::sleep(Duration::from_micros(random.next() % 4000));
+        std::thread::sleep(Duration::from_micros(random.any() % 4000));
         if random.below(8) == 0 {
             pause_one(&members, &mut random);
         }
@@ -150,7 +150,7 @@ fn start(arena: &Arena, ledger: &Ledger, plan: Plan, job: Job) -> Running {
 fn pause_one(members: &[Running], random: &mut Random) {
     let member = &members[random.below(members.len())];
     member.child.signal(libc::SIGSTOP);
-    std::thread::sleep(Duration::from_micros(random.next() % 3000));
+    std::thread::sleep(Duration::from_micros(random.any() % 3000));
     member.child.signal(libc::SIGCONT);
 }
 

@@ -74,35 +74,26 @@ fn sweeps(kind: Kind) -> Vec<(Operation, &'static [Fill], bool)> {
         ],
         Kind::Spsc => &[Fill::Empty, Fill::Short, Fill::Long, Fill::Full, Fill::Returned],
     };
-    let mut sweeps = vec![
+    vec![
         (O::Send(ONE, 0), SENDS, true),
         (O::Send(THREE, 0), SENDS, true),
-        (O::Send(30, 21), FEW, false),
+        (O::Send(30, 21), FEW, true),
         (O::Batch, SENDS, true),
-        (O::Commit, SENDS, false),
-        (O::Abort, SENDS, false),
+        (O::Commit, SENDS, true),
+        (O::Abort, SENDS, true),
         (O::Receive, takes, true),
-        (O::ReceiveBatch, takes, false),
-        (O::Hold, takes, false),
+        (O::ReceiveBatch, takes, true),
+        (O::Hold, takes, true),
         (O::Attach(Role::Produce), FEW, false),
         (O::Attach(Role::Consume), FEW, false),
         (O::Detach(Role::Produce), FEW, false),
         (O::Detach(Role::Consume), FEW, false),
-        (O::Park(Role::Produce), &[Fill::Full], false),
-        (O::Park(Role::Consume), &[Fill::Empty, Fill::Short], false),
-        (O::SendAndWake, &[Fill::Empty], false),
-        (O::ReceiveAndWake, &[Fill::Full], false),
-        (O::Purge, &[Fill::Empty, Fill::Long], false),
-    ];
-    if kind == Kind::Spsc {
-        // Nobody but the victim could hold something there.
-        for (operation, fills, _) in &mut sweeps {
-            if operation.role() == Role::Produce && fills.len() > 1 {
-                *fills = &[Fill::Empty, Fill::Short, Fill::Full, Fill::Bystanders];
-            }
-        }
-    }
-    sweeps
+        (O::Park(Role::Produce), &[Fill::Full], true),
+        (O::Park(Role::Consume), &[Fill::Empty, Fill::Short], true),
+        (O::SendAndWake, &[Fill::Empty], true),
+        (O::ReceiveAndWake, &[Fill::Full], true),
+        (O::Purge, &[Fill::Empty, Fill::Long], true),
+    ]
 }
 
 fn singles(runner: &mut Runner, size: Size, kind: Kind) {

@@ -169,7 +169,7 @@ impl Operation {
         match (self, self.role()) {
             (Self::Purge, _) => {
                 step::arm(steps);
-                repair::purge(&world.arena.daemon, &world.arena.geometry).expect("purge");
+                repair::purge(&world.arena.daemon, &world.arena.geometry, || true).expect("purge");
             }
             (Self::Attach(Role::Produce), _) => {
                 step::arm(steps);
