@@ -111,7 +111,6 @@ impl Side {
     fn new(task: &Task, measures: bool) -> Outcome<Self> {
         let lines = SharedLines::inherit(task.memory, task.lines)?;
         let rings = task.rings.as_ref().map(|rings| attach(rings, measures)).transpose()?;
-        // After attaching: a handle that is made by a pinned process believes that there is one processor.
         let cpu = task.cpu.map(affinity::pin_current_thread).transpose();
         let cpu = cpu.map_err(|error| Failure::system("pin the process", error))?;
         if task.windows.iter().any(|window| window.medium == Medium::Membarrier) {
