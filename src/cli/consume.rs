@@ -1,12 +1,13 @@
 //! `ringmain consume`: one line per message, each acknowledged after it was written.
 
 use std::fmt::Write as _;
-use std::io::{self, Write};
+use std::io;
 use std::mem;
 use std::process;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use nix::errno::Errno;
 use ringmain_client::raw::protocol::QueueInfo;
 use ringmain_client::{Client, Consumer, Guard, HandleOptions, ReceiveError, WaitPolicy};
 use serde_json::json;
@@ -203,7 +204,7 @@ impl Printer {
         if let Err(error) = write_stdout(&self.line) {
             // Not acknowledged: the process ends while it holds the message, so another consumer gets it.
             mem::forget(guard);
-            return finish_holding(Failure::stdout(&error));
+            finish_holding(&error);
         }
         guard.release();
         Ok(())
@@ -259,21 +260,31 @@ fn hex(bytes: &[u8]) -> String {
     })
 }
 
-/// Writes past the buffer of the standard library: what returned from here has left the process.
-fn write_stdout(line: &[u8]) -> io::Result<()> {
-    let mut stdout = io::stdout().lock();
-    stdout.write_all(line)?;
-    stdout.flush()
+/// Writes past the buffer of the standard library: what returned from here has left the process. A signal that asks the
+/// command to stop ends it also while a reader does not read.
+fn write_stdout(mut line: &[u8]) -> io::Result<()> {
+    let stdout = io::stdout();
+    while !line.is_empty() {
+        match nix::unistd::write(&stdout, line) {
+            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+            Ok(written) => line = &line[written..],
+            Err(Errno::EINTR) if signals::caught().is_none() => {}
+            Err(errno) => return Err(errno.into()),
+        }
+    }
+    Ok(())
 }
 
 /// Ends the process without giving its handle back, so that the daemon sees a death and gives the message out again.
-fn finish_holding(failure: Failure) -> Outcome {
-    match failure {
-        Failure::BrokenPipe => process::exit(0),
+fn finish_holding(error: &io::Error) -> ! {
+    let code = match Failure::stdout(error) {
+        // Asked to stop: the message goes to another consumer, and that is all.
+        _ if error.kind() == io::ErrorKind::Interrupted => 0,
         Failure::Message { exit, message } => {
             notice(&message);
-            process::exit(exit as i32)
+            exit as i32
         }
-        Failure::Signal(_) => Err(failure),
-    }
+        Failure::BrokenPipe | Failure::Signal(_) => 0,
+    };
+    process::exit(code)
 }

@@ -155,6 +155,17 @@ impl Failure {
 impl From<ClientError> for Failure {
     fn from(error: ClientError) -> Self {
         let exit = match &error {
+            ClientError::Unavailable { socket, source }
+                if source.kind() == io::ErrorKind::PermissionDenied =>
+            {
+                let socket = socket.display();
+                return Self::new(
+                    Exit::NotPermitted,
+                    format_args!(
+                        "no right to connect to {socket}: {source}; its folder must let you in"
+                    ),
+                );
+            }
             ClientError::Unavailable { .. } => Exit::Unavailable,
             ClientError::Refused { code, .. } => exit_of(*code),
             ClientError::Io(_) => Exit::Io,

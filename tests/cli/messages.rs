@@ -183,6 +183,34 @@ fn a_message_that_nobody_read_is_given_out_again() {
 }
 
 #[test]
+fn a_reader_that_does_not_read_keeps_nobody() {
+    let daemon = Daemon::start();
+    daemon.create("q", &[]);
+    let text = format!("{}\n", "z".repeat(1000)).repeat(500);
+    daemon.feed(&["publish", "q"], text.as_bytes());
+    let used = || daemon.json(&["queue", "info", "q", "--json"])["used_slots"].as_u64().unwrap();
+    let all = used();
+    let mut command = daemon.command(&["consume", "q"]);
+    let mut consume = Running::start(command.stdout(Stdio::piped()));
+    // The pipe holds 64 KiB: after that the consumer is stuck with a message in its hands.
+    let mut last = u64::MAX;
+    eventually("the pipe fills up", || {
+        thread::sleep(Duration::from_millis(100));
+        let now = used();
+        let stuck = now == last && now < all;
+        last = now;
+        stuck
+    });
+    signal(&consume.0, libc::SIGTERM);
+    assert_eq!(consume.end(), 0);
+    let mut written = Vec::new();
+    consume.0.stdout.take().unwrap().read_to_end(&mut written).unwrap();
+    let whole = written.split_inclusive(|byte| *byte == b'\n').filter(|line| line.len() == 1001);
+    let rest = stdout(&daemon.run(&["consume", "q", "--drain"]));
+    assert_eq!(whole.count() + rest.lines().count(), 500);
+}
+
+#[test]
 fn a_deleted_queue_ends_its_consumers() {
     let daemon = Daemon::start();
     daemon.create("q", &[]);

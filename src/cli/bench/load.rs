@@ -311,8 +311,7 @@ impl Check {
     }
 }
 
-/// Pins the process if it has a processor of its own; after attaching, because a handle that is made by a pinned
-/// process believes that there is one processor.
+/// Pins the process if it has a processor of its own.
 pub(crate) fn pin(cpu: Option<usize>) -> Outcome {
     let Some(cpu) = cpu else { return Ok(()) };
     affinity::pin_current_thread(cpu)

@@ -22,6 +22,9 @@ use crate::cli::statistics::{Packed, Samples};
 /// Round trips at the start of a window that are not recorded: the peer may still be in the window before.
 const WARM_UP: u64 = 16;
 
+/// A window with fewer samples has no median: the processes hardly ran.
+const WINDOW_SAMPLES_MIN: u64 = 32;
+
 /// What is exchanged in a window.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub(crate) enum Medium {
@@ -83,7 +86,7 @@ pub(crate) struct Task {
 /// What was measured.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Report {
-    /// Median of each window, in the order of the windows; zero if nothing was recorded.
+    /// Median of each window, in the order of the windows; zero if too little was recorded.
     pub(crate) medians_ns: Vec<u64>,
     /// All samples of each medium that was used.
     pub(crate) samples: Vec<(Medium, Packed)>,
@@ -108,7 +111,6 @@ impl Side {
     fn new(task: &Task, measures: bool) -> Outcome<Self> {
         let lines = SharedLines::inherit(task.memory, task.lines)?;
         let rings = task.rings.as_ref().map(|rings| attach(rings, measures)).transpose()?;
-        // After attaching: a handle that is made by a pinned process believes that there is one processor.
         let cpu = task.cpu.map(affinity::pin_current_thread).transpose();
         let cpu = cpu.map_err(|error| Failure::system("pin the process", error))?;
         if task.windows.iter().any(|window| window.medium == Medium::Membarrier) {
@@ -151,7 +153,8 @@ pub(crate) fn ping(task: &Task, parent: &Parent) -> Outcome<Report> {
             Medium::FutexAndMembarrier => return Err(Failure::internal("no window")),
             Medium::Ring => side.ping_ring(duration, &mut window_samples)?,
         }
-        medians_ns.push(window_samples.at(0.5));
+        let enough = window_samples.count() >= WINDOW_SAMPLES_MIN;
+        medians_ns.push(if enough { window_samples.at(0.5) } else { 0 });
         for (medium, all) in &mut samples {
             if *medium == window.medium {
                 all.add(&window_samples);
