@@ -7,14 +7,6 @@
 /// Moves 16 bytes at each of these offsets, all loads before all stores. SSE2 is part of x86-64.
 #[cfg(all(target_arch = "x86_64", not(loom)))]
 macro_rules! moves {
-    ($source:expr, $target:expr, [$a:expr, $b:expr]) => {
-        core::arch::asm!(
-            "movdqu {x}, [{s} + {a}]", "movdqu {y}, [{s} + {b}]",
-            "movdqu [{t} + {a}], {x}", "movdqu [{t} + {b}], {y}",
-            s = in(reg) $source, t = in(reg) $target, a = in(reg) $a, b = in(reg) $b,
-            x = out(xmm_reg) _, y = out(xmm_reg) _, options(nostack, preserves_flags)
-        )
-    };
     ($source:expr, $target:expr, [$a:expr, $b:expr, $c:expr, $d:expr]) => {
         core::arch::asm!(
             "movdqu {w}, [{s} + {a}]", "movdqu {x}, [{s} + {b}]",
@@ -33,8 +25,8 @@ macro_rules! moves {
 #[cfg(all(target_arch = "x86_64", not(loom)))]
 const STRING_MOVE_BYTES_MIN: usize = 512;
 
-/// Copies `length` bytes from `source` to `target`. Lengths up to 64 are straight code, all loads before all stores: a
-/// producer's slot is looked at by a waiting consumer while it is written, and each instruction there counts.
+/// Copies `length` bytes from `source` to `target`. Up to 64 bytes go word by word: a vector load of a payload that was just
+/// written word by word would wait until those stores have left the store buffer, while a waiting consumer pulls at the line.
 ///
 /// # Safety
 /// - `source` is valid for reads and `target` for writes of `length` bytes for the whole call.
@@ -47,13 +39,30 @@ pub(super) unsafe fn copy(source: *const u8, target: *mut u8, length: usize) {
     unsafe {
         if length > 64 {
             copy_long(source, target, length);
-        } else if length > 32 {
-            moves!(source, target, [0usize, 16usize, length - 32, length - 16]);
-        } else if length >= 16 {
-            moves!(source, target, [0usize, length - 16]);
+        } else if length >= 8 {
+            copy_words(source, target, length);
         } else if length > 0 {
             copy_short(source, target, length);
         }
+    }
+}
+
+/// # Safety
+/// As [`copy`]; `length` is 8 to 64.
+#[cfg(all(target_arch = "x86_64", not(loom)))]
+#[inline(always)]
+unsafe fn copy_words(source: *const u8, target: *mut u8, length: usize) {
+    let last = length - 8;
+    let mut at = 0;
+    // SAFETY: at < last, so at + 8 < length; then the last eight bytes.
+    unsafe {
+        while at < last {
+            core::arch::asm!("mov {x}, [{s} + {a}]", "mov [{t} + {a}], {x}", s = in(reg) source, t = in(reg) target,
+                a = in(reg) at, x = out(reg) _, options(nostack, preserves_flags));
+            at += 8;
+        }
+        core::arch::asm!("mov {x}, [{s} + {a}]", "mov [{t} + {a}], {x}", s = in(reg) source, t = in(reg) target,
+            a = in(reg) last, x = out(reg) _, options(nostack, preserves_flags));
     }
 }
 

@@ -7,9 +7,12 @@ use super::park::Park;
 use super::region::Region;
 use super::slots::{Header, Slots};
 use super::{RingMemory, closed_state, mpmc, spsc};
-use crate::layout::Geometry;
+use crate::layout::{Geometry, slot};
 use crate::protocol::Role;
 use crate::sync::canary::{Canary, planted};
+
+/// Body bytes that lie in the first cache line of a slot, beside the word.
+const FIRST_LINE_BODY: usize = 64 - slot::BODY;
 
 /// Sends messages into one ring. Never waits; waking the consumers is up to the caller.
 #[derive(Debug)]
@@ -262,15 +265,27 @@ fn send(
     if planted(Canary::PublishBeforeCopy) {
         end.publish(claim.position, n);
     }
-    let slots = end.slots();
-    slots.at(claim.position).write_header(header);
-    if !metadata.is_empty() {
-        slots.write_body(claim.position, 0, metadata);
-    }
-    slots.write_body(claim.position, Header::payload_offset(metadata.len()), payload);
+    write_message(end.slots(), claim.position, header, metadata, payload);
     end.publish(claim.position, n);
     end.finish(claim);
     Ok(claim.position)
+}
+
+/// Writes header, metadata and payload. The first cache line, which has the word that a consumer waits on, comes last:
+/// written first, it would be pulled away while the others are fetched.
+#[inline(always)]
+fn write_message(slots: &Slots, position: u64, header: u64, metadata: &[u8], payload: &[u8]) {
+    let start = Header::payload_offset(metadata.len());
+    let (first, behind) =
+        payload.split_at(FIRST_LINE_BODY.saturating_sub(start).min(payload.len()));
+    if !behind.is_empty() {
+        slots.write_body(position, start + first.len(), behind);
+    }
+    slots.at(position).write_header(header);
+    if !metadata.is_empty() {
+        slots.write_body(position, 0, metadata);
+    }
+    slots.write_body(position, start, first);
 }
 
 /// A batch under one claim; the sequence of its first message and its payload bytes.
@@ -292,14 +307,18 @@ fn send_batch(end: &mut impl SendEnd, payloads: &[&[u8]]) -> Result<(u64, u64), 
         }
     };
     let claim = end.claim(n)?;
-    // The bytes upwards, as the processor's prefetchers like it ...
+    // The bytes upwards, as the processor's prefetchers like it, but the first message last (see `write_message`) ...
+    let write = |position: u64, payload: &[u8]| {
+        write_message(end.slots(), position, header(0, 0, payload.len()), &[], payload);
+    };
     let mut position = claim.position;
-    for payload in payloads {
-        let slots = end.slots();
-        slots.at(position).write_header(header(0, 0, payload.len()));
-        slots.write_body(position, 0, payload);
+    for (nth, payload) in payloads.iter().enumerate() {
+        if nth > 0 {
+            write(position, payload);
+        }
         position = position.wrapping_add(geometry.slots_for(payload.len()));
     }
+    write(claim.position, payloads[0]);
     // ... the words from the last to the first: the first one makes the whole batch visible.
     for payload in payloads.iter().rev() {
         let n = geometry.slots_for(payload.len());
