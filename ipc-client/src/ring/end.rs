@@ -15,6 +15,8 @@ pub(super) struct Claim {
 /// How one kind claims slots and makes messages visible.
 pub(super) trait SendEnd {
     fn slots(&self) -> &Slots;
+    /// A message longer than one cache line is about to be claimed.
+    fn prepare_long(&self);
     /// Claims `n` slots, 1 to a quarter of the ring.
     fn claim(&mut self, n: u32) -> Result<Claim, TrySendError>;
     /// Publishes one message that lies within a claim; of a batch the first message comes last.

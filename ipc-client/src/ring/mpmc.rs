@@ -73,6 +73,12 @@ impl SendEnd for ProducerEnd {
         &self.ring.slots
     }
 
+    /// The exchange of the word stops until its line is there; the second line is fetched meanwhile.
+    #[inline(always)]
+    fn prepare_long(&self) {
+        self.ring.slots.prefetch_second_line(self.ring.tail_position(), true);
+    }
+
     #[inline(always)]
     fn claim(&mut self, n: u32) -> Result<Claim, TrySendError> {
         self.ring.refuse_faulty()?;
@@ -287,6 +293,8 @@ impl Ring {
             let slot = self.slots.at(head);
             let word = slot.load();
             if word.lap() != self.slots.lap(head) || !word.is(State::Published) {
+                // As in the spsc ring: the second line is wanted as soon as it is written.
+                self.slots.prefetch_second_line(head, false);
                 match self.no_message_at_head(head, word, owner)? {
                     Found::Nothing => return Err(TryReceiveError::Empty),
                     Found::Ready | Found::Again => continue,

@@ -261,6 +261,9 @@ fn send(
 ) -> Result<u64, TrySendError> {
     let n = slots_for(&end.slots().geometry, metadata.len(), payload.len())?;
     let header = header(flags, metadata.len(), payload.len());
+    if Header::payload_offset(metadata.len()) + payload.len() > FIRST_LINE_BODY {
+        end.prepare_long();
+    }
     let claim = end.claim(n)?;
     if planted(Canary::PublishBeforeCopy) {
         end.publish(claim.position, n);

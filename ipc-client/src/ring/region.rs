@@ -78,6 +78,26 @@ mod mapped {
             unsafe { self.base.as_ptr().add(offset) }
         }
 
+        /// Asks for the cache line of an offset ahead of its use, to read it or to write it.
+        #[inline(always)]
+        pub(crate) fn prefetch(&self, offset: usize, write: bool) {
+            debug_assert!(offset < self.length);
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: a prefetch is a hint that faults at no address; processors that lack `prefetchw` ignore it.
+            unsafe {
+                let address = self.base.as_ptr().add(offset);
+                if write {
+                    core::arch::asm!("prefetchw [{a}]", a = in(reg) address,
+                        options(nostack, preserves_flags, readonly));
+                } else {
+                    core::arch::asm!("prefetcht0 [{a}]", a = in(reg) address,
+                        options(nostack, preserves_flags, readonly));
+                }
+            }
+            #[cfg(not(target_arch = "x86_64"))]
+            let _ = (offset, write);
+        }
+
         /// Copies private bytes into the region.
         #[inline(always)]
         pub fn copy_in(&self, offset: usize, bytes: &[u8]) {
@@ -198,6 +218,9 @@ mod modelled {
         pub fn address(&self, _offset: usize) -> *mut u8 {
             std::ptr::null_mut()
         }
+
+        /// There is no cache in a model.
+        pub(crate) fn prefetch(&self, _offset: usize, _write: bool) {}
 
         fn cell(&self, offset: usize) -> &UnsafeCell<u64> {
             self.memory.cells.get(&offset).unwrap_or_else(|| panic!("no cell at {offset:#x}"))

@@ -115,6 +115,14 @@ impl Slots {
         Slot { region: &self.region, offset: self.offset(position) }
     }
 
+    /// Asks for the second cache line of a position's slot, if it has one.
+    #[inline(always)]
+    pub(super) fn prefetch_second_line(&self, position: u64, write: bool) {
+        if self.geometry.slot_size() > 64 {
+            self.region.prefetch(self.offset(position) + 64, write);
+        }
+    }
+
     /// As [`Slot::load`].
     #[inline(always)]
     pub(super) fn load(&self, position: u64) -> Word {
