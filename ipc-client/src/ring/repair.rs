@@ -16,7 +16,7 @@
 //! | freeing a tombstone | `Skipping(n)` | freed |
 //! | spsc send, before step 3 | words of a batch published beyond the producer's position, the first not | set free |
 //! | spsc send, 3 to 4 | published words from the producer's position on | the position moves past them |
-//! | spsc take, before step 4 | `taken` beyond the consumer's position | messages up to `taken` are marked as redelivered |
+//! | spsc take, before step 4 | `taken` beyond the consumer's position | messages up to `taken` are marked as redelivered, then `taken` is set back |
 //! | asleep | its sleeper bit | cleared |
 //!
 //! Every row tests for exactly the state that it removes, each word is changed once and last, and no row reads anything but the
@@ -174,10 +174,14 @@ fn repair_spsc_consumer(
     spsc::check_pages(producer, consumer)?;
     let (head, tail) = spsc::bounded(geometry, spsc::position(consumer), spsc::position(producer))?;
     // Relaxed: its only writer is dead.
-    let taken = consumer.u64_at(spsc_page::TAKEN).load(Ordering::Relaxed).clamp(head, tail);
-    let before = consumer.u64_at(spsc_page::REDELIVERED).load(Ordering::Relaxed);
+    let taken_max = spsc::taken_max(geometry, tail);
+    let taken = consumer.u64_at(spsc_page::TAKEN).load(Ordering::Relaxed).clamp(head, taken_max);
+    let before = consumer.u64_at(spsc_page::REDELIVERED).load(Ordering::Relaxed).min(taken_max);
     // Relaxed: read by the successor, whose handle comes into being after this.
-    consumer.u64_at(spsc_page::REDELIVERED).store(before.max(taken).min(tail), Ordering::Relaxed);
+    consumer.u64_at(spsc_page::REDELIVERED).store(before.max(taken), Ordering::Relaxed);
+    // Last: the successor has looked at nothing yet. Release: a repair that is repeated because this one was killed finds
+    // either the old value here or the new one above.
+    consumer.u64_at(spsc_page::TAKEN).store(head, Ordering::Release);
     Ok(Report { returned: u32::from(taken > head), ..Report::default() })
 }
 
