@@ -454,7 +454,7 @@ fn spsc_pages(memory: &RingMemory) -> (&Region, &Region) {
 
 /// A producer that is stopped or dead between the word of its last message and its own position: the consumer does not
 /// wait for the position.
-fn spsc_consumed_beyond_the_producers_position() -> (RingMemory, Geometry, Producer, Consumer) {
+fn spsc_consumed_beyond_the_producers_position() -> (RingMemory, Geometry, Consumer) {
     let geometry = Geometry::new(Some(64), Some(64), None).expect("valid");
     let memory = ring_memory(Kind::Spsc, &geometry);
     let mut producer = Producer::new(memory.clone(), geometry, 1).expect("attached");
@@ -467,13 +467,12 @@ fn spsc_consumed_beyond_the_producers_position() -> (RingMemory, Geometry, Produ
         consumer.release(taken);
     }
     spsc_pages(&memory).0.u64_at(spsc_page::POSITION).store(before, Ordering::Release);
-    (memory, geometry, producer, consumer)
+    (memory, geometry, consumer)
 }
 
 #[test]
 fn spsc_producer_may_die_behind_its_consumer() {
-    let (memory, geometry, producer, mut consumer) = spsc_consumed_beyond_the_producers_position();
-    drop(producer);
+    let (memory, geometry, mut consumer) = spsc_consumed_beyond_the_producers_position();
     repair::dead_handle(&memory, &geometry, 1, Role::Produce).expect("nobody broke a rule");
     assert_eq!(repair::positions(&memory, &geometry), (3, 4));
     let mut successor = Producer::new(memory.clone(), geometry, 1).expect("attached");
@@ -490,18 +489,15 @@ fn spsc_producer_may_die_behind_its_consumer() {
 
 #[test]
 fn spsc_consumer_may_come_and_die_ahead_of_a_stopped_producer() {
-    let (memory, geometry, producer, mut consumer) = spsc_consumed_beyond_the_producers_position();
+    let (memory, geometry, mut consumer) = spsc_consumed_beyond_the_producers_position();
     let last = consumer.try_take().expect("a message");
     assert!(!last.redelivered());
-    drop((last, consumer));
     repair::dead_handle(&memory, &geometry, 2, Role::Consume).expect("nobody broke a rule");
     let mut successor = Consumer::new(memory.clone(), geometry, 2).expect("attached");
     let again = successor.try_take().expect("the message that the dead one held");
     assert!(again.redelivered(), "the dead one may have seen it");
     successor.release(again);
-    drop(successor);
     Consumer::new(memory, geometry, 2).expect("attached");
-    drop(producer);
 }
 
 #[test]
@@ -522,8 +518,7 @@ fn spsc_successor_owns_nothing_that_it_has_not_looked_at() {
     let mut producer = Producer::new(memory.clone(), geometry, 1).expect("attached");
     producer.try_send_batch(&[b"one", b"two"]).expect("room");
     let mut dying = Consumer::new(memory.clone(), geometry, 2).expect("attached");
-    let held = dying.try_take().expect("a message");
-    drop((held, dying));
+    let _held = dying.try_take().expect("a message");
     repair::dead_handle(&memory, &geometry, 2, Role::Consume).expect("honest memory");
     let mut successor = Consumer::new(memory.clone(), geometry, 3).expect("attached");
     assert_eq!(repair::owned_by(&memory, &geometry, 3, Role::Consume).slots, 0);
@@ -596,7 +591,6 @@ fn what_is_put_back_is_given_out_again() {
         consumer.release(first);
         consumer.put_back(pending);
         assert_eq!(repair::owned_by(&memory, &geometry, 2, Role::Consume).slots, 0);
-        drop(consumer);
         let mut successor = Consumer::new(memory, geometry, 3).expect("attached");
         for (sequence, length) in sequences.into_iter().zip([200, 5]) {
             let taken = successor.try_take().expect("given out again");
