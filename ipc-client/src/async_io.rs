@@ -2,7 +2,8 @@
 //!
 //! The runtime watches the eventfd of a doorbell, which needs its I/O driver. While messages (or room) are there, nothing
 //! but the ring is touched. All futures can be dropped at any time: what was not
-//! sent or received by then has not happened.
+//! sent or received by then has not happened. A future that waits looks at its ring every 100 ms whatever became of its
+//! ring of the bell, as the blocking forms do.
 //!
 //! ```no_run
 //! # use ringmain_client::{Client, async_io::AsyncConsumer};
@@ -17,19 +18,28 @@
 //! # }
 //! ```
 
-use std::os::fd::OwnedFd;
+use std::future::poll_fn;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::task::{Poll, ready};
 use std::time::Duration;
 
+use nix::sys::time::TimeSpec;
+use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
 use crate::client::internal::{Attachment, BellPlace, Side, found_nothing, pass_on};
 use crate::layout::metadata::Metadata;
 use crate::ring::{Kernel, TryReceiveError, TrySendError};
+use crate::sys::clock::monotonic_ns;
 use crate::{ClientError, Closed, Consumer, Guard, Producer, ReceiveError, Received, SendError};
 
 /// How often a process that may not issue membarrier looks at its ring.
 const POLL: Duration = Duration::from_millis(1);
+
+/// Longest wait at a stretch: after it the handle looks again. A member that stopped or breaks the rules can keep rings
+/// of the bell back, and a daemon that is gone rings none.
+const SLEEP_MAX: Duration = Duration::from_millis(100);
 
 /// Why a wait ended without a result of the ring.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,12 +50,37 @@ enum Stop {
     Runtime,
 }
 
+/// Readable when a wait has lasted [`SLEEP_MAX`]. Of its own kind because the runtime's clock may not be enabled.
+#[derive(Debug)]
+struct Alarm(TimerFd);
+
+impl AsRawFd for Alarm {
+    fn as_raw_fd(&self) -> RawFd {
+        self.0.as_fd().as_raw_fd()
+    }
+}
+
 /// One handle's doorbell, as the runtime waits for it.
 #[derive(Debug)]
 struct Bell {
     place: BellPlace,
     readable: AsyncFd<OwnedFd>,
+    alarm: AsyncFd<Alarm>,
+    /// The alarm is set. It is left to run when a wait ends, so that short waits do not set it each time.
+    ticking: bool,
     armed: bool,
+}
+
+/// Takes the announcement back when the wait ends, also when its future is dropped: publishers pay for each bit.
+struct Armed<'a, R: Side> {
+    bell: &'a mut Bell,
+    ring: &'a mut R,
+}
+
+impl<R: Side> Drop for Armed<'_, R> {
+    fn drop(&mut self) {
+        self.bell.retract(self.ring);
+    }
 }
 
 impl Bell {
@@ -55,8 +90,13 @@ impl Bell {
         let readable =
             unsafe { AsyncFd::register_with_interest(place.descriptor()?, Interest::READABLE) }
                 .map_err(std::io::Error::from)?;
+        let flags = TimerFlags::TFD_CLOEXEC | TimerFlags::TFD_NONBLOCK;
+        let timer = TimerFd::new(ClockId::CLOCK_MONOTONIC, flags).map_err(std::io::Error::from)?;
+        // SAFETY: as above; the timer owns its descriptor.
+        let alarm = unsafe { AsyncFd::register_with_interest(Alarm(timer), Interest::READABLE) }
+            .map_err(std::io::Error::from)?;
         ring.line().set_doorbell(doorbell, place.bit());
-        Ok(Self { place, readable, armed: false })
+        Ok(Self { place, readable, alarm, ticking: false, armed: false })
     }
 
     /// Asks to be rung; the caller looks at its ring once more before it waits.
@@ -68,18 +108,34 @@ impl Bell {
     }
 
     fn retract<R: Side>(&mut self, ring: &R) {
-        if std::mem::take(&mut self.armed) {
+        // A forked child has neither the ring nor a share in the announcement.
+        if std::mem::take(&mut self.armed) && !self.place.is_forked() {
             ring.own_park().retract(ring.handle());
         }
     }
 
-    /// Waits until the doorbell rings for this handle.
+    /// Waits until the doorbell rings for this handle, or the alarm goes off.
     async fn rung(&mut self) -> std::io::Result<()> {
-        while !self.place.take() {
-            // Cleared before the bit is looked at: a ring that comes later makes the descriptor ready anew.
-            self.readable.readable().await?.clear_ready();
+        if !self.ticking {
+            let once = Expiration::OneShot(TimeSpec::from_duration(SLEEP_MAX));
+            self.alarm.get_ref().0.set(once, TimerSetTimeFlags::empty())?;
+            self.ticking = true;
         }
-        Ok(())
+        poll_fn(|context| {
+            while !self.place.take() {
+                // Cleared before the bit is looked at: a ring that comes later makes the descriptor ready anew.
+                if let Poll::Ready(mut rung) = self.readable.poll_read_ready(context)? {
+                    rung.clear_ready();
+                    continue;
+                }
+                ready!(self.alarm.poll_read_ready(context))?.clear_ready();
+                let _ = self.alarm.get_ref().0.wait();
+                self.ticking = false;
+                break;
+            }
+            Poll::Ready(Ok(()))
+        })
+        .await
     }
 
     /// Looks with `attempt` until it finds something; an error if it never will.
@@ -89,13 +145,11 @@ impl Bell {
         ring: &mut R,
         mut attempt: impl FnMut(&mut R, &mut Attachment) -> Option<T>,
     ) -> Result<T, Stop> {
-        // An earlier future may have been dropped while it waited.
-        self.retract(ring);
         if let Some(found) = attempt(ring, attachment) {
             return Ok(found);
         }
         loop {
-            if attachment.is_lost() {
+            if attachment.keep_house(monotonic_ns()) {
                 return Err(Stop::Lost);
             }
             if !attachment.kernel.may_park() {
@@ -112,8 +166,10 @@ impl Bell {
                 pass_on(attachment, ring);
                 return Ok(found);
             }
-            let rung = self.rung().await;
-            self.retract(ring);
+            let rung = {
+                let armed = Armed { bell: &mut *self, ring: &mut *ring };
+                armed.bell.rung().await
+            };
             if rung.is_err() {
                 return Err(Stop::Runtime);
             }

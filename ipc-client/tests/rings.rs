@@ -6,11 +6,12 @@ mod support;
 use std::collections::VecDeque;
 
 use proptest::prelude::*;
-use ringmain_client::layout::Geometry;
+use ringmain_client::layout::{Geometry, spsc_page};
 use ringmain_client::protocol::{Kind, Role};
 use ringmain_client::ring::{
-    Closed, Consumer, Producer, RingMemory, Taken, TryReceiveError, TrySendError, repair,
+    Closed, Consumer, Producer, Region, RingMemory, Taken, TryReceiveError, TrySendError, repair,
 };
+use ringmain_client::sync::atomic::Ordering;
 use support::ring_memory;
 
 /// One step of a program. Numbers are reduced to what exists.
@@ -443,5 +444,159 @@ fn purge_discards_at_most_what_was_there() {
         assert_eq!(messages, 20);
         let (head, tail) = repair::positions(&world.memory, &geometry);
         assert_eq!(head, tail);
+    }
+}
+
+fn spsc_pages(memory: &RingMemory) -> (&Region, &Region) {
+    let RingMemory::Spsc { producer, consumer, .. } = memory else { unreachable!("an spsc ring") };
+    (producer, consumer)
+}
+
+/// A producer that is stopped or dead between the word of its last message and its own position: the consumer does not
+/// wait for the position.
+fn spsc_consumed_beyond_the_producers_position() -> (RingMemory, Geometry, Consumer) {
+    let geometry = Geometry::new(Some(64), Some(64), None).expect("valid");
+    let memory = ring_memory(Kind::Spsc, &geometry);
+    let mut producer = Producer::new(memory.clone(), geometry, 1).expect("attached");
+    let mut consumer = Consumer::new(memory.clone(), geometry, 2).expect("attached");
+    producer.try_send(0, &[], b"before").expect("room");
+    let before = producer.position();
+    producer.try_send_batch(&[b"one", b"two", b"three"]).expect("room");
+    for _ in 0..3 {
+        let taken = consumer.try_take().expect("a message");
+        consumer.release(taken);
+    }
+    spsc_pages(&memory).0.u64_at(spsc_page::POSITION).store(before, Ordering::Release);
+    (memory, geometry, consumer)
+}
+
+#[test]
+fn spsc_producer_may_die_behind_its_consumer() {
+    let (memory, geometry, mut consumer) = spsc_consumed_beyond_the_producers_position();
+    repair::dead_handle(&memory, &geometry, 1, Role::Produce).expect("nobody broke a rule");
+    assert_eq!(repair::positions(&memory, &geometry), (3, 4));
+    let mut successor = Producer::new(memory.clone(), geometry, 1).expect("attached");
+    successor.try_send(0, &[], b"four").expect("room");
+    for expected in [&b"three"[..], b"four"] {
+        let taken = consumer.try_take().expect("a message");
+        let mut bytes = [0; 8];
+        let length = consumer.read(&taken, 0, &mut bytes);
+        assert_eq!(&bytes[..length], expected);
+        consumer.release(taken);
+    }
+    assert_eq!(consumer.try_take().expect_err("all taken"), TryReceiveError::Empty);
+}
+
+#[test]
+fn spsc_consumer_may_come_and_die_ahead_of_a_stopped_producer() {
+    let (memory, geometry, mut consumer) = spsc_consumed_beyond_the_producers_position();
+    let last = consumer.try_take().expect("a message");
+    assert!(!last.redelivered());
+    repair::dead_handle(&memory, &geometry, 2, Role::Consume).expect("nobody broke a rule");
+    let mut successor = Consumer::new(memory.clone(), geometry, 2).expect("attached");
+    let again = successor.try_take().expect("the message that the dead one held");
+    assert!(again.redelivered(), "the dead one may have seen it");
+    successor.release(again);
+    Consumer::new(memory, geometry, 2).expect("attached");
+}
+
+#[test]
+fn spsc_positions_that_no_claim_explains_are_a_fault() {
+    let (memory, geometry, ..) = spsc_consumed_beyond_the_producers_position();
+    let (_, consumer) = spsc_pages(&memory);
+    consumer.u64_at(spsc_page::POSITION).store(64, Ordering::Relaxed);
+    for (handle, role) in [(1, Role::Produce), (2, Role::Consume)] {
+        assert!(repair::dead_handle(&memory, &geometry, handle, role).is_err());
+    }
+    assert!(Consumer::new(memory, geometry, 2).is_err());
+}
+
+#[test]
+fn spsc_successor_owns_nothing_that_it_has_not_looked_at() {
+    let geometry = Geometry::new(Some(64), Some(64), None).expect("valid");
+    let memory = ring_memory(Kind::Spsc, &geometry);
+    let mut producer = Producer::new(memory.clone(), geometry, 1).expect("attached");
+    producer.try_send_batch(&[b"one", b"two"]).expect("room");
+    let mut dying = Consumer::new(memory.clone(), geometry, 2).expect("attached");
+    let _held = dying.try_take().expect("a message");
+    repair::dead_handle(&memory, &geometry, 2, Role::Consume).expect("honest memory");
+    let mut successor = Consumer::new(memory.clone(), geometry, 3).expect("attached");
+    assert_eq!(repair::owned_by(&memory, &geometry, 3, Role::Consume).slots, 0);
+    for redelivered in [true, false] {
+        let taken = successor.try_take().expect("a message");
+        assert_eq!(taken.redelivered(), redelivered);
+        successor.release(taken);
+    }
+}
+
+#[test]
+fn producers_that_only_give_up_are_no_fault() {
+    let geometry = Geometry::new(Some(1 << 16), Some(64), None).expect("valid");
+    let memory = ring_memory(Kind::Mpmc, &geometry);
+    let mut consumer = Consumer::new(memory.clone(), geometry, 1).expect("attached");
+    let stop = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        for handle in 2..5 {
+            let stop = &stop;
+            let mut producer = Producer::new(memory.clone(), geometry, handle).expect("attached");
+            scope.spawn(move || {
+                while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                    match producer.try_reserve(8) {
+                        Ok(reserved) => producer.abort(reserved),
+                        Err(TrySendError::Full) => std::thread::yield_now(),
+                        Err(error) => panic!("{error:?}"),
+                    }
+                }
+            });
+        }
+        let begin = std::time::Instant::now();
+        let mut result = Err(TryReceiveError::Empty);
+        while begin.elapsed() < std::time::Duration::from_secs(1)
+            && matches!(result, Err(TryReceiveError::Empty))
+        {
+            result = consumer.try_take().map(|taken| taken.sequence());
+        }
+        stop.store(true, std::sync::atomic::Ordering::Relaxed);
+        assert_eq!(result, Err(TryReceiveError::Empty));
+    });
+}
+
+#[test]
+fn reading_behind_the_end_reads_nothing() {
+    for kind in [Kind::Spsc, Kind::Mpmc] {
+        let geometry = Geometry::new(Some(64), Some(64), None).expect("valid");
+        let memory = ring_memory(kind, &geometry);
+        let mut producer = Producer::new(memory.clone(), geometry, 1).expect("attached");
+        let mut consumer = Consumer::new(memory, geometry, 2).expect("attached");
+        producer.try_send(0, &[1, 0, 0, 0], b"payload").expect("room");
+        let taken = consumer.try_take().expect("a message");
+        for offset in [7, 8, usize::MAX - 3, usize::MAX] {
+            assert_eq!(consumer.read(&taken, offset, &mut [0; 4]), 0);
+        }
+        consumer.release(taken);
+    }
+}
+
+#[test]
+fn what_is_put_back_is_given_out_again() {
+    for kind in [Kind::Spsc, Kind::Mpmc] {
+        let geometry = Geometry::new(Some(64), Some(64), None).expect("valid");
+        let memory = ring_memory(kind, &geometry);
+        let mut producer = Producer::new(memory.clone(), geometry, 1).expect("attached");
+        let mut consumer = Consumer::new(memory.clone(), geometry, 2).expect("attached");
+        producer.try_send_batch(&[b"one", &[b'2'; 200], b"three"]).expect("room");
+        let first = consumer.try_take().expect("a message");
+        let pending = [consumer.try_take(), consumer.try_take()].map(|taken| taken.expect("more"));
+        let sequences: Vec<u64> = pending.iter().map(Taken::sequence).collect();
+        consumer.release(first);
+        consumer.put_back(pending);
+        assert_eq!(repair::owned_by(&memory, &geometry, 2, Role::Consume).slots, 0);
+        let mut successor = Consumer::new(memory, geometry, 3).expect("attached");
+        for (sequence, length) in sequences.into_iter().zip([200, 5]) {
+            let taken = successor.try_take().expect("given out again");
+            assert_eq!((taken.sequence(), taken.length()), (sequence, length));
+            successor.release(taken);
+        }
+        assert_eq!(successor.try_take().expect_err("all taken"), TryReceiveError::Empty);
     }
 }

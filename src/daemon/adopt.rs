@@ -107,6 +107,10 @@ impl Broker {
 
     /// What the broker before was killed over.
     fn finish_what_was_begun(&mut self) -> Result<(), super::link::LinkLost> {
+        // Between the mark in shared memory and the wake-up of those who are to see it.
+        for queue in self.queues.values().filter(|queue| queue.memory.closed().is_some()) {
+            self.wake(queue);
+        }
         let deleted: Vec<u64> = self
             .queues
             .iter()

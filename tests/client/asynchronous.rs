@@ -146,3 +146,24 @@ fn a_handle_outlives_its_runtime_with_an_error() {
     let mut blocking = consumer.into_inner();
     blocking.receive_timeout(&mut buffer, PATIENCE).expect("it is there");
 }
+
+#[test]
+fn async_waits_notice_another_daemon() {
+    let (mut daemon, client) = Daemon::with_queue(Kind::Mpmc, 64, 64);
+    let mut full = client.producer("q").expect("attach");
+    while full.try_send(b"x").is_ok() {}
+    create(&client, "empty", Kind::Spsc, 64, 64);
+    single().block_on(async {
+        let mut producer = AsyncProducer::new(full).expect("bind");
+        let mut consumer =
+            AsyncConsumer::new(client.consumer("empty").expect("attach")).expect("bind");
+        let receiver = tokio::spawn(async move { consumer.receive(&mut Vec::new()).await });
+        let sender = tokio::spawn(async move { producer.send(b"x").await });
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        daemon.replace();
+        let received = tokio::time::timeout(PATIENCE, receiver).await.expect("it ends");
+        assert_eq!(received.expect("no panic"), Err(ReceiveError::Closed(Closed::Deleted)));
+        let sent = tokio::time::timeout(PATIENCE, sender).await.expect("it ends");
+        assert_eq!(sent.expect("no panic"), Err(SendError::Closed(Closed::Deleted)));
+    });
+}

@@ -243,6 +243,31 @@ fn a_panic_in_a_batch_loses_nothing_but_its_own_message() {
 }
 
 #[test]
+fn what_a_panic_left_unseen_goes_to_the_next_consumer() {
+    for kind in KINDS {
+        let (_daemon, client) = Daemon::with_queue(kind, 64, 64);
+        let (mut producer, mut consumer) = pair(&client);
+        for n in 0..6_u8 {
+            producer.send(&[n]).expect("there is room");
+        }
+        let seen = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            consumer.receive_batch(4, |message| assert!(message.sequence() < 2, "expected"))
+        }));
+        assert!(seen.is_err());
+        drop(consumer);
+        let mut next = client.consumer("q").expect("the first one has left nothing behind");
+        let mut buffer = Vec::new();
+        for n in 3..6_u8 {
+            next.try_receive(&mut buffer).expect("it is there");
+            assert_eq!(buffer, [n]);
+        }
+        for n in 0..64_u8 {
+            producer.try_send(&[n]).expect("every slot came back");
+        }
+    }
+}
+
+#[test]
 fn what_is_reserved_is_bounded_and_can_be_given_up() {
     for kind in KINDS {
         let (_daemon, client) = Daemon::with_queue(kind, 64, 64);

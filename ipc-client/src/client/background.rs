@@ -145,6 +145,7 @@ impl Background {
             self.lock().reconnect = true;
             done = false;
         }
+        let mut reachable = true;
         for fetch in todo.fetches {
             let mut work = self.lock();
             let known = match work.known.get(&fetch.doorbell) {
@@ -157,6 +158,11 @@ impl Background {
                 }
                 _ => None,
             };
+            if known.is_none() && !reachable {
+                // One time-out is enough: a handle that is dropped may wait for this.
+                work.fetches.push(fetch);
+                continue;
+            }
             drop(work);
             match known.map_or_else(|| fetch_doorbell(inner, fetch), Ok) {
                 Ok(doorbell) => {
@@ -167,6 +173,7 @@ impl Background {
                     // Whoever waits for this ring must get it, however long the daemon is away.
                     self.lock().fetches.push(fetch);
                     done = false;
+                    reachable = false;
                 }
                 Err(_) => self.remember(fetch.doorbell, Known::Missing(Instant::now())),
             }

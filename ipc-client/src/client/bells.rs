@@ -200,6 +200,11 @@ pub(crate) mod shared {
             self.with(|bell| bell.own().eventfd().as_fd().try_clone_to_owned())
         }
 
+        /// Whether this is a forked child of the process that got the place.
+        pub(crate) fn is_forked(&self) -> bool {
+            self.mark.is_forked()
+        }
+
         /// Whether it was rung for this handle since the last call.
         pub(crate) fn take(&self) -> bool {
             self.with(|bell| bell.own().take_bit(self.bit))

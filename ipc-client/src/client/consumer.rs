@@ -251,14 +251,13 @@ impl Drop for Consumer {
         if self.attachment.is_forked() {
             return;
         }
-        // A closure of a batch has panicked. An spsc successor starts with what was not released; on an mpmc ring a held
-        // message would stop the producers until this process ends.
-        if self.attachment.kind == Kind::Mpmc {
-            while let Some(taken) = self.pending.pop() {
-                self.release(taken);
-            }
+        // A closure of a batch has panicked: others get what it has not seen. A message that stayed held would stop the
+        // producers of an mpmc ring, and keep successors away from an spsc ring, until this process ends.
+        if !self.pending.is_empty() {
+            // The next one is the last of the vector.
+            self.ring.put_back(std::mem::take(&mut self.pending).into_iter().rev());
+            self.attachment.wake_peers(self.ring.own_park(), u32::MAX);
         }
-        self.pending.clear();
         leave(&self.ring);
     }
 }

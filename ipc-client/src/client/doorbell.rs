@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! owner                                   ringer
-//!  1  snapshot = EVENT                     a  PENDING[bit] = 1     was it set?  yes: done, somebody rings already
+//!  1  snapshot = EVENT                     a  PENDING[bit] = 1
 //!  2  MODE = how it sleeps                 b  fence
 //!  3  fence                                c  MODE = FUTEX:   EVENT += 1, wake
 //!  4  any PENDING?  yes: go to 6              MODE = EVENTFD: write the eventfd
@@ -10,8 +10,9 @@
 //!  6  MODE = AWAKE, take PENDING
 //! ```
 //!
-//! Both fences are sequentially consistent: either the owner sees the bit at 4, or the ringer sees the mode at c. A
-//! ringer that dies between a and c is made up for by the daemon, which rings the doorbells of its queues.
+//! Both fences are sequentially consistent: either the owner sees the bit at 4, or the ringer sees the mode at c. A bit
+//! that was set already does not spare c: whoever set it may have been stopped in between. One that dies there is made
+//! up for by the daemon as well, which rings the doorbells of its queues.
 //! Everybody who publishes to one of the queues can write here; the worst they can do is to wake for nothing or to
 //! withhold wake-ups, and the owner's sleeps are bounded.
 
@@ -60,9 +61,8 @@ impl Bell {
         let region = self.region();
         // AcqRel: partner of the swap in `take_pending`; what was published before is seen by who takes the bit, also
         // when the bit was set already.
-        if region.u64_at(word).fetch_or(mask, Ordering::AcqRel) & mask == 0 {
-            self.wake(&region);
-        }
+        region.u64_at(word).fetch_or(mask, Ordering::AcqRel);
+        self.wake(&region);
     }
 
     fn wake(&self, region: &Region) {
@@ -232,6 +232,17 @@ mod tests {
         let [memory, eventfd] = own.descriptors().map(|fd| fd.try_clone_to_owned().expect("dup"));
         let peer = PeerDoorbell::open(7, memory, eventfd, mark).expect("what was made fits");
         (own, peer)
+    }
+
+    #[test]
+    fn a_ringer_that_stopped_half_way_silences_nobody() {
+        let (own, peer) = bells();
+        assert!(!own.arm_eventfd());
+        let (word, mask) = place(3).expect("a queue's number");
+        // As a ringer does that is stopped before it looks at the mode.
+        own.bell.region().u64_at(word).fetch_or(mask, Ordering::AcqRel);
+        peer.ring(3);
+        assert!(own.eventfd().drain());
     }
 
     fn pending(own: &OwnDoorbell) -> Vec<u32> {

@@ -154,6 +154,9 @@ impl Consumer {
     #[inline(always)]
     pub fn read(&self, taken: &Taken, offset: usize, into: &mut [u8]) -> usize {
         let length = into.len().min(taken.length().saturating_sub(offset));
+        if length == 0 {
+            return 0;
+        }
         let start = Header::payload_offset(taken.metadata_length());
         self.slots().read_body(taken.claim.position, start + offset, &mut into[..length]);
         length
@@ -186,6 +189,17 @@ impl Consumer {
             with_end!(&mut self.end, end => end.release(taken.claim));
         }
         self.line.set_counters(self.messages, self.payload_bytes);
+    }
+
+    /// Gives messages back that nobody has looked at: another take, of this handle or another one, finds them. They are
+    /// the last ones that were taken, in the order in which they were. On an mpmc ring they count as redelivered.
+    pub fn put_back(
+        &mut self,
+        taken: impl IntoIterator<Item = Taken, IntoIter: DoubleEndedIterator>,
+    ) {
+        for taken in taken.into_iter().rev() {
+            with_end!(&mut self.end, end => end.put_back(taken.claim));
+        }
     }
 
     /// Position of the next message.

@@ -35,7 +35,8 @@ use crate::sync::atomic::{AtomicU64, Ordering};
 use crate::sync::canary::{Canary, planted};
 
 /// Attempts before an operation is taken for a victim of random writes rather than of contention. Each failed attempt
-/// means that some other member completed a step, so honest members never come near it.
+/// means that some other member completed a step, so honest members never come near it; tombstones that a consumer
+/// frees are no failures.
 const ATTEMPTS_MAX: u32 = 1 << 20;
 
 /// The shared state of one ring and the words of its slots. The region is at least as long as the header.
@@ -141,6 +142,13 @@ impl ReceiveEnd for ConsumerEnd {
         self.ring.slots.free(claim.position, claim.n);
     }
 
+    fn put_back(&mut self, claim: Claim) {
+        let lap = self.ring.slots.lap(claim.position);
+        let returned = Word::new(lap, claim.n, 0, State::Returned);
+        self.ring.slots.store(claim.position, returned);
+        self.ring.hint_returned();
+    }
+
     fn refuse(&mut self) {
         self.ring.set_fault_flag();
     }
@@ -156,6 +164,8 @@ enum Found {
     Ready,
     /// Somebody else moved on, or was helped: look again.
     Again,
+    /// A tombstone was freed: look again.
+    Freed,
     /// Nothing to claim there now.
     Nothing,
 }
@@ -240,7 +250,7 @@ impl Ring {
                     self.advance(self.tail(), claim);
                     return Ok(claim);
                 }
-                Found::Ready | Found::Again => {}
+                Found::Ready | Found::Again | Found::Freed => {}
                 Found::Nothing => return Err(TrySendError::Full),
             }
         }
@@ -287,6 +297,7 @@ impl Ring {
         {
             return Ok((claim, true));
         }
+        let mut freed = false;
         for _ in 0..ATTEMPTS_MAX {
             // Acquire: partner of `advance`.
             let head = self.head().load(Ordering::Acquire);
@@ -298,6 +309,10 @@ impl Ring {
                 match self.no_message_at_head(head, word, owner)? {
                     Found::Nothing => return Err(TryReceiveError::Empty),
                     Found::Ready | Found::Again => continue,
+                    Found::Freed => {
+                        freed = true;
+                        continue;
+                    }
                 }
             }
             let claim = Claim { position: head, n: self.slots.claim_length(head, word)? };
@@ -308,6 +323,10 @@ impl Ring {
                 self.advance(self.head(), claim);
                 return Ok((claim, false));
             }
+        }
+        if freed {
+            // Producers that give up as fast as this consumer frees: they break no rule, and there was no message.
+            return Err(TryReceiveError::Empty);
         }
         Err(self.no_progress(self.head_position()).into())
     }
@@ -330,6 +349,7 @@ impl Ring {
                 if self.slots.exchange(head, word, word.with(owner, State::Skipping)) {
                     self.advance(self.head(), claim);
                     self.slots.free(claim.position, claim.n);
+                    return Ok(Found::Freed);
                 }
                 Ok(Found::Again)
             }
@@ -390,19 +410,19 @@ impl Ring {
         scan_from: &mut u64,
     ) -> Result<Option<Claim>, Fault> {
         let slots = self.slots.geometry.slots();
-        // Acquire: partner of `advance`.
-        let head = self.head().load(Ordering::Acquire);
         for step in 0..slots {
             let index = (*scan_from + step) & (slots - 1);
             let word = self.slots.load(index);
             if word.state() != Some(State::Returned) {
                 continue;
             }
-            let position = self.position_of(index, word, head);
-            let n = self.slots.claim_length(position, word)?;
-            if self.slots.exchange(position, word, word.with(owner, State::Held)) {
+            let n = self.slots.claim_length(index, word)?;
+            if self.slots.exchange(index, word, word.with(owner, State::Held)) {
                 *scan_from = index + 1;
-                return Ok(Some(Claim { position, n }));
+                // Looked at only now: while this handle holds the slot the head cannot get more than a lap away from it.
+                // Acquire: partner of `advance`.
+                let head = self.head().load(Ordering::Acquire);
+                return Ok(Some(Claim { position: self.position_of(index, word, head), n }));
             }
         }
         // AcqRel: partner of `hint_returned`. Failure: the daemon has counted on, the next take looks again.

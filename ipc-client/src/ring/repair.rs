@@ -15,8 +15,8 @@
 //! | mpmc take, 4 to 7, some words behind the first already free in the next lap | `Held(n)` | words behind the first set back to this lap, the first becomes `Returned(n)`, the hint is counted up |
 //! | freeing a tombstone | `Skipping(n)` | freed |
 //! | spsc send, before step 3 | words of a batch published beyond the producer's position, the first not | set free |
-//! | spsc send, 3 to 4 | published words from the producer's position on, or the consumer's position beyond it | the position moves past them |
-//! | spsc take, before step 4 | `taken` beyond the consumer's position | messages up to `taken` are marked as redelivered |
+//! | spsc send, 3 to 4 | published words from the producer's position on | the position moves past them |
+//! | spsc take, before step 4 | `taken` beyond the consumer's position | messages up to `taken` are marked as redelivered, then `taken` is set back |
 //! | asleep | its sleeper bit | cleared |
 //!
 //! Every row tests for exactly the state that it removes, each word is changed once and last, and no row reads anything but the
@@ -136,7 +136,7 @@ fn repair_spsc_producer(
     spsc::check_pages(producer, consumer)?;
     let slots = Slots::new(slots.clone(), 0, geometry)?;
     let (head, mut tail) =
-        spsc::bounded_counting(&geometry, spsc::position(consumer), spsc::position(producer))?;
+        spsc::bounded(&geometry, spsc::position(consumer), spsc::position(producer))?;
     let end = head + geometry.slots();
     let published = |position: u64| -> Option<Word> {
         let word = slots.load(position);
@@ -172,15 +172,16 @@ fn repair_spsc_consumer(
     geometry: &Geometry,
 ) -> Result<Report, Fault> {
     spsc::check_pages(producer, consumer)?;
-    let (head, _) =
-        spsc::bounded_counting(geometry, spsc::position(consumer), spsc::position(producer))?;
-    // It may have taken what the producer has not counted yet: no bound but the ring itself is at hand.
-    let all = head + geometry.slots();
+    let (head, tail) = spsc::bounded(geometry, spsc::position(consumer), spsc::position(producer))?;
     // Relaxed: its only writer is dead.
-    let taken = consumer.u64_at(spsc_page::TAKEN).load(Ordering::Relaxed).clamp(head, all);
-    let before = consumer.u64_at(spsc_page::REDELIVERED).load(Ordering::Relaxed);
+    let taken_max = spsc::taken_max(geometry, tail);
+    let taken = consumer.u64_at(spsc_page::TAKEN).load(Ordering::Relaxed).clamp(head, taken_max);
+    let before = consumer.u64_at(spsc_page::REDELIVERED).load(Ordering::Relaxed).min(taken_max);
     // Relaxed: read by the successor, whose handle comes into being after this.
-    consumer.u64_at(spsc_page::REDELIVERED).store(before.max(taken).min(all), Ordering::Relaxed);
+    consumer.u64_at(spsc_page::REDELIVERED).store(before.max(taken), Ordering::Relaxed);
+    // Last: the successor has looked at nothing yet. Release: a repair that is repeated because this one was killed finds
+    // either the old value here or the new one above.
+    consumer.u64_at(spsc_page::TAKEN).store(head, Ordering::Release);
     Ok(Report { returned: u32::from(taken > head), ..Report::default() })
 }
 

@@ -14,8 +14,9 @@
 //! ```
 //!
 //! Invariants:
-//! - `consumer position <= producer position <= consumer position + slots`; both only grow. Between its steps 3 and 4 a
-//!   producer may be slower than the consumer, by the one claim that it has published and not counted.
+//! - Both positions only grow, and `producer position <= consumer position + slots`.
+//! - `consumer position <= producer position`, but for the claim of a producer that is between steps 3 and 4, or died
+//!   there: the consumer follows the words and does not wait for the position.
 //! - No word beyond the producer's position is published in its lap, save for the one operation between steps 3 and 4
 //!   of a producer that died (repair moves the position) and the rest of a batch whose first word was not written
 //!   (repair resets the words).
@@ -79,26 +80,21 @@ pub(super) fn check_pages(producer: &Region, consumer: &Region) -> Result<(), Fa
 /// No ring ever comes this far; below it positions can be counted on without overflow.
 const POSITION_MAX: u64 = 1 << 62;
 
-/// Head and tail if they are in order, at most one ring apart, and where a ring can have come to.
+/// Head and tail if they are in order, at most one ring apart, and where a ring can have come to. A tail that lags behind
+/// the head by no more than a claim belongs to a producer that is between its word and its position: it counts as
+/// having come as far as the head.
 pub(super) fn bounded(geometry: &Geometry, head: u64, tail: u64) -> Result<(u64, u64), Fault> {
-    if head > tail || tail - head > geometry.slots() || tail > POSITION_MAX {
+    let lags = head > tail && head - tail <= u64::from(geometry.claim_slots_max());
+    let real_tail = if lags { head } else { tail };
+    if head > real_tail || real_tail - head > geometry.slots() || real_tail > POSITION_MAX {
         return Err(Fault { invariant: Invariant::Positions, position: tail, value: head });
     }
-    Ok((head, tail))
+    Ok((head, real_tail))
 }
 
-/// Head and tail as [`bounded`], where the producer may be dead or asleep between publishing a claim and counting it, and
-/// the consumer beyond that claim: then the tail is where the consumer stands, the end of a message.
-pub(super) fn bounded_counting(
-    geometry: &Geometry,
-    head: u64,
-    tail: u64,
-) -> Result<(u64, u64), Fault> {
-    let uncounted = head.saturating_sub(tail);
-    if uncounted > u64::from(geometry.claim_slots_max()) {
-        return Err(Fault { invariant: Invariant::Positions, position: tail, value: head });
-    }
-    bounded(geometry, head, tail.max(head))
+/// The furthest that a consumer can have looked at if the producer's position is this: one claim beyond it.
+pub(super) fn taken_max(geometry: &Geometry, tail: u64) -> u64 {
+    tail + u64::from(geometry.claim_slots_max())
 }
 
 impl ProducerEnd {
@@ -176,12 +172,12 @@ impl ConsumerEnd {
         geometry: Geometry,
     ) -> Result<Self, Fault> {
         check_pages(own, peer)?;
-        let (next, _) = bounded_counting(&geometry, position(own), position(peer))?;
-        let all = next + geometry.slots();
+        let (next, tail) = bounded(&geometry, position(own), position(peer))?;
         let slots = Slots::new(slots.clone(), 0, geometry)?;
         // Relaxed: written by a predecessor whose exit the daemon has seen, or by the daemon before this handle existed.
         let redelivered = field(own, spsc_page::REDELIVERED).load(Ordering::Relaxed);
-        Ok(Self { slots, own: own.clone(), next, redelivered_before: redelivered.min(all) })
+        let redelivered_before = redelivered.min(taken_max(&geometry, tail));
+        Ok(Self { slots, own: own.clone(), next, redelivered_before })
     }
 
     /// Whatever is not a message in one slot.
@@ -244,6 +240,13 @@ impl ReceiveEnd for ConsumerEnd {
         // Release: partner of `position`, the reads of the message come before.
         let end = claim.position + u64::from(claim.n);
         field(&self.own, spsc_page::POSITION).store(end, Ordering::Release);
+    }
+
+    /// Only from the last message taken backwards: those before it stay as they are.
+    fn put_back(&mut self, claim: Claim) {
+        self.next = claim.position;
+        // Relaxed: read by the daemon after this handle was given back or its process died, as in `accept`.
+        field(&self.own, spsc_page::TAKEN).store(self.next, Ordering::Relaxed);
     }
 
     fn refuse(&mut self) {}

@@ -3,6 +3,8 @@
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
 /// A counter in the kernel that is readable while it is not zero. Never blocks.
 #[derive(Debug)]
 pub struct EventFd(OwnedFd);
@@ -49,7 +51,14 @@ impl EventFd {
     }
 
     /// Makes it readable. A counter that is full is readable already, so nothing is lost.
+    ///
+    /// Everybody who has the descriptor can make it block again. So it is asked first whether it would: only an owner
+    /// that fills the counter between the question and the write can still hold the caller up.
     pub fn signal(&self) {
+        let mut room = [PollFd::new(self.0.as_fd(), PollFlags::POLLOUT)];
+        if matches!(poll(&mut room, PollTimeout::ZERO), Ok(0)) {
+            return;
+        }
         let one = 1_u64.to_ne_bytes();
         // SAFETY: the buffer is valid for eight bytes during the call.
         let _ = unsafe { libc::write(self.0.as_raw_fd(), one.as_ptr().cast(), one.len()) };
@@ -95,6 +104,26 @@ mod tests {
         eventfd.signal();
         assert!(eventfd.drain());
         assert!(!eventfd.drain());
+    }
+
+    #[test]
+    fn an_owner_that_fills_its_counter_and_blocks_holds_nobody_up() {
+        // SAFETY: eventfd takes no pointer.
+        let raw = unsafe { libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) };
+        assert!(raw >= 0);
+        // SAFETY: the descriptor was just created and belongs to nobody else.
+        let owner = unsafe { OwnedFd::from_raw_fd(raw) };
+        let eventfd = EventFd::from_descriptor(owner.try_clone().expect("dup")).expect("one");
+        let full = (u64::MAX - 1).to_ne_bytes();
+        assert_eq!(nix::unistd::write(&owner, &full), Ok(8));
+        // SAFETY: fcntl with F_SETFL takes an integer.
+        assert_eq!(unsafe { libc::fcntl(owner.as_raw_fd(), libc::F_SETFL, 0) }, 0);
+        let (done, signalled) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            eventfd.signal();
+            let _ = done.send(());
+        });
+        assert!(signalled.recv_timeout(std::time::Duration::from_secs(5)).is_ok());
     }
 
     #[test]
