@@ -125,7 +125,7 @@ pub(crate) struct StatusArgs {
 pub(crate) struct UpgradeArgs {
     #[command(flatten)]
     pub(crate) format: Format,
-    /// The new binary [default: the one that the daemon was started from]
+    /// The new binary [default: what is now where the daemon was started from]
     #[arg(long, value_name = "PATH")]
     pub(crate) binary: Option<PathBuf>,
 }
