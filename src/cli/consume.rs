@@ -1,12 +1,13 @@
 //! `ringmain consume`: one line per message, each acknowledged after it was written.
 
 use std::fmt::Write as _;
-use std::io::{self, Write};
+use std::io;
 use std::mem;
 use std::process;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use nix::errno::Errno;
 use ringmain_client::raw::protocol::QueueInfo;
 use ringmain_client::{Client, Consumer, Guard, HandleOptions, ReceiveError, WaitPolicy};
 use serde_json::json;
@@ -203,6 +204,9 @@ impl Printer {
         if let Err(error) = write_stdout(&self.line) {
             // Not acknowledged: the process ends while it holds the message, so another consumer gets it.
             mem::forget(guard);
+            if error.kind() == io::ErrorKind::Interrupted {
+                process::exit(0);
+            }
             return finish_holding(Failure::stdout(&error));
         }
         guard.release();
@@ -259,11 +263,19 @@ fn hex(bytes: &[u8]) -> String {
     })
 }
 
-/// Writes past the buffer of the standard library: what returned from here has left the process.
-fn write_stdout(line: &[u8]) -> io::Result<()> {
-    let mut stdout = io::stdout().lock();
-    stdout.write_all(line)?;
-    stdout.flush()
+/// Writes past the buffer of the standard library: what returned from here has left the process. A reader that reads
+/// no more does not keep the process from ending by a signal: [`io::ErrorKind::Interrupted`].
+fn write_stdout(mut line: &[u8]) -> io::Result<()> {
+    let stdout = io::stdout().lock();
+    while !line.is_empty() {
+        match nix::unistd::write(&stdout, line) {
+            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+            Ok(written) => line = &line[written..],
+            Err(Errno::EINTR) if signals::caught().is_none() => {}
+            Err(errno) => return Err(errno.into()),
+        }
+    }
+    Ok(())
 }
 
 /// Ends the process without giving its handle back, so that the daemon sees a death and gives the message out again.
