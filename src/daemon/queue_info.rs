@@ -94,7 +94,7 @@ impl Broker {
             let delayed_by = waiting_ns
                 .and_then(|_| {
                     let owner = self.delayer(queue, handle, line.waiting_at, &mut budget);
-                    owner.or(stopped.filter(|_| handle.role == Role::Produce))
+                    owner.or_else(|| stopped.filter(|_| handle.role == Role::Produce))
                 })
                 .filter(|other| other != index && queue.handles.contains_key(other));
             let session = self.sessions.get(&handle.session);
