@@ -125,7 +125,7 @@ pub(crate) struct StatusArgs {
 pub(crate) struct UpgradeArgs {
     #[command(flatten)]
     pub(crate) format: Format,
-    /// The new binary [default: the one that the daemon was started from]
+    /// The new binary [default: what is now where the daemon was started from]
     #[arg(long, value_name = "PATH")]
     pub(crate) binary: Option<PathBuf>,
 }
@@ -450,9 +450,11 @@ const SERVE_EXAMPLES: &str = "\
 Examples:
   ringmain serve
   ringmain serve --socket /tmp/test.sock --limit-bytes 256MiB
-  ringmain serve --config limits.json      {\"limit_queues\": 64, \"limit_bytes\": \"4GiB\", \"limit_handles\": 256}
+  ringmain serve --config limits.json
 
-Prints one line that begins with 'ready' when it accepts connections. SIGTERM stops it. The rings outlive the broker
+A configuration: {\"limit_queues\": 64, \"limit_bytes\": \"4GiB\", \"limit_handles\": 256}
+
+Prints one line that begins with 'ready' when it accepts connections. SIGTERM stops it. The rings outlive the broker \
 process: when it dies, it is started again and takes them over.";
 
 const UPGRADE_EXAMPLES: &str = "\
@@ -483,7 +485,7 @@ Examples:
   ringmain consume orders --drain > orders.ndjson
   ringmain consume orders --count 10 --with-sequence
 
-A message is acknowledged after its line was written. SIGINT and SIGTERM end the command cleanly. A message that an
+A message is acknowledged after its line was written. SIGINT and SIGTERM end the command cleanly. A message that an \
 earlier consumer held when it died comes again; how many is said on stderr at the end.";
 
 const RTT_EXAMPLES: &str = "\
@@ -492,12 +494,12 @@ Examples:
   ringmain bench rtt --kind mpmc --size 48 --json
   ringmain bench rtt --wait park --duration 10s
 
-Two processes, pinned to two cores. Windows of the ring alternate with windows of the floor: the round trip of the
-same number of cache lines between the same two processes, without a ring. A message of B bytes takes
-ceil((B + 16) / 64) lines. A pair whose floor probes before and after differ by more than 10 % is dropped and counted.
-ratio_p50 is the median over the kept pairs; rtt_ns and floor_ns are over all windows. A round trip is the time
-between two sends of the same process, read from the monotonic clock once, right after each send, in the ring's
-windows and in the floor's; nothing is subtracted. With --wait park a bare futex round trip and the membarrier in front
+Two processes, pinned to two cores. Windows of the ring alternate with windows of the floor: the round trip of the \
+same number of cache lines between the same two processes, without a ring. A message of B bytes takes \
+ceil((B + 16) / 64) lines. A pair whose floor probes before and after differ by more than 10 % is dropped and counted. \
+ratio_p50 is the median over the kept pairs; rtt_ns and floor_ns are over all windows. A round trip is the time \
+between two sends of the same process, read from the monotonic clock once, right after each send, in the ring's \
+windows and in the floor's; nothing is subtracted. With --wait park a bare futex round trip and the membarrier in front \
 of each sleep are measured in the same run.";
 
 const THROUGHPUT_EXAMPLES: &str = "\
@@ -505,7 +507,7 @@ Examples:
   ringmain bench throughput --kind spsc --size 64 --batch 16
   ringmain bench throughput --kind mpmc --producers 2 --consumers 2 --size 1KiB
 
-Every word of every payload is derived from its producer and number and is compared on arrival. With one consumer each
-number is checked against the one before; with several, every consumer checks that the numbers of each producer
+Every word of every payload is derived from its producer and number and is compared on arrival. With one consumer each \
+number is checked against the one before; with several, every consumer checks that the numbers of each producer \
 grow, and counts and 128-bit sums of what was sent and what arrived must agree. Exits with 65 if they do not.
 \"oversubscribed\": more processes than cores; record such figures, do not compare them.";

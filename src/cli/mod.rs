@@ -69,10 +69,20 @@ struct Socket(Option<PathBuf>);
 
 impl Socket {
     fn connect(&self) -> Outcome<Client> {
-        Ok(match &self.0 {
-            Some(path) => Client::connect(path)?,
-            None => Client::connect_default()?,
-        })
+        let path = self.path();
+        let length = path.as_os_str().len();
+        if length > private::SOCKET_PATH_MAX {
+            return Err(Failure::new(
+                Exit::Config,
+                format_args!(
+                    "socket path {} has {length} bytes: Unix sockets allow at most {}; choose a \
+                     shorter one",
+                    path.display(),
+                    private::SOCKET_PATH_MAX
+                ),
+            ));
+        }
+        Ok(Client::connect(path)?)
     }
 
     fn path(&self) -> PathBuf {
@@ -112,10 +122,11 @@ fn command_words() -> String {
     let definition = Cli::command();
     let mut command = &definition;
     let mut words = vec!["ringmain".to_string()];
-    for argument in std::env::args().skip(1) {
+    // Not `args`: it panics at an argument that is not UTF-8.
+    for argument in std::env::args_os().skip(1) {
         if let Some(subcommand) = command.find_subcommand(&argument) {
             command = subcommand;
-            words.push(argument);
+            words.push(subcommand.get_name().to_string());
         }
     }
     words.join(" ")

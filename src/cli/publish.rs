@@ -6,7 +6,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use ringmain_client::raw::layout::Geometry;
-use ringmain_client::raw::protocol::QueueInfo;
+use ringmain_client::raw::protocol::{QueueInfo, Role};
 use ringmain_client::{Client, HandleOptions, Metadata, Producer, SendError, WaitPolicy};
 use serde_json::json;
 
@@ -245,7 +245,7 @@ impl Publisher {
         }
     }
 
-    /// Says once that the queue is full, if nobody consumes it.
+    /// Says once that the queue is full, if nobody consumes it or whoever does is stopped.
     fn explain_wait(&mut self) {
         if self.noticed {
             return;
@@ -259,8 +259,22 @@ impl Publisher {
                      {name}'"
                 ));
             }
-            // Somebody consumes, slowly; or the daemon is away, which does not concern the ring.
-            _ => {}
+            Ok(info) => {
+                let mut consumers =
+                    info.handles.iter().filter(|handle| handle.role == Role::Consume);
+                let first = consumers.clone().next().map(|handle| handle.pid);
+                if let Some(pid) = first
+                    && consumers.all(|handle| handle.state == "stopped")
+                {
+                    self.noticed = true;
+                    notice(&format!(
+                        "queue {name} is full and its consumer (pid {pid}) is stopped; see \
+                         'ringmain queue info {name}'"
+                    ));
+                }
+            }
+            // The daemon is away, which does not concern the ring.
+            Err(_) => {}
         }
     }
 

@@ -529,7 +529,7 @@ impl Keeper {
             return refuse("an upgrade or a stop is under way: try again later".to_owned());
         }
         let binary = if path.is_empty() {
-            self.binary.try_clone().map_err(|error| error.to_string())
+            self.binary.renewed().map_err(|error| error.to_string())
         } else {
             Binary::open(Path::new(path))
         };

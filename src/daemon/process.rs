@@ -51,7 +51,7 @@ pub(super) fn is_stopped(pid: u32) -> bool {
 #[derive(Debug)]
 pub(super) struct Binary {
     file: File,
-    /// For people.
+    /// Its path when it was opened.
     pub(super) name: String,
 }
 
@@ -74,6 +74,11 @@ impl Binary {
             return Err(format!("{}: not an executable file", path.display()));
         }
         Ok(Self { file, name: path.display().to_string() })
+    }
+
+    /// What is at its path now: an installation puts a new file there. The old one if there is nothing to start.
+    pub(super) fn renewed(&self) -> io::Result<Self> {
+        Self::open(Path::new(&self.name)).or_else(|_| self.try_clone())
     }
 
     pub(super) fn try_clone(&self) -> io::Result<Self> {

@@ -80,6 +80,7 @@ impl Broker {
     fn handle_infos(&self, queue: &Queue) -> Vec<HandleInfo> {
         let now_ns = monotonic_ns();
         let mut budget = WORDS_LOOKED_AT;
+        let stopped = self.stopped_consumer(queue);
         let owned = queue.memory.owned_by_all();
         let mut infos: Vec<HandleInfo> = Vec::with_capacity(queue.handles.len());
         for (index, handle) in &queue.handles {
@@ -91,7 +92,10 @@ impl Broker {
             let waiting_ns =
                 (line.waiting_since_ns != 0).then(|| now_ns.saturating_sub(line.waiting_since_ns));
             let delayed_by = waiting_ns
-                .and_then(|_| self.delayer(queue, handle, line.waiting_at, &mut budget))
+                .and_then(|_| {
+                    let owner = self.delayer(queue, handle, line.waiting_at, &mut budget);
+                    owner.or_else(|| stopped.filter(|_| handle.role == Role::Produce))
+                })
                 .filter(|other| other != index && queue.handles.contains_key(other));
             let session = self.sessions.get(&handle.session);
             infos.push(HandleInfo {
@@ -119,6 +123,16 @@ impl Broker {
                 .max();
         }
         infos
+    }
+
+    /// If all consumers are stopped: the first of them. Nobody need own a slot of a ring that they let run full.
+    fn stopped_consumer(&self, queue: &Queue) -> Option<u8> {
+        let (head, tail) = queue.memory.positions();
+        let mut consumers = queue.handles.iter().filter(|(_, handle)| handle.role == Role::Consume);
+        let first = consumers.clone().next().map(|(index, _)| *index);
+        let all =
+            tail != head && consumers.all(|(_, handle)| self.handle_state(handle) == "stopped");
+        first.filter(|_| all)
     }
 
     /// Who owns the slot that somebody waits for.

@@ -69,9 +69,13 @@ impl Daemon {
     }
 
     fn start_with(arguments: &[&str]) -> Self {
+        Self::start_from(ringmain(), arguments)
+    }
+
+    /// With this command as `ringmain`.
+    fn start_from(mut command: Command, arguments: &[&str]) -> Self {
         let folder = tempfile::Builder::new().prefix("rm-cli-").tempdir_in("/tmp").unwrap();
         let socket = folder.path().join("s");
-        let mut command = ringmain();
         command.arg("serve").arg("--socket").arg(&socket).args(arguments);
         let mut keeper = command.stdout(Stdio::piped()).spawn().expect("the daemon starts");
         let lines = lines(keeper.stdout.take().expect("piped"));

@@ -116,6 +116,63 @@ fn a_full_queue_is_waited_for_and_explained() {
 }
 
 #[test]
+fn a_stopped_consumer_of_a_full_queue_is_named() {
+    let daemon = Daemon::start();
+    for kind in ["spsc", "mpmc"] {
+        daemon.create(kind, &["--kind", kind, "--slots", "64", "--slot-size", "64"]);
+        let info = || daemon.json(&["queue", "info", kind, "--json"]);
+        let mut consume = Running::start(daemon.command(&["consume", kind]).stdout(Stdio::null()));
+        eventually("the consumer attaches", || info()["consumers"] == 1);
+        signal(&consume.0, libc::SIGSTOP);
+        eventually("the stop shows", || info()["handles"][0]["state"] == "stopped");
+        let mut command = daemon.command(&["publish", kind]);
+        let mut publish = Running::start(command.stdin(Stdio::piped()).stderr(Stdio::piped()));
+        publish.0.stdin.take().unwrap().write_all("m\n".repeat(200).as_bytes()).unwrap();
+        let notices = lines(publish.0.stderr.take().unwrap());
+        let notice = notices.recv_timeout(LIMIT).unwrap();
+        assert!(notice.contains(&format!("(pid {}) is stopped", consume.0.id())), "{notice}");
+        eventually("the delay shows", || {
+            let info = info();
+            let handles = info["handles"].as_array().unwrap().clone();
+            let of = |pid: u32| handles.iter().find(|handle| handle["pid"] == pid).unwrap();
+            let (stopped, waiting) = (of(consume.0.id()), of(publish.0.id()));
+            waiting["delayed_by"] == stopped["handle"] && stopped["delays_others_ns"].is_u64()
+        });
+        signal(&consume.0, libc::SIGCONT);
+        assert_eq!(publish.end(), 0);
+        signal(&consume.0, libc::SIGTERM);
+        assert_eq!(consume.end(), 0);
+    }
+}
+
+#[test]
+fn a_consumer_whose_reader_reads_no_more_ends_by_a_signal() {
+    let daemon = Daemon::start();
+    daemon.create("q", &[]);
+    let text: String = (0..2000).map(|n| format!("{n:0100}\n")).collect();
+    let input = daemon.file("input", text.as_bytes());
+    daemon.ok(&["publish", "q", "--file", path(&input)]);
+    let mut command = daemon.command(&["consume", "q"]);
+    let mut consume = Running::start(command.stdout(Stdio::piped()));
+    let mut last = 0;
+    eventually("the pipe is full", || {
+        let used = daemon.json(&["queue", "info", "q", "--json"])["used_slots"].as_u64().unwrap();
+        let same = used == last && used < 2000;
+        last = used;
+        thread::sleep(Duration::from_millis(100));
+        same
+    });
+    signal(&consume.0, libc::SIGTERM);
+    assert_eq!(consume.end(), 0);
+    let mut seen = String::new();
+    consume.0.stdout.take().unwrap().read_to_string(&mut seen).unwrap();
+    let rest = stdout(&daemon.run(&["consume", "q", "--drain"]));
+    // The line that was under way when the signal came may be there in part; it comes again as a whole.
+    let whole = seen.rfind('\n').map_or(0, |at| at + 1);
+    assert_eq!(format!("{}{rest}", &seen[..whole]), text);
+}
+
+#[test]
 fn what_a_direct_queue_does_not_have_is_refused() {
     let daemon = Daemon::start();
     daemon.create("q", &[]);

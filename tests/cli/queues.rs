@@ -122,3 +122,28 @@ fn a_second_daemon_is_refused() {
     assert_fails(&output, 73, path(&daemon.socket));
     assert_eq!(daemon.json(&["status", "--json"])["queues"], 0);
 }
+
+#[test]
+fn an_upgrade_takes_the_binary_that_was_installed_since() {
+    use std::os::unix::fs::MetadataExt;
+    let folder = tempfile::Builder::new().prefix("rm-cli-").tempdir_in("/tmp").unwrap();
+    let (installed, next) = (folder.path().join("ringmain"), folder.path().join("next"));
+    for copy in [&installed, &next] {
+        std::fs::copy(env!("CARGO_BIN_EXE_ringmain"), copy).unwrap();
+    }
+    let inode = |path: &Path| std::fs::metadata(path).unwrap().ino();
+    let daemon = Daemon::start_from(Command::new(&installed), &[]);
+    let running = || {
+        let broker = daemon.json(&["status", "--json"])["broker_pid"].clone();
+        inode(Path::new(&format!("/proc/{broker}/exe")))
+    };
+    assert_eq!(running(), inode(&installed));
+    let new = inode(&next);
+    std::fs::rename(&next, &installed).unwrap();
+    daemon.ok(&["upgrade"]);
+    assert_eq!(running(), new);
+    // With nothing there any more, the one that runs is as good.
+    std::fs::remove_file(&installed).unwrap();
+    daemon.ok(&["upgrade"]);
+    assert_eq!(running(), new);
+}

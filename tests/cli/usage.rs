@@ -163,3 +163,22 @@ fn a_reader_that_leaves_is_no_error() {
     let output = child.wait_with_output().unwrap();
     assert_eq!((output.status.code(), stderr(&output).as_str()), (Some(0), ""));
 }
+
+#[test]
+fn an_argument_that_is_no_text_is_a_usage_error() {
+    use std::os::unix::ffi::OsStrExt;
+    let bytes = std::ffi::OsStr::from_bytes(b"\xff");
+    for arguments in [&[][..], &["queue", "create"], &["consume"]] {
+        let output = ringmain().args(arguments).arg(bytes).output().expect("the command starts");
+        assert_eq!(failure(&output).0, 64, "{arguments:?}");
+    }
+}
+
+#[test]
+fn a_socket_path_that_is_too_long_is_named() {
+    let long = format!("/tmp/{}", "x".repeat(120));
+    for arguments in [&["status"][..], &["queue", "list"], &["serve"]] {
+        let output = ringmain().args(arguments).env("RINGMAIN_SOCKET", &long).output().unwrap();
+        assert_fails(&output, 78, "at most 107");
+    }
+}

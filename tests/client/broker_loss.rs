@@ -7,6 +7,9 @@ use ringmain_client::{Closed, Kind, ReceiveError, Selector, SendError};
 
 use crate::harness::{Daemon, PATIENCE, create, until, until_info};
 
+/// Of a sender whose messages have eight bytes.
+const LAST_WORD: &[u8] = b"";
+
 #[test]
 fn traffic_goes_on_while_brokers_are_killed() {
     for kind in [Kind::Spsc, Kind::Mpmc] {
@@ -24,16 +27,20 @@ fn traffic_goes_on_while_brokers_are_killed() {
                     std::thread::sleep(Duration::from_millis(1));
                 }
             }
+            producer.send(LAST_WORD).expect("the queue stays open");
             sent
         });
         let receiver = std::thread::spawn(move || {
             let mut buffer = Vec::new();
             let mut received = 0_u64;
-            while consumer.receive_timeout(&mut buffer, Duration::from_secs(2)).is_ok() {
+            loop {
+                consumer.receive_timeout(&mut buffer, PATIENCE).expect("it comes");
+                if buffer == LAST_WORD {
+                    return (received, consumer);
+                }
                 assert_eq!(buffer, received.to_le_bytes());
                 received += 1;
             }
-            (received, consumer)
         });
         for round in 2..5 {
             daemon.kill_broker();

@@ -283,7 +283,7 @@ impl Random {
 
 #[test]
 fn ten_thousand_random_packets() {
-    let daemon = Daemon::start_with(&["--queues-per-user", "50", "--bytes-per-user", "50000000"]);
+    let daemon = Daemon::start_with(&["--limit-queues", "50", "--limit-bytes", "50000000"]);
     let before = daemon.status();
     let good: Vec<Vec<u8>> = requests()
         .iter()

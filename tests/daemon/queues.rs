@@ -202,8 +202,7 @@ fn reconnecting_resumes_what_is_named_and_gives_back_the_rest() {
 
 #[test]
 fn limits_name_the_number_and_the_way_out() {
-    let limits =
-        ["--queues-per-user", "2", "--bytes-per-user", "200000", "--handles-per-user", "3"];
+    let limits = ["--limit-queues", "2", "--limit-bytes", "200000", "--limit-handles", "3"];
     let daemon = Daemon::start_with(&limits);
     let mut raw = Raw::hello(&daemon.socket, 1);
     let create = |name: &str, spec| Request::CreateQueue { name: name.into(), spec };
@@ -230,7 +229,7 @@ fn limits_name_the_number_and_the_way_out() {
 
 #[test]
 fn more_than_the_host_has_is_refused() {
-    let daemon = Daemon::start_with(&["--bytes-per-user", "999999999999999"]);
+    let daemon = Daemon::start_with(&["--limit-bytes", "999999999999999"]);
     // Four thousand million bytes fit some hosts: a file-size limit makes the refusal certain.
     let status = daemon.status();
     let mut raw = Raw::hello(&daemon.socket, 1);

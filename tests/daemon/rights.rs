@@ -64,7 +64,7 @@ fn limits_count_for_each_user_alone() {
     if !is_root() {
         return;
     }
-    let daemon = Daemon::start_with(&["--queues-per-user", "1"]);
+    let daemon = Daemon::start_with(&["--limit-queues", "1"]);
     let mut raw = Raw::hello(&daemon.socket, 1);
     raw.create("roots", mpmc());
     let child = Actor::start(&daemon.socket, &["as", NOBODY, "create", "nobodys"]);
