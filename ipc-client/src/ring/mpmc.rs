@@ -303,7 +303,13 @@ impl Ring {
             let head = self.head().load(Ordering::Acquire);
             let slot = self.slots.at(head);
             let word = slot.load();
-            if word.lap() != self.slots.lap(head) || !word.is(State::Published) {
+            let lap = self.slots.lap(head);
+            // Nobody moves the head past a slot that nobody has claimed: no second look at it is needed.
+            if word == Word::free(lap) {
+                self.slots.prefetch_second_line(head, false);
+                return Err(TryReceiveError::Empty);
+            }
+            if word.lap() != lap || !word.is(State::Published) {
                 // As in the spsc ring: the second line is wanted as soon as it is written.
                 self.slots.prefetch_second_line(head, false);
                 match self.no_message_at_head(head, word, owner)? {

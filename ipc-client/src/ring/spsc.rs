@@ -211,9 +211,15 @@ impl ReceiveEnd for ConsumerEnd {
         let position = self.next;
         let word = self.slots.load(position);
         let redelivered = position < self.redelivered_before;
-        // The common case in one comparison, with a length that the next position need not wait for.
-        if word == Word::new(self.slots.lap(position), 1, 0, State::Published) {
+        // The common cases in one comparison each: a message in one slot, whose length the next position need not wait
+        // for, and the word of the lap before.
+        let lap = self.slots.lap(position);
+        if word == Word::new(lap, 1, 0, State::Published) {
             return Ok((Claim { position, n: 1 }, redelivered));
+        }
+        if word == Word::new(lap.wrapping_sub(1), 1, 0, State::Published) {
+            self.slots.prefetch_second_line(position, false);
+            return Err(TryReceiveError::Empty);
         }
         // Whoever waits here wants the second line as soon as it is written, not when the word has come.
         self.slots.prefetch_second_line(position, false);
