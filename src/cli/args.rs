@@ -320,6 +320,8 @@ pub(crate) enum BenchCommand {
     Rtt(RttArgs),
     /// Messages per second from producer processes to consumer processes, every payload verified
     Throughput(ThroughputArgs),
+    /// How long a queue stands still after a process died that held a slot
+    Deaths(DeathsArgs),
 }
 
 #[derive(Debug, Args)]
@@ -380,6 +382,25 @@ pub(crate) struct ThroughputArgs {
     /// Bytes per slot [default: the cache lines of one message]
     #[arg(long, value_name = "BYTES", value_parser = parse_size_u32)]
     pub(crate) slot_size: Option<u32>,
+    #[command(flatten)]
+    pub(crate) format: Format,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = DEATHS_EXAMPLES)]
+pub(crate) struct DeathsArgs {
+    /// Processes to kill; rounded up to whole rounds
+    #[arg(long, value_name = "N", default_value_t = 200, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    pub(crate) kills: u32,
+    /// Kind of the queue; only mpmc is supported
+    #[arg(long, value_enum, default_value_t = KindArg::Mpmc)]
+    pub(crate) kind: KindArg,
+    /// Processes that die at once
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=32))]
+    pub(crate) at_once: u32,
+    /// Kill the broker at the same instant
+    #[arg(long)]
+    pub(crate) with_broker: bool,
     #[command(flatten)]
     pub(crate) format: Format,
 }
@@ -511,3 +532,20 @@ Every word of every payload is derived from its producer and number and is compa
 number is checked against the one before; with several, every consumer checks that the numbers of each producer \
 grow, and counts and 128-bit sums of what was sent and what arrived must agree. Exits with 65 if they do not.
 \"oversubscribed\": more processes than cores; record such figures, do not compare them.";
+
+const DEATHS_EXAMPLES: &str = "\
+Examples:
+  ringmain bench deaths
+  ringmain bench deaths --kills 1000 --at-once 4 --json
+  ringmain bench deaths --with-broker
+
+A daemon of its own, a queue of 64 slots, one process that sends and one that receives without a pause. In each round \
+other processes attach and hold a slot: in turn consumers that took a message in place, and producers that reserved a \
+slot and do not commit it. The two go on until the ring is full up to the held slot and both are stopped, which is \
+checked by their counts. Then the holders are killed with SIGKILL, with --with-broker the broker just before them. \
+kill_to_success_us is the time from just before the first kill until a send or a receive of the two has succeeded \
+again, by the monotonic clock; one figure a round. The two wait as handles do by default (adaptive) and are not pinned.
+
+Exits with 65 if a message that was held does not come again exactly once and marked as redelivered, or if a slot \
+that was never committed shows up as a message. An spsc queue has no second member of a role that could go on; it is \
+refused.";

@@ -112,6 +112,12 @@ impl Crew {
         members.iter().map(take).collect()
     }
 
+    /// Process ids of all children, in the order of their start. None of them is waited for before the crew is dropped or
+    /// one dies without a result, so the ids stay their own.
+    pub(crate) fn process_ids(&self) -> Vec<u32> {
+        self.members.iter().map(|member| member.process.id()).collect()
+    }
+
     fn write(&mut self, member: Member, value: &impl serde::Serialize) -> Outcome {
         let state = &mut self.members[member.0];
         let mut line = serde_json::to_vec(value).map_err(Failure::internal)?;
@@ -122,7 +128,7 @@ impl Crew {
     }
 
     /// Takes in one event, or none if nothing came for a moment.
-    fn listen(&mut self, progress: &mut impl FnMut(Member, u64)) -> Outcome {
+    pub(crate) fn listen(&mut self, progress: &mut impl FnMut(Member, u64)) -> Outcome {
         signals::check()?;
         let (index, event) = match self.events.recv_timeout(SLICE) {
             Ok(event) => event,

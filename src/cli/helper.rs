@@ -8,7 +8,7 @@ use std::thread;
 
 use serde::{Deserialize, Serialize};
 
-use super::bench::{load, pair};
+use super::bench::{deaths, load, pair};
 use super::demo::flow;
 use super::exit::{Exit, Failure, Outcome};
 
@@ -23,6 +23,10 @@ pub(crate) enum Task {
     LoadProduce(load::ProduceTask),
     /// Verifies generated messages.
     LoadConsume(load::ConsumeTask),
+    /// Sends or receives next to others that die.
+    Survive(deaths::SurvivorTask),
+    /// Holds a slot until it is killed.
+    Hold(deaths::VictimTask),
     /// Sends records.
     RecordsProduce(flow::ProduceTask),
     /// Verifies records.
@@ -76,6 +80,13 @@ impl Parent {
     pub(crate) fn progress(&self, messages: u64) {
         say(&Event::Progress { messages });
     }
+
+    /// Says the result before the end, for a task that has none: its process is killed. The parent ceases to take its
+    /// death for a failure.
+    pub(crate) fn result_is(&self, result: impl Serialize) -> Outcome {
+        say(&Event::Done { result: value(Ok(result))? });
+        Ok(())
+    }
 }
 
 /// Takes the task from stdin and does it.
@@ -92,6 +103,8 @@ pub(crate) fn run() -> Outcome {
         Task::Pong(task) => value(pair::pong(&task, &parent)),
         Task::LoadProduce(task) => value(load::produce(&task, &parent)),
         Task::LoadConsume(task) => value(load::consume(&task, &parent)),
+        Task::Survive(task) => value(deaths::survive(&task, &parent)),
+        Task::Hold(task) => value(deaths::hold(&task, &parent)),
         Task::RecordsProduce(task) => value(flow::produce(&task, &parent)),
         Task::RecordsConsume(task) => value(flow::consume(&task, &parent)),
     };

@@ -105,6 +105,20 @@ fn throughput_is_verified() {
 }
 
 #[test]
+fn deaths_are_survived_and_measured() {
+    let table: &[(&[&str], u64)] =
+        &[(&[], 4), (&["--at-once", "3"], 6), (&["--with-broker", "--at-once", "2"], 4)];
+    for (arguments, kills) in table {
+        let common = ["bench", "deaths", "--kills", "4", "--json"];
+        let answer = json(&clean(&[&common, *arguments].concat()));
+        has(&answer, &["at_once", "with_broker", "kind", "host"]);
+        has(&answer["kill_to_success_us"], &["p50", "p99", "max"]);
+        assert_eq!((&answer["kills"], &answer["verified"]), (&(*kills).into(), &true.into()));
+    }
+    assert_fails(&run(&["bench", "deaths", "--kind", "spsc"]), 64, "mpmc");
+}
+
+#[test]
 fn a_running_daemon_is_used_and_left_as_it_was() {
     let daemon = Daemon::start();
     let socket = path(&daemon.socket);

@@ -1,5 +1,6 @@
-//! `ringmain bench rtt|throughput`: figures between processes, with their conditions.
+//! `ringmain bench rtt|throughput|deaths`: figures between processes, with their conditions.
 
+pub(crate) mod deaths;
 pub(crate) mod lines;
 pub(crate) mod load;
 pub(crate) mod pair;
@@ -16,5 +17,6 @@ pub(crate) fn run(socket: &Socket, command: BenchCommand) -> Outcome {
     match command {
         BenchCommand::Rtt(args) => rtt::run(socket, &args),
         BenchCommand::Throughput(args) => throughput::run(socket, &args),
+        BenchCommand::Deaths(args) => deaths::run(socket, &args),
     }
 }

@@ -39,7 +39,7 @@ impl Shape {
         })
     }
 
-    fn spec(&self) -> QueueSpec {
+    pub(crate) fn spec(&self) -> QueueSpec {
         QueueSpec {
             kind: Some(self.kind),
             slots: Some(self.slots),
