@@ -80,10 +80,11 @@ fn status_names_the_processes() {
     let daemon = Daemon::start();
     daemon.create("q", &[]);
     let status = daemon.json(&["status", "--json"]);
-    for key in ["version", "uptime_s", "keeper_pid", "broker_pid", "queues", "clients", "socket"] {
+    for key in ["version", "uptime", "keeper_pid", "broker_pid", "queues", "clients", "socket"] {
         assert!(status.get(key).is_some(), "{key} in {status}");
     }
     assert_eq!(status["keeper_pid"], daemon.keeper.id());
+    assert!(status["uptime"].is_u64(), "{status}");
     assert_eq!(status["queues"], 1);
     assert!(daemon.ok(&["status"]).contains(path(&daemon.socket)));
 }
