@@ -115,6 +115,7 @@ pub(crate) struct BrokerArgs {
 }
 
 #[derive(Debug, Args)]
+#[command(after_help = STATUS_EXAMPLES)]
 pub(crate) struct StatusArgs {
     #[command(flatten)]
     pub(crate) format: Format,
@@ -179,12 +180,14 @@ pub(crate) struct QueueCreateArgs {
 }
 
 #[derive(Debug, Args)]
+#[command(after_help = LIST_EXAMPLES)]
 pub(crate) struct QueueListArgs {
     #[command(flatten)]
     pub(crate) format: Format,
 }
 
 #[derive(Debug, Args)]
+#[command(after_help = INFO_EXAMPLES)]
 pub(crate) struct QueueInfoArgs {
     /// Name of the queue
     #[arg(value_parser = parse_queue_name)]
@@ -194,6 +197,7 @@ pub(crate) struct QueueInfoArgs {
 }
 
 #[derive(Debug, Args)]
+#[command(after_help = DELETE_EXAMPLES)]
 pub(crate) struct QueueDeleteArgs {
     /// Name of the queue
     #[arg(value_parser = parse_queue_name)]
@@ -206,6 +210,7 @@ pub(crate) struct QueueDeleteArgs {
 }
 
 #[derive(Debug, Args)]
+#[command(after_help = PURGE_EXAMPLES)]
 pub(crate) struct QueuePurgeArgs {
     /// Name of the queue
     #[arg(value_parser = parse_queue_name)]
@@ -385,6 +390,7 @@ pub(crate) struct ThroughputArgs {
 }
 
 #[derive(Debug, Args)]
+#[command(after_help = DOCTOR_EXAMPLES)]
 pub(crate) struct DoctorArgs {
     #[command(flatten)]
     pub(crate) format: Format,
@@ -461,6 +467,36 @@ const UPGRADE_EXAMPLES: &str = "\
 Examples:
   ringmain upgrade
   ringmain upgrade --binary /usr/local/bin/ringmain";
+
+const STATUS_EXAMPLES: &str = "\
+Examples:
+  ringmain status
+  ringmain status --json | jq .uptime";
+
+const LIST_EXAMPLES: &str = "\
+Examples:
+  ringmain queue list
+  ringmain queue list --json | jq -r '.[].name'";
+
+const INFO_EXAMPLES: &str = "\
+Examples:
+  ringmain queue info orders
+  ringmain queue info orders --json | jq .used_slots";
+
+const DELETE_EXAMPLES: &str = "\
+Examples:
+  ringmain queue delete orders
+  ringmain queue delete orders --if-exists";
+
+const PURGE_EXAMPLES: &str = "\
+Examples:
+  ringmain queue purge orders
+  ringmain queue purge orders --json | jq .messages";
+
+const DOCTOR_EXAMPLES: &str = "\
+Examples:
+  ringmain doctor
+  ringmain doctor --json | jq .modes";
 
 const CREATE_EXAMPLES: &str = "\
 Examples:
