@@ -98,8 +98,13 @@ fn upgrade_keeps_queues_and_messages() {
     assert_ne!(answer["before"]["broker_pid"], answer["after"]["broker_pid"]);
     assert_eq!(answer["before"]["keeper_pid"], answer["after"]["keeper_pid"]);
     assert_eq!(daemon.ok(&["consume", "q", "--drain"]), "kept\n");
+    let text = daemon.file("text", b"no program");
+    for unusable in ["/nonexistent/ringmain", "/tmp", path(&text), "/bin/true"] {
+        assert_fails(&daemon.run(&["upgrade", "--binary", unusable]), 74, "");
+    }
     let missing = daemon.run(&["upgrade", "--binary", "/nonexistent/ringmain"]);
-    assert_fails(&missing, 65, "/nonexistent/ringmain");
+    assert_fails(&missing, 74, "/nonexistent/ringmain");
+    assert_eq!(daemon.json(&["status", "--json"])["broker_pid"], answer["after"]["broker_pid"]);
 }
 
 #[test]
