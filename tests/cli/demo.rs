@@ -85,6 +85,18 @@ fn round_trips_have_their_keys() {
             json(&clean(&["bench", "rtt", "--size", size, "--duration", "100ms", "--json"]));
         assert_eq!(answer["size"].to_string(), size);
     }
+    let long = json(&clean(&[
+        "bench",
+        "rtt",
+        "--size",
+        "1M",
+        "--slots",
+        "64",
+        "--duration",
+        "2s",
+        "--json",
+    ]));
+    assert!(long["rtt_ns"]["samples"].as_u64().unwrap() > 0, "{long}");
 }
 
 #[test]
