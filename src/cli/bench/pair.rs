@@ -93,6 +93,8 @@ pub(crate) struct Task {
     pub(crate) rings: Option<Rings>,
     /// Processor to run on.
     pub(crate) cpu: Option<usize>,
+    /// Monotonic time after which windows are cut short.
+    pub(crate) until_ns: u64,
 }
 
 /// What was measured.
@@ -164,7 +166,8 @@ pub(crate) fn ping(task: &Task, parent: &Parent) -> Outcome<Report> {
     parent.wait_for_go()?;
     for window in &task.windows {
         window_samples.clear();
-        let duration = Duration::from_nanos(window.duration_ns);
+        let left_ns = task.until_ns.saturating_sub(monotonic_ns());
+        let duration = Duration::from_nanos(window.duration_ns.min(left_ns));
         match window.medium {
             Medium::Floor => side.ping_floor(duration, &mut window_samples),
             Medium::Futex => side.ping_futex(duration, &mut window_samples, None),
