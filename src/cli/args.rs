@@ -76,6 +76,9 @@ pub(crate) struct DemoArgs {
     /// How often the records are sent [default: 10, or once with --file]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=10_000))]
     pub(crate) passes: Option<u32>,
+    /// How long all of it takes at most
+    #[arg(long, hide = true, default_value = "45s", value_parser = parse_run_duration)]
+    pub(crate) budget: Duration,
     /// How waiting is done: spin, adaptive or park
     #[arg(long, value_name = "POLICY", default_value = "adaptive")]
     pub(crate) wait: WaitPolicy,

@@ -51,12 +51,21 @@ fn demo_ends_in_time() {
     let records: String = (0..1001).map(|n| format!("{n} {}\n", "x".repeat(9000))).collect();
     std::fs::write(&file, records).unwrap();
     let start = Instant::now();
-    let answer = json(&clean(&["demo", "--json", "--file", path(&file), "--passes", "10000"]));
+    let answer = json(&clean(&[
+        "demo",
+        "--json",
+        "--file",
+        path(&file),
+        "--passes",
+        "10000",
+        "--budget",
+        "10s",
+    ]));
     assert!(start.elapsed() < LIMIT, "{:?}", start.elapsed());
     assert_eq!(answer["verified"], true);
     for stage in answer["stages"].as_array().unwrap() {
         let messages = stage["messages"].as_u64().unwrap();
-        assert!((1001..=10_010_000).contains(&messages), "{messages}");
+        assert!((1001..10_010_000).contains(&messages), "{messages}");
         assert_eq!(stage["messages"], stage["sent"]);
     }
 }

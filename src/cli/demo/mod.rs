@@ -25,9 +25,6 @@ use records::{Records, Source};
 /// The built-in sample is small: this often makes a run that takes a moment.
 const SAMPLE_PASSES: u32 = 10;
 
-/// How long all of it takes at most, on a host that needs no longer for a single pass.
-const BUDGET: Duration = Duration::from_secs(45);
-
 /// How long the round trips of each kind are measured.
 const LATENCY_DURATION: Duration = Duration::from_secs(2);
 
@@ -43,6 +40,8 @@ const LATENCY_SLOTS: u32 = 256;
 pub(crate) struct Config {
     source: Source,
     passes: u64,
+    /// How long all of it takes at most, on a host that needs no longer for a single pass.
+    budget: Duration,
     slots: u32,
     slot_size: u32,
     wait: WaitPolicy,
@@ -58,6 +57,7 @@ impl Config {
             // The processes have the same working directory; a name is as good as a path.
             source: args.file.map_or(Source::Sample, Source::File),
             passes: passes.into(),
+            budget: args.budget,
             slots: args.slots,
             slot_size: args.slot_size,
             wait: args.wait,
@@ -115,7 +115,7 @@ pub(crate) fn run(config: Config) -> Outcome {
         let mut flow = config.flow(kind, members, max_message);
         // Each stage gets an equal share of the time that is left.
         let now_ns = monotonic_ns();
-        let share_ns = (start_ns + nanos(BUDGET)).saturating_sub(now_ns) / left as u64;
+        let share_ns = (start_ns + nanos(config.budget)).saturating_sub(now_ns) / left as u64;
         flow.until_ns = now_ns + share_ns.saturating_sub(nanos(LATENCY_DURATION + STAGE_OVERHEAD));
         stages.push(stage(name, &flow, &config, &records, &mut place, &mut progress)?);
     }
