@@ -76,6 +76,9 @@ pub(crate) struct DemoArgs {
     /// How often the records are sent [default: 10, or once with --file]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=10_000))]
     pub(crate) passes: Option<u32>,
+    /// How long all of it takes at most
+    #[arg(long, hide = true, default_value = "45s", value_parser = parse_run_duration)]
+    pub(crate) budget: Duration,
     /// How waiting is done: spin, adaptive or park
     #[arg(long, value_name = "POLICY", default_value = "adaptive")]
     pub(crate) wait: WaitPolicy,
@@ -115,6 +118,7 @@ pub(crate) struct BrokerArgs {
 }
 
 #[derive(Debug, Args)]
+#[command(after_help = STATUS_EXAMPLES)]
 pub(crate) struct StatusArgs {
     #[command(flatten)]
     pub(crate) format: Format,
@@ -179,12 +183,14 @@ pub(crate) struct QueueCreateArgs {
 }
 
 #[derive(Debug, Args)]
+#[command(after_help = LIST_EXAMPLES)]
 pub(crate) struct QueueListArgs {
     #[command(flatten)]
     pub(crate) format: Format,
 }
 
 #[derive(Debug, Args)]
+#[command(after_help = INFO_EXAMPLES)]
 pub(crate) struct QueueInfoArgs {
     /// Name of the queue
     #[arg(value_parser = parse_queue_name)]
@@ -194,6 +200,7 @@ pub(crate) struct QueueInfoArgs {
 }
 
 #[derive(Debug, Args)]
+#[command(after_help = DELETE_EXAMPLES)]
 pub(crate) struct QueueDeleteArgs {
     /// Name of the queue
     #[arg(value_parser = parse_queue_name)]
@@ -206,6 +213,7 @@ pub(crate) struct QueueDeleteArgs {
 }
 
 #[derive(Debug, Args)]
+#[command(after_help = PURGE_EXAMPLES)]
 pub(crate) struct QueuePurgeArgs {
     /// Name of the queue
     #[arg(value_parser = parse_queue_name)]
@@ -406,6 +414,7 @@ pub(crate) struct DeathsArgs {
 }
 
 #[derive(Debug, Args)]
+#[command(after_help = DOCTOR_EXAMPLES)]
 pub(crate) struct DoctorArgs {
     #[command(flatten)]
     pub(crate) format: Format,
@@ -465,6 +474,8 @@ Examples:
   ringmain demo --json
   ringmain demo --file records.ndjson.gz --slot-size 64
 
+Takes about 45 seconds at most: when the time is over, no pass but the first goes on.
+
 Exits with 65 if a record was lost, doubled or altered.";
 
 const SERVE_EXAMPLES: &str = "\
@@ -482,6 +493,36 @@ const UPGRADE_EXAMPLES: &str = "\
 Examples:
   ringmain upgrade
   ringmain upgrade --binary /usr/local/bin/ringmain";
+
+const STATUS_EXAMPLES: &str = "\
+Examples:
+  ringmain status
+  ringmain status --json | jq .uptime";
+
+const LIST_EXAMPLES: &str = "\
+Examples:
+  ringmain queue list
+  ringmain queue list --json | jq -r '.[].name'";
+
+const INFO_EXAMPLES: &str = "\
+Examples:
+  ringmain queue info orders
+  ringmain queue info orders --json | jq .used_slots";
+
+const DELETE_EXAMPLES: &str = "\
+Examples:
+  ringmain queue delete orders
+  ringmain queue delete orders --if-exists";
+
+const PURGE_EXAMPLES: &str = "\
+Examples:
+  ringmain queue purge orders
+  ringmain queue purge orders --json | jq .messages";
+
+const DOCTOR_EXAMPLES: &str = "\
+Examples:
+  ringmain doctor
+  ringmain doctor --json | jq .modes";
 
 const CREATE_EXAMPLES: &str = "\
 Examples:

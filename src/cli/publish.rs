@@ -3,11 +3,14 @@
 use std::fs::File;
 use std::io::{self, BufWriter, Write};
 use std::path::Path;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use ringmain_client::raw::layout::Geometry;
 use ringmain_client::raw::protocol::{QueueInfo, Role};
-use ringmain_client::{Client, HandleOptions, Metadata, Producer, SendError, WaitPolicy};
+use ringmain_client::{
+    Client, ClientError, HandleOptions, Metadata, Producer, SendError, WaitPolicy,
+};
 use serde_json::json;
 
 use super::Socket;
@@ -17,6 +20,12 @@ use super::output::{notice, print_json};
 use lines::Lines;
 
 mod lines;
+
+/// A broker that died is replaced within this time; nobody who answers after it belongs to the rings in use.
+const DAEMON_LIMIT: Duration = Duration::from_secs(2);
+
+/// Pause between two attempts to find the daemon.
+const DAEMON_PAUSE: Duration = Duration::from_millis(20);
 
 /// After this long without room it is worth a look whether anybody consumes.
 const NOTICE_AFTER: Duration = Duration::from_secs(1);
@@ -150,7 +159,7 @@ impl Publisher {
                 Err(error) => return Err(self.bad_input(&error)),
             };
             if available.is_empty() {
-                return Ok(());
+                return self.confirm_daemon();
             }
             self.publish(&available)?;
         }
@@ -181,6 +190,7 @@ impl Publisher {
                 Some(metadata) => producer.send_message_timeout(metadata, payload, timeout),
                 None => producer.send_timeout(payload, timeout),
             })?;
+            self.check_daemon()?;
             return self.confirmed(sequence, payload.len());
         }
         let slots: u64 =
@@ -190,6 +200,7 @@ impl Publisher {
         }
         let mut sequence =
             self.send(|producer, _, timeout| producer.send_batch_timeout(payloads, timeout))?;
+        self.check_daemon()?;
         for payload in payloads {
             self.confirmed(sequence, payload.len())?;
             // A batch is one claim: the next message begins behind the slots of this one.
@@ -233,6 +244,55 @@ impl Publisher {
             }
             self.explain_wait();
         }
+    }
+
+    /// After each claim. A receipt is a promise that consumers can reach the message: it is not given while nobody knows
+    /// whether the queue is still there. Without receipts an absent broker holds up nothing.
+    fn check_daemon(&mut self) -> Outcome {
+        if self.config.receipts {
+            return self.confirm_daemon();
+        }
+        match self.producer.check_connection() {
+            Err(SendError::Closed(_)) => Err(self.daemon_gone()),
+            Err(error) => Err(self.failed(&error)),
+            Ok(()) => Ok(()),
+        }
+    }
+
+    /// Waits until a daemon answers that knows the queue, or none does.
+    fn confirm_daemon(&self) -> Outcome {
+        let start = Instant::now();
+        loop {
+            match self.producer.confirm_connection() {
+                Ok(true) => return Ok(()),
+                Ok(false) => return Err(self.daemon_gone()),
+                Err(ClientError::Unavailable { .. }) if start.elapsed() < DAEMON_LIMIT => {
+                    thread::sleep(DAEMON_PAUSE);
+                }
+                Err(error @ ClientError::Unavailable { .. }) => {
+                    return Err(Failure::new(
+                        Exit::Unavailable,
+                        format_args!(
+                            "the daemon of queue {} is gone: {error}; {} messages were confirmed \
+                             before",
+                            self.config.queue, self.published
+                        ),
+                    ));
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
+    fn daemon_gone(&self) -> Failure {
+        Failure::new(
+            Exit::Data,
+            format_args!(
+                "queue {} is gone with its daemon, and its messages with it: another daemon answers \
+                 now; {} messages were published before; create the queue again",
+                self.config.queue, self.published
+            ),
+        )
     }
 
     fn failed(&self, error: &SendError) -> Failure {

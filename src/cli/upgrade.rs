@@ -36,9 +36,15 @@ pub(crate) fn run(socket: &Socket, args: UpgradeArgs) -> Outcome {
     ))
 }
 
-/// The daemon has another working directory, and the file may be missing: better said here.
+/// The daemon has another working directory, and the file may be missing: better said here. With the code that the
+/// daemon's refusal of a file has that is there but does not run.
 fn absolute(path: PathBuf) -> Outcome<PathBuf> {
-    path.canonicalize().map_err(|error| Failure::file(&path, "find the binary", &error))
+    path.canonicalize().map_err(|error| {
+        Failure::new(
+            Exit::Io,
+            format_args!("cannot start the binary {}: {error}; name another one", path.display()),
+        )
+    })
 }
 
 fn wait_for_another(client: &Client, before: &Status) -> Outcome<Status> {

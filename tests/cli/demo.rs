@@ -45,6 +45,32 @@ fn demo_verifies_the_records_of_a_file() {
 }
 
 #[test]
+fn demo_ends_in_time() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("records");
+    let records: String = (0..1001).map(|n| format!("{n} {}\n", "x".repeat(9000))).collect();
+    std::fs::write(&file, records).unwrap();
+    let start = Instant::now();
+    let answer = json(&clean(&[
+        "demo",
+        "--json",
+        "--file",
+        path(&file),
+        "--passes",
+        "10000",
+        "--budget",
+        "10s",
+    ]));
+    assert!(start.elapsed() < LIMIT, "{:?}", start.elapsed());
+    assert_eq!(answer["verified"], true);
+    for stage in answer["stages"].as_array().unwrap() {
+        let messages = stage["messages"].as_u64().unwrap();
+        assert!((1001..10_010_000).contains(&messages), "{messages}");
+        assert_eq!(stage["messages"], stage["sent"]);
+    }
+}
+
+#[test]
 fn demo_draws_for_people() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("records");
@@ -85,6 +111,18 @@ fn round_trips_have_their_keys() {
             json(&clean(&["bench", "rtt", "--size", size, "--duration", "100ms", "--json"]));
         assert_eq!(answer["size"].to_string(), size);
     }
+    let long = json(&clean(&[
+        "bench",
+        "rtt",
+        "--size",
+        "1M",
+        "--slots",
+        "64",
+        "--duration",
+        "2s",
+        "--json",
+    ]));
+    assert!(long["rtt_ns"]["samples"].as_u64().unwrap() > 0, "{long}");
 }
 
 #[test]

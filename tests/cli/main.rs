@@ -124,6 +124,37 @@ impl Daemon {
         self.ok(&[&["queue", "create", name], arguments].concat());
     }
 
+    fn broker(&self) -> u32 {
+        let status = self.json(&["status", "--json"]);
+        u32::try_from(status["broker_pid"].as_u64().unwrap()).unwrap()
+    }
+
+    /// Both processes, and neither of them gets to close the rings.
+    fn kill_all(&mut self) {
+        let broker = self.broker();
+        kill(broker, libc::SIGSTOP);
+        self.keeper.kill().unwrap();
+        self.keeper.wait().unwrap();
+        kill(broker, libc::SIGKILL);
+    }
+
+    /// Another daemon at the same socket, after the end of the one before.
+    fn restart(&mut self) {
+        let mut command = ringmain();
+        command.arg("serve").arg("--socket").arg(&self.socket);
+        eventually("another daemon serves", || {
+            let mut keeper = command.stdout(Stdio::piped()).spawn().expect("the daemon starts");
+            let first = lines(keeper.stdout.take().expect("piped")).recv_timeout(LIMIT);
+            let ready = first.is_ok_and(|line| line.starts_with("ready"));
+            if ready {
+                self.keeper = keeper;
+            } else {
+                keeper.wait().unwrap();
+            }
+            ready
+        });
+    }
+
     fn file(&self, name: &str, contents: &[u8]) -> PathBuf {
         let path = self.folder.path().join(name);
         std::fs::write(&path, contents).unwrap();
@@ -167,6 +198,13 @@ impl Drop for Running {
 fn signal(child: &Child, signal: libc::c_int) {
     let id = libc::pid_t::try_from(child.id()).unwrap();
     // SAFETY: kill takes no pointer; the child was not waited for, so that the id is still its own.
+    unsafe { libc::kill(id, signal) };
+}
+
+/// Sends a signal to a process of a daemon of this test, whose id was read just now.
+fn kill(id: u32, signal: libc::c_int) {
+    let id = libc::pid_t::try_from(id).unwrap();
+    // SAFETY: kill takes no pointer.
     unsafe { libc::kill(id, signal) };
 }
 

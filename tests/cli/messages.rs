@@ -71,6 +71,50 @@ fn receipts_are_flushed_one_by_one() {
 }
 
 #[test]
+fn receipts_survive_the_broker_and_end_with_the_daemon() {
+    let mut daemon = Daemon::start();
+    daemon.create("q", &[]);
+    let mut command = daemon.command(&["publish", "q", "--receipts"]);
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut publish = Running::start(&mut command);
+    let mut stdin = publish.0.stdin.take().unwrap();
+    let receipts = lines(publish.0.stdout.take().unwrap());
+    let complaints = lines(publish.0.stderr.take().unwrap());
+    let mut confirmed = |expected: &str| {
+        stdin.write_all(b"message\n").unwrap();
+        assert_eq!(receipts.recv_timeout(LIMIT).unwrap(), expected);
+    };
+    confirmed("0");
+    kill(daemon.broker(), libc::SIGKILL);
+    confirmed("1");
+    confirmed("2");
+    daemon.kill_all();
+    daemon.restart();
+    daemon.create("q", &[]);
+    stdin.write_all(b"lost\n").unwrap();
+    assert_eq!(publish.end(), 65);
+    assert!(receipts.recv_timeout(LIMIT).is_err(), "a receipt for a message that nobody can reach");
+    assert!(complaints.recv_timeout(LIMIT).unwrap().contains("queue q is gone with its daemon"));
+}
+
+#[test]
+fn publishing_ends_when_its_daemon_is_gone() {
+    let mut daemon = Daemon::start();
+    daemon.create("q", &[]);
+    let mut command = daemon.command(&["publish", "q"]);
+    let mut publish = Running::start(command.stdin(Stdio::piped()).stderr(Stdio::null()));
+    let mut stdin = publish.0.stdin.take().unwrap();
+    stdin.write_all(b"message\n").unwrap();
+    eventually("the message is there", || {
+        daemon.json(&["queue", "info", "q", "--json"])["used_slots"] == 1
+    });
+    daemon.kill_all();
+    stdin.write_all(b"lost\n").unwrap();
+    drop(stdin);
+    assert_eq!(publish.end(), 69);
+}
+
+#[test]
 fn json_shows_everything() {
     let daemon = Daemon::start();
     daemon.create("q", &[]);

@@ -80,10 +80,11 @@ fn status_names_the_processes() {
     let daemon = Daemon::start();
     daemon.create("q", &[]);
     let status = daemon.json(&["status", "--json"]);
-    for key in ["version", "uptime_s", "keeper_pid", "broker_pid", "queues", "clients", "socket"] {
+    for key in ["version", "uptime", "keeper_pid", "broker_pid", "queues", "clients", "socket"] {
         assert!(status.get(key).is_some(), "{key} in {status}");
     }
     assert_eq!(status["keeper_pid"], daemon.keeper.id());
+    assert!(status["uptime"].is_u64(), "{status}");
     assert_eq!(status["queues"], 1);
     assert!(daemon.ok(&["status"]).contains(path(&daemon.socket)));
 }
@@ -97,8 +98,13 @@ fn upgrade_keeps_queues_and_messages() {
     assert_ne!(answer["before"]["broker_pid"], answer["after"]["broker_pid"]);
     assert_eq!(answer["before"]["keeper_pid"], answer["after"]["keeper_pid"]);
     assert_eq!(daemon.ok(&["consume", "q", "--drain"]), "kept\n");
+    let text = daemon.file("text", b"no program");
+    for unusable in ["/nonexistent/ringmain", "/tmp", path(&text), "/bin/true"] {
+        assert_fails(&daemon.run(&["upgrade", "--binary", unusable]), 74, "");
+    }
     let missing = daemon.run(&["upgrade", "--binary", "/nonexistent/ringmain"]);
-    assert_fails(&missing, 65, "/nonexistent/ringmain");
+    assert_fails(&missing, 74, "/nonexistent/ringmain");
+    assert_eq!(daemon.json(&["status", "--json"])["broker_pid"], answer["after"]["broker_pid"]);
 }
 
 #[test]

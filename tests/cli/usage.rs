@@ -148,6 +148,9 @@ fn help_is_complete_and_goes_to_stdout() {
         assert!(output.status.success() && output.stderr.is_empty(), "{arguments:?}");
         let text = stdout(&output);
         assert!(text.contains("Usage: ringmain"), "{text}");
+        if !matches!(arguments, ["queue"] | ["bench"]) {
+            assert!(text.contains("Examples:\n  ringmain "), "{text}");
+        }
         assert!(!text.contains("helper") && !text.contains("broker   "), "{text}");
         assert!(text.lines().all(|line| line.chars().count() <= 120), "{text}");
     }

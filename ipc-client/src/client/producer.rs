@@ -13,6 +13,7 @@ use super::waiting::{Stop, leave, wait_for};
 use crate::layout::metadata::{Metadata, MetadataError};
 use crate::protocol::{Kind, Role};
 use crate::ring::{self, Closed, TrySendError};
+use crate::sys::clock::monotonic_ns;
 use crate::wait::WaitPolicy;
 
 /// Sends messages to one queue.
@@ -64,6 +65,33 @@ impl Producer {
     #[must_use]
     pub fn max_message(&self) -> usize {
         self.attachment.geometry.max_message()
+    }
+
+    /// Looks, at most every 100 ms, whether the daemon that answers now still knows this handle; a lost connection is
+    /// taken up again in the background. Costs a reading of the clock, and never waits.
+    ///
+    /// # Errors
+    /// [`SendError::Closed`] when it does not: what is sent from now on reaches nobody who attaches.
+    #[doc(hidden)]
+    pub fn check_connection(&mut self) -> Result<(), SendError> {
+        if self.attachment.is_forked() {
+            return Err(SendError::UsedAfterFork);
+        }
+        match self.attachment.keep_house(monotonic_ns()) {
+            true => Err(SendError::Closed(Closed::Deleted)),
+            false => Ok(()),
+        }
+    }
+
+    /// Whether the daemon that answers now knows this handle. Costs a poll while the connection stands; waits for a new
+    /// one when it is lost.
+    ///
+    /// # Errors
+    /// [`ClientError::Unavailable`] when nobody answers.
+    #[doc(hidden)]
+    pub fn confirm_connection(&self) -> Result<bool, ClientError> {
+        self.attachment.client.ensure_connected()?;
+        Ok(!self.attachment.is_lost())
     }
 
     /// Sends a message if there is room now. Returns its sequence, which grows from message to message, not always by

@@ -139,6 +139,7 @@ pub struct Status {
     /// Control protocol version.
     pub protocol: u16,
     /// Seconds since the keeper started.
+    #[serde(rename = "uptime")]
     pub uptime_s: u64,
     /// Process that holds the rings.
     pub keeper_pid: u32,

@@ -19,11 +19,23 @@ use crate::cli::exit::{Failure, Outcome};
 use crate::cli::helper::Parent;
 use crate::cli::statistics::{Packed, Samples};
 
-/// Round trips at the start of a window that are not recorded: the peer may still be in the window before.
-const WARM_UP: u64 = 16;
+/// Round trips at the start of a window that are not recorded: the peer may still be in the window before. One of a
+/// long message takes as long as many of a short one, and leaves as much time to the peer.
+const fn warm_up(lines: usize) -> u64 {
+    share(lines, 16, 1)
+}
 
 /// A window with fewer samples has no median: the processes hardly ran.
-const WINDOW_SAMPLES_MIN: u64 = 32;
+const fn window_samples_min(lines: usize) -> u64 {
+    share(lines, 32, 4)
+}
+
+/// `most` up to 64 lines, then inversely proportional, never below `least`.
+const fn share(lines: usize, most: u64, least: u64) -> u64 {
+    let lines = if lines > 64 { lines as u64 } else { 64 };
+    let count = most * 64 / lines;
+    if count > least { count } else { least }
+}
 
 /// What is exchanged in a window.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -81,6 +93,8 @@ pub(crate) struct Task {
     pub(crate) rings: Option<Rings>,
     /// Processor to run on.
     pub(crate) cpu: Option<usize>,
+    /// Monotonic time after which windows are cut short.
+    pub(crate) until_ns: u64,
 }
 
 /// What was measured.
@@ -99,6 +113,8 @@ struct Side {
     lines: SharedLines,
     rings: Option<(Producer, Consumer, usize)>,
     cpu: Option<usize>,
+    /// Round trips that are not recorded.
+    warm_up: u64,
     /// Last number sent; goes on over windows.
     number: u32,
     /// Last value that came over the lines.
@@ -116,7 +132,15 @@ impl Side {
         if task.windows.iter().any(|window| window.medium == Medium::Membarrier) {
             membarrier::register();
         }
-        Ok(Self { lines, rings, cpu, number: 0, seen_line: 0, seen_word: 0 })
+        Ok(Self {
+            lines,
+            rings,
+            cpu,
+            warm_up: warm_up(task.lines),
+            number: 0,
+            seen_line: 0,
+            seen_word: 0,
+        })
     }
 }
 
@@ -142,7 +166,8 @@ pub(crate) fn ping(task: &Task, parent: &Parent) -> Outcome<Report> {
     parent.wait_for_go()?;
     for window in &task.windows {
         window_samples.clear();
-        let duration = Duration::from_nanos(window.duration_ns);
+        let left_ns = task.until_ns.saturating_sub(monotonic_ns());
+        let duration = Duration::from_nanos(window.duration_ns.min(left_ns));
         match window.medium {
             Medium::Floor => side.ping_floor(duration, &mut window_samples),
             Medium::Futex => side.ping_futex(duration, &mut window_samples, None),
@@ -153,7 +178,7 @@ pub(crate) fn ping(task: &Task, parent: &Parent) -> Outcome<Report> {
             Medium::FutexAndMembarrier => return Err(Failure::internal("no window")),
             Medium::Ring => side.ping_ring(duration, &mut window_samples)?,
         }
-        let enough = window_samples.count() >= WINDOW_SAMPLES_MIN;
+        let enough = window_samples.count() >= window_samples_min(task.lines);
         medians_ns.push(if enough { window_samples.at(0.5) } else { 0 });
         for (medium, all) in &mut samples {
             if *medium == window.medium {
@@ -187,22 +212,23 @@ pub(crate) fn pong(task: &Task, parent: &Parent) -> Outcome<Option<usize>> {
 struct Pace<'a> {
     end_ns: u64,
     last_ns: u64,
+    warm_up: u64,
     count: u64,
     samples: &'a mut Samples,
 }
 
 impl<'a> Pace<'a> {
-    fn new(duration: Duration, samples: &'a mut Samples) -> Self {
+    fn new(duration: Duration, warm_up: u64, samples: &'a mut Samples) -> Self {
         let now_ns = monotonic_ns();
         let length = u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
-        Self { end_ns: now_ns.saturating_add(length), last_ns: now_ns, count: 0, samples }
+        Self { end_ns: now_ns.saturating_add(length), last_ns: now_ns, warm_up, count: 0, samples }
     }
 
     /// After each send; `false` when this was the last one of the window.
     #[inline]
     fn sent(&mut self) -> bool {
         let now_ns = monotonic_ns();
-        if self.count > WARM_UP {
+        if self.count > self.warm_up {
             self.samples.record(now_ns.saturating_sub(self.last_ns));
         }
         self.count += 1;
@@ -216,7 +242,7 @@ const OVER: u32 = 1;
 
 impl Side {
     fn ping_floor(&mut self, duration: Duration, samples: &mut Samples) {
-        let mut pace = Pace::new(duration, samples);
+        let mut pace = Pace::new(duration, self.warm_up, samples);
         let mut go_on = true;
         loop {
             self.number = self.number.wrapping_add(2);
@@ -248,7 +274,7 @@ impl Side {
         trips: &mut Samples,
         mut barriers: Option<&mut Samples>,
     ) {
-        let mut pace = Pace::new(duration, trips);
+        let mut pace = Pace::new(duration, self.warm_up, trips);
         let mut go_on = true;
         loop {
             self.number = self.number.wrapping_add(2);
@@ -305,7 +331,7 @@ impl Side {
         };
         let mut message = vec![0xa5; *size];
         let mut answer = Vec::with_capacity(*size);
-        let mut pace = Pace::new(duration, samples);
+        let mut pace = Pace::new(duration, self.warm_up, samples);
         let mut number: u64 = 0;
         loop {
             number += 1;
@@ -355,4 +381,17 @@ fn sending(error: &SendError) -> Failure {
 
 fn receiving(error: &ReceiveError) -> Failure {
     Failure::receive("of the measurement", error)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn long_messages_need_fewer_round_trips() {
+        assert!([1, 2, 64].iter().all(|lines| warm_up(*lines) == 16));
+        assert!([1, 2, 64].iter().all(|lines| window_samples_min(*lines) == 32));
+        assert_eq!((warm_up(256), window_samples_min(256)), (4, 8));
+        assert_eq!((warm_up(16_385), window_samples_min(16_385)), (1, 4));
+    }
 }

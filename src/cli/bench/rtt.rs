@@ -36,6 +36,8 @@ pub(crate) struct Config {
     pub(crate) wait: WaitPolicy,
     /// Of the one who measures and of the other.
     pub(crate) cpus: [Option<usize>; 2],
+    /// Monotonic time after which windows are cut short; a pair without enough samples is dropped.
+    pub(crate) until_ns: u64,
 }
 
 impl Config {
@@ -46,6 +48,7 @@ impl Config {
             duration: args.duration,
             wait: args.wait,
             cpus: cpus(&args.cpus)?,
+            until_ns: u64::MAX,
         })
     }
 }
@@ -128,13 +131,14 @@ pub(crate) fn measure(
     let windows = windows(config.duration, park);
     let lines = lines_of(config.size);
     let total = windows.len();
-    let (report, pinned) = run_pair(&windows, lines, Some(rings), config.cpus, |done| {
-        progress.show(|| {
-            #[allow(clippy::cast_precision_loss)] // a few hundred windows
-            let share = done as f64 / total as f64;
-            format!("measuring {} windows {}", total, bar(share, 30))
-        });
-    })?;
+    let (report, pinned) =
+        run_pair(&windows, lines, Some(rings), config.cpus, config.until_ns, |done| {
+            progress.show(|| {
+                #[allow(clippy::cast_precision_loss)] // a few hundred windows
+                let share = done as f64 / total as f64;
+                format!("measuring {} windows {}", total, bar(share, 30))
+            });
+        })?;
     progress.clear();
     let samples = |medium| {
         let found = report.samples.iter().find(|(used, _)| *used == medium);
@@ -175,6 +179,7 @@ pub(crate) fn run_pair(
     lines: usize,
     rings: Option<Rings>,
     cpus: [Option<usize>; 2],
+    until_ns: u64,
     mut progress: impl FnMut(u64),
 ) -> Outcome<(Report, Option<[usize; 2]>)> {
     let memory = SharedLines::create(lines)?;
@@ -185,6 +190,7 @@ pub(crate) fn run_pair(
         lines,
         rings: rings.clone(),
         cpu,
+        until_ns,
     };
     let mut crew = Crew::new();
     let ping = crew.start("measuring", &HelperTask::Ping(task(cpus[0])), &keep)?;

@@ -8,6 +8,7 @@ use std::time::Duration;
 use ringmain_client::WaitPolicy;
 use ringmain_client::raw::layout::Geometry;
 use ringmain_client::raw::protocol::Kind;
+use ringmain_client::raw::sys::clock::monotonic_ns;
 use serde::Serialize;
 
 use super::args::DemoArgs;
@@ -27,6 +28,10 @@ const SAMPLE_PASSES: u32 = 10;
 /// How long the round trips of each kind are measured.
 const LATENCY_DURATION: Duration = Duration::from_secs(2);
 
+/// What a stage takes beside its records and its windows: starting processes, comparing, round trips under way when
+/// their window ends.
+const STAGE_OVERHEAD: Duration = Duration::from_secs(2);
+
 /// Slots of the rings that the round trips go through.
 const LATENCY_SLOTS: u32 = 256;
 
@@ -35,6 +40,8 @@ const LATENCY_SLOTS: u32 = 256;
 pub(crate) struct Config {
     source: Source,
     passes: u64,
+    /// How long all of it takes at most, on a host that needs no longer for a single pass.
+    budget: Duration,
     slots: u32,
     slot_size: u32,
     wait: WaitPolicy,
@@ -50,6 +57,7 @@ impl Config {
             // The processes have the same working directory; a name is as good as a path.
             source: args.file.map_or(Source::Sample, Source::File),
             passes: passes.into(),
+            budget: args.budget,
             slots: args.slots,
             slot_size: args.slot_size,
             wait: args.wait,
@@ -64,6 +72,7 @@ impl Config {
             consumers: members,
             source: self.source.clone(),
             passes: self.passes,
+            until_ns: u64::MAX,
             slots: self.slots,
             slot_size: self.slot_size,
             max_message,
@@ -95,13 +104,19 @@ struct Answer {
 
 pub(crate) fn run(config: Config) -> Outcome {
     signals::catch()?;
+    let start_ns = monotonic_ns();
     let records = Records::load(&config.source)?;
     let max_message = max_message(&config, &records)?;
     let mut progress = Progress::new();
     let mut place = Place::private()?;
     let mut stages = Vec::new();
-    for (name, kind, members) in [("direct spsc", Kind::Spsc, 1), ("direct mpmc", Kind::Mpmc, 2)] {
-        let flow = config.flow(kind, members, max_message);
+    let kinds = [("direct spsc", Kind::Spsc, 1), ("direct mpmc", Kind::Mpmc, 2)];
+    for (left, (name, kind, members)) in (1..=kinds.len()).rev().zip(kinds) {
+        let mut flow = config.flow(kind, members, max_message);
+        // Each stage gets an equal share of the time that is left.
+        let now_ns = monotonic_ns();
+        let share_ns = (start_ns + nanos(config.budget)).saturating_sub(now_ns) / left as u64;
+        flow.until_ns = now_ns + share_ns.saturating_sub(nanos(LATENCY_DURATION + STAGE_OVERHEAD));
         stages.push(stage(name, &flow, &config, &records, &mut place, &mut progress)?);
     }
     drop(place);
@@ -123,6 +138,10 @@ pub(crate) fn run(config: Config) -> Outcome {
         return Ok(());
     }
     Err(Failure::new(Exit::Data, "records were lost, doubled or altered; the table says which"))
+}
+
+fn nanos(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }
 
 /// The longest record must fit a quarter of the ring.
@@ -173,6 +192,7 @@ fn stage(
         duration: LATENCY_DURATION,
         wait: config.wait,
         cpus: rtt::cpus(&[])?,
+        until_ns: monotonic_ns() + nanos(LATENCY_DURATION + STAGE_OVERHEAD / 2),
     };
     let latency = rtt::measure(place, &latency, progress)?;
     Ok(Stage { name, flow: answer, latency })

@@ -49,7 +49,8 @@ impl Costs {
         if barrier {
             windows.push(window(Medium::Membarrier, 300));
         }
-        let (report, pinned_cpus) = rtt::run_pair(&windows, 1, None, rtt::cpus(&[])?, |_| {})?;
+        let (report, pinned_cpus) =
+            rtt::run_pair(&windows, 1, None, rtt::cpus(&[])?, u64::MAX, |_| {})?;
         let samples = |medium| {
             let found = report.samples.iter().find(|(used, _)| *used == medium);
             found.map_or_else(Samples::new, |(_, packed)| packed.unpack()).percentiles()
