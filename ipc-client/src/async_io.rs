@@ -222,9 +222,6 @@ impl AsyncConsumer {
         if consumer.attachment.is_forked() {
             return Err(ReceiveError::UsedAfterFork);
         }
-        if let Some(taken) = consumer.pending.pop() {
-            return Ok(taken);
-        }
         let waited =
             bell.wait(&mut consumer.attachment, &mut consumer.ring, |ring, attachment| match ring
                 .try_take()

@@ -576,27 +576,3 @@ fn reading_behind_the_end_reads_nothing() {
         consumer.release(taken);
     }
 }
-
-#[test]
-fn what_is_put_back_is_given_out_again() {
-    for kind in [Kind::Spsc, Kind::Mpmc] {
-        let geometry = Geometry::new(Some(64), Some(64), None).expect("valid");
-        let memory = ring_memory(kind, &geometry);
-        let mut producer = Producer::new(memory.clone(), geometry, 1).expect("attached");
-        let mut consumer = Consumer::new(memory.clone(), geometry, 2).expect("attached");
-        producer.try_send_batch(&[b"one", &[b'2'; 200], b"three"]).expect("room");
-        let first = consumer.try_take().expect("a message");
-        let pending = [consumer.try_take(), consumer.try_take()].map(|taken| taken.expect("more"));
-        let sequences: Vec<u64> = pending.iter().map(Taken::sequence).collect();
-        consumer.release(first);
-        consumer.put_back(pending);
-        assert_eq!(repair::owned_by(&memory, &geometry, 2, Role::Consume).slots, 0);
-        let mut successor = Consumer::new(memory, geometry, 3).expect("attached");
-        for (sequence, length) in sequences.into_iter().zip([200, 5]) {
-            let taken = successor.try_take().expect("given out again");
-            assert_eq!((taken.sequence(), taken.length()), (sequence, length));
-            successor.release(taken);
-        }
-        assert_eq!(successor.try_take().expect_err("all taken"), TryReceiveError::Empty);
-    }
-}

@@ -5,101 +5,91 @@ use std::time::Duration;
 use super::consumer::Consumer;
 use super::error::ReceiveError;
 use super::guard::Message;
-
-/// Most messages of one batch, whatever the caller allows: they are all held until their turn comes.
-const BATCH_MAX: usize = 4096;
+use crate::ring::Taken;
 
 impl Consumer {
-    /// Hands up to `max` messages to `each`, in order, as many as there are now. Returns how many. Each message is given
-    /// back as soon as `each` returns.
+    /// Hands up to `max` messages to `each`, in order, as many as there are now. Returns how many. Each message is taken
+    /// right before its turn and given back as soon as `each` returns, so a batch keeps nothing from other consumers.
     ///
-    /// If `each` panics, its message counts as received, and the next call of any form starts with the one behind it.
+    /// If `each` panics, its message counts as received.
     ///
     /// # Errors
     /// See [`Consumer`]. `max` = 0 returns 0.
+    #[inline]
     pub fn try_receive_batch(
         &mut self,
         max: usize,
         each: impl FnMut(Message<'_>),
     ) -> Result<usize, ReceiveError> {
-        self.receive_batch_with(max, each, |consumer, max| {
-            let found = consumer.ring.try_take_batch(&mut consumer.pending, max);
-            found.map_err(|error| consumer.explain(error))
-        })
+        self.receive_batch_with(max, each, Self::try_next)
     }
 
     /// As [`Self::try_receive_batch`]; waits for the first message as long as it takes.
     ///
     /// # Errors
     /// See [`Consumer`].
+    #[inline]
     pub fn receive_batch(
         &mut self,
         max: usize,
         each: impl FnMut(Message<'_>),
     ) -> Result<usize, ReceiveError> {
-        self.receive_batch_with(max, each, |consumer, max| consumer.wait_batch(max, None))
+        self.receive_batch_with(max, each, |consumer| consumer.next(None))
     }
 
     /// As [`Self::try_receive_batch`]; waits for the first message at most this long.
     ///
     /// # Errors
     /// See [`Consumer`].
+    #[inline]
     pub fn receive_batch_timeout(
         &mut self,
         max: usize,
         timeout: Duration,
         each: impl FnMut(Message<'_>),
     ) -> Result<usize, ReceiveError> {
-        self.receive_batch_with(max, each, |consumer, max| consumer.wait_batch(max, Some(timeout)))
+        self.receive_batch_with(max, each, |consumer| consumer.next(Some(timeout)))
     }
 
-    fn wait_batch(&mut self, max: usize, timeout: Option<Duration>) -> Result<(), ReceiveError> {
-        let Err(error) = self.ring.try_take_batch(&mut self.pending, max) else { return Ok(()) };
-        let mut pending = std::mem::take(&mut self.pending);
-        let result =
-            self.wait_longer(timeout, error, |ring| ring.try_take_batch(&mut pending, max));
-        self.pending = pending;
-        result
-    }
-
+    #[inline]
     fn receive_batch_with(
         &mut self,
         max: usize,
         mut each: impl FnMut(Message<'_>),
-        take: impl FnOnce(&mut Self, usize) -> Result<(), ReceiveError>,
+        first: impl FnOnce(&mut Self) -> Result<Taken, ReceiveError>,
     ) -> Result<usize, ReceiveError> {
         if self.attachment.is_forked() {
             return Err(ReceiveError::UsedAfterFork);
         }
-        let max = max.min(BATCH_MAX);
         if max == 0 {
             return Ok(0);
         }
-        if self.pending.is_empty() {
-            self.pending.reserve(max);
-            take(self, max)?;
-            self.pending.reverse();
-        }
+        let mut taken = first(self)?;
         let mut count = 0;
-        while count < max
-            && let Some(taken) = self.pending.pop()
-        {
+        loop {
             let held = Held { consumer: self, taken: Some(taken) };
             each(held.message());
             drop(held);
             count += 1;
-            if self.attachment.is_forked() {
-                break;
+            if count == max || self.attachment.is_forked() {
+                return Ok(count);
             }
+            taken = match self.ring.try_take() {
+                Ok(taken) => taken,
+                Err(error) => {
+                    // Whatever it is, the next call meets it again.
+                    let _ = self.explain(error);
+                    return Ok(count);
+                }
+            };
         }
-        Ok(count)
     }
 }
 
 /// Releases its message also when the closure panics.
 struct Held<'a> {
     consumer: &'a mut Consumer,
-    taken: Option<crate::ring::Taken>,
+    taken: Option<Taken>,
 }
 
 impl Held<'_> {

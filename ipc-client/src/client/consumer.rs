@@ -31,9 +31,6 @@ pub struct Consumer {
     // Before the attachment, which owns the mappings: fields are dropped in this order.
     pub(crate) ring: ring::Consumer,
     pub(crate) attachment: Attachment,
-    /// Messages taken but not given out yet, the next one last. Filled by batches, emptied by them, unless the closure
-    /// of a batch panics.
-    pub(crate) pending: Vec<Taken>,
     /// `Send`, not `Sync`.
     not_sync: PhantomData<Cell<()>>,
 }
@@ -58,7 +55,7 @@ impl Consumer {
     ) -> Result<Self, ClientError> {
         let (attachment, memory) = Attachment::new(client, queue, Role::Consume, policy)?;
         let ring = ring::Consumer::new(memory, attachment.geometry, attachment.key.handle)?;
-        Ok(Self { ring, attachment, pending: Vec::new(), not_sync: PhantomData })
+        Ok(Self { ring, attachment, not_sync: PhantomData })
     }
 
     /// Name of the queue.
@@ -144,12 +141,9 @@ impl Consumer {
     }
 
     #[inline]
-    fn try_next(&mut self) -> Result<Taken, ReceiveError> {
+    pub(super) fn try_next(&mut self) -> Result<Taken, ReceiveError> {
         if self.attachment.is_forked() {
             return Err(ReceiveError::UsedAfterFork);
-        }
-        if let Some(taken) = self.pending.pop() {
-            return Ok(taken);
         }
         match self.ring.try_take() {
             Ok(taken) => Ok(taken),
@@ -158,12 +152,9 @@ impl Consumer {
     }
 
     #[inline]
-    fn next(&mut self, timeout: Option<Duration>) -> Result<Taken, ReceiveError> {
+    pub(super) fn next(&mut self, timeout: Option<Duration>) -> Result<Taken, ReceiveError> {
         if self.attachment.is_forked() {
             return Err(ReceiveError::UsedAfterFork);
-        }
-        if let Some(taken) = self.pending.pop() {
-            return Ok(taken);
         }
         match self.ring.try_take() {
             Ok(taken) => Ok(taken),
@@ -250,13 +241,6 @@ impl Drop for Consumer {
     fn drop(&mut self) {
         if self.attachment.is_forked() {
             return;
-        }
-        // A closure of a batch has panicked: others get what it has not seen. A message that stayed held would stop the
-        // producers of an mpmc ring, and keep successors away from an spsc ring, until this process ends.
-        if !self.pending.is_empty() {
-            // The next one is the last of the vector.
-            self.ring.put_back(std::mem::take(&mut self.pending).into_iter().rev());
-            self.attachment.wake_peers(self.ring.own_park(), u32::MAX);
         }
         leave(&self.ring);
     }

@@ -75,9 +75,7 @@ struct Member {
 
 impl Member {
     fn is_ready(&self) -> bool {
-        !self.consumer.pending.is_empty()
-            || self.consumer.attachment.is_lost()
-            || self.consumer.ring.has_message()
+        self.consumer.attachment.is_lost() || self.consumer.ring.has_message()
     }
 
     fn may_park(&self) -> bool {

@@ -191,17 +191,6 @@ impl Consumer {
         self.line.set_counters(self.messages, self.payload_bytes);
     }
 
-    /// Gives messages back that nobody has looked at: another take, of this handle or another one, finds them. They are
-    /// the last ones that were taken, in the order in which they were. On an mpmc ring they count as redelivered.
-    pub fn put_back(
-        &mut self,
-        taken: impl IntoIterator<Item = Taken, IntoIter: DoubleEndedIterator>,
-    ) {
-        for taken in taken.into_iter().rev() {
-            with_end!(&mut self.end, end => end.put_back(taken.claim));
-        }
-    }
-
     /// Position of the next message.
     pub fn position(&self) -> u64 {
         with_end!(&self.end, end => end.position())

@@ -40,8 +40,6 @@ pub(super) trait ReceiveEnd {
     fn accept(&mut self, claim: Claim);
     /// Gives the slots of a message back.
     fn release(&mut self, claim: Claim);
-    /// Gives a message back that nobody has looked at, to be given out again.
-    fn put_back(&mut self, claim: Claim);
     /// The header of a taken message violates an invariant.
     fn refuse(&mut self);
     /// Position of the next message.

@@ -142,13 +142,6 @@ impl ReceiveEnd for ConsumerEnd {
         self.ring.slots.free(claim.position, claim.n);
     }
 
-    fn put_back(&mut self, claim: Claim) {
-        let lap = self.ring.slots.lap(claim.position);
-        let returned = Word::new(lap, claim.n, 0, State::Returned);
-        self.ring.slots.store(claim.position, returned);
-        self.ring.hint_returned();
-    }
-
     fn refuse(&mut self) {
         self.ring.set_fault_flag();
     }

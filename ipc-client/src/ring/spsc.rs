@@ -248,13 +248,6 @@ impl ReceiveEnd for ConsumerEnd {
         field(&self.own, spsc_page::POSITION).store(end, Ordering::Release);
     }
 
-    /// Only from the last message taken backwards: those before it stay as they are.
-    fn put_back(&mut self, claim: Claim) {
-        self.next = claim.position;
-        // Relaxed: read by the daemon after this handle was given back or its process died, as in `accept`.
-        field(&self.own, spsc_page::TAKEN).store(self.next, Ordering::Relaxed);
-    }
-
     fn refuse(&mut self) {}
 
     fn position(&self) -> u64 {
