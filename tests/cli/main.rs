@@ -136,6 +136,11 @@ impl Daemon {
         self.keeper.kill().unwrap();
         self.keeper.wait().unwrap();
         kill(broker, libc::SIGKILL);
+        // Until its descriptors are closed, clients have a connection to a daemon.
+        eventually("the broker is gone", || {
+            let stat = std::fs::read_to_string(format!("/proc/{broker}/stat"));
+            stat.map_or(true, |stat| stat.contains(") Z") || stat.contains(") X"))
+        });
     }
 
     /// Another daemon at the same socket, after the end of the one before.
