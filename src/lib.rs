@@ -1,3 +1,4 @@
 //! ringmain: a message broker for one Linux host. The library behind the `ringmain` command.
 
 pub mod daemon;
+pub mod disk;

@@ -43,6 +43,8 @@ pub mod async_io;
 mod client;
 #[cfg(not(loom))]
 pub mod wait;
+#[doc(hidden)]
+pub mod wire;
 
 #[cfg(not(loom))]
 pub use client::{
@@ -51,7 +53,10 @@ pub use client::{
     default_socket,
 };
 pub use layout::metadata::{Metadata, MetadataError, TraceId};
-pub use protocol::{ErrorCode, HandleInfo, Kind, QueueInfo, QueueSpec, Role, Status, WakeMode};
+pub use protocol::{
+    BrokeredInfo, DeliverySpec, ErrorCode, HandleInfo, Kind, Plane, QueueInfo, QueueSpec, Role,
+    StartAt, Status, WakeMode,
+};
 pub use ring::{Closed, Fault, Invariant};
 #[cfg(not(loom))]
 pub use sys::affinity;

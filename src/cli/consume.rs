@@ -75,7 +75,7 @@ impl Config {
                 format_args!("queue {} is {}, {why}; leave out {flag}", info.name, info.plane),
             ))
         };
-        if info.plane != "direct" {
+        if info.plane != ringmain_client::Plane::Direct {
             return Ok(());
         }
         if self.group.as_deref().is_some_and(|group| group != "default") {

@@ -52,6 +52,7 @@ impl CreateConfig {
             max_message: args.max_message,
             mode: args.mode,
             group: args.group,
+            ..QueueSpec::default()
         };
         Ok(Self { name: args.name, spec, if_not_exists: args.if_not_exists })
     }
@@ -108,7 +109,7 @@ fn list(client: &Client, args: QueueListArgs) -> Outcome {
         table.row(vec![
             queue.name.clone(),
             kind(queue).to_string(),
-            queue.plane.clone(),
+            queue.plane.to_string(),
             queue.slots.to_string(),
             queue.slot_size.to_string(),
             queue.used_slots.to_string(),

@@ -59,6 +59,7 @@ impl Queue {
             slot_size: self.entry.slot_size,
             max_message: self.entry.max_message,
             wake_mode: self.entry.wake_mode,
+            brokered: None,
             descriptors,
         }
     }

@@ -3,7 +3,7 @@
 use std::ops::Bound::{Excluded, Unbounded};
 
 use ringmain_client::protocol::{
-    ErrorCode, HandleInfo, Kind, PROTOCOL_VERSION, QueueInfo, Reply, Role, Status,
+    ErrorCode, HandleInfo, Kind, PROTOCOL_VERSION, Plane, QueueInfo, Reply, Role, Status,
 };
 use ringmain_client::ring::Closed;
 use ringmain_client::sys::clock::monotonic_ns;
@@ -34,7 +34,8 @@ impl Broker {
             id,
             name: entry.name.clone(),
             kind: entry.kind,
-            plane: "direct".to_owned(),
+            plane: Plane::Direct,
+            brokered: None,
             durable: false,
             slots: entry.slots,
             slot_size: entry.slot_size,

@@ -47,7 +47,11 @@ impl Broker {
             Request::PurgeQueue { name } => self.purge_queue(&user, &name),
             Request::ListQueues { after } => Ok(self.list_queues(&user, &after)),
             Request::QueueInfo { name } => self.queue_info(&user, &name),
-            Request::Attach { name, role } => self.attach(session, &user, &name, role),
+            Request::Attach { name, role, options: _ } => self.attach(session, &user, &name, role),
+            Request::EditQueue { name, .. } | Request::Redrive { name, .. } => refuse(
+                ErrorCode::Invalid,
+                format!("queue {name} is direct: only brokered queues have delivery rules"),
+            ),
             Request::Detach { handle } => self.detach(session, handle),
             Request::RegisterDoorbell => self.register_doorbell(session, descriptors),
             Request::BindDoorbell { handle, doorbell } => {

@@ -46,6 +46,8 @@ pub(super) fn is_writable(memory: Memory, role: Role) -> bool {
         Memory::Ring => true,
         Memory::Slots | Memory::ProducerPage => role == Role::Produce,
         Memory::ConsumerPage => role == Role::Consume,
+        Memory::ClientFile | Memory::Link | Memory::ShardBell => true,
+        Memory::ShardFile | Memory::ShardPage => false,
     }
 }
 
@@ -86,6 +88,7 @@ impl QueueMemory {
                 Memory::Slots => "slots",
                 Memory::ProducerPage => "producer",
                 Memory::ConsumerPage => "consumer",
+                _ => "brokered",
             };
             descriptors.push(create_sealed(&format!("ringmain:{name}:{part}"), bytes)?);
         }

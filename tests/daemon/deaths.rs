@@ -61,7 +61,7 @@ fn an_spsc_place_is_free_as_soon_as_its_holder_is_dead() {
     let producing = raw.attach("s", Role::Produce);
     producing.producer().try_send(0, &[], b"x").unwrap();
     let child = Actor::started(&daemon.socket, &["hold", "s", "consume"]);
-    let attach = Request::Attach { name: "s".into(), role: Role::Consume };
+    let attach = Request::attach("s", Role::Consume);
     let (code, text) = raw.refused(&attach);
     assert_eq!(code, ErrorCode::Busy);
     assert!(text.contains(&child.pid().to_string()), "{text}");
@@ -232,8 +232,8 @@ fn requests_cut_off_by_a_broker_death_leave_nothing_half_done() {
         random ^= random >> 7;
         random ^= random << 17;
         let request = match (random % 6, held.first()) {
-            (0 | 1, _) => Request::Attach { name: "m".into(), role: Role::Consume },
-            (2, _) => Request::Attach { name: "s".into(), role: Role::Produce },
+            (0 | 1, _) => Request::attach("m", Role::Consume),
+            (2, _) => Request::attach("s", Role::Produce),
             (3, Some(key)) => Request::Detach { handle: *key },
             (4, _) => Request::PurgeQueue { name: "m".into() },
             _ => Request::DeleteQueue { name: "s".into() },

@@ -79,7 +79,7 @@ fn torment(spec: &QueueSpec, roles: &[Role], seed: u64) {
             0 => Request::QueueInfo { name: "q".into() },
             1 => Request::PurgeQueue { name: "q".into() },
             2 => Request::ListQueues { after: String::new() },
-            _ => Request::Attach { name: "q".into(), role: roles[0] },
+            _ => Request::attach("q", roles[0]),
         };
         match raw.ask(&request) {
             Reply::Attached(attached) => {

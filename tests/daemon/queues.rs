@@ -3,7 +3,9 @@
 use std::os::fd::AsFd;
 
 use ringmain_client::protocol::frame::CONTROL;
-use ringmain_client::protocol::{ErrorCode, Kind, QueueSpec, Reply, Request, Role, WakeMode};
+use ringmain_client::protocol::{
+    ErrorCode, Kind, Plane, QueueSpec, Reply, Request, Role, WakeMode,
+};
 use ringmain_client::ring::{Closed, TryReceiveError, TrySendError};
 use ringmain_client::sync::atomic::Ordering;
 use ringmain_client::sys::eventfd::EventFd;
@@ -19,7 +21,7 @@ fn defaults_are_filled_in() {
     assert_eq!((info.kind, info.slots, info.slot_size), (Kind::Mpmc, 4096, 256));
     assert_eq!((info.max_message, info.mode), (64 * 1024, 0o700));
     assert_eq!(info.owner_uid, nix::unistd::getuid().as_raw());
-    assert_eq!((info.plane.as_str(), info.durable, info.state.as_str()), ("direct", false, "open"));
+    assert_eq!((info.plane, info.durable, info.state.as_str()), (Plane::Direct, false, "open"));
     assert_eq!(info.memory_bytes, 4096 + 0x9000 + 4096 * 256);
     let status = raw.status();
     assert_eq!((status.queues, status.memory_bytes), (1, info.memory_bytes));
@@ -95,7 +97,7 @@ fn deleting_closes_for_everybody() {
     let refused = producer.try_send(0, &[], b"x");
     assert_eq!(refused, Err(TrySendError::Closed(Closed::Deleted)));
     assert_eq!(consumer.try_take().unwrap_err(), TryReceiveError::Closed(Closed::Deleted));
-    let (code, _) = raw.refused(&Request::Attach { name: "q".into(), role: Role::Consume });
+    let (code, _) = raw.refused(&Request::attach("q", Role::Consume));
     assert_eq!(code, ErrorCode::NotFound);
     let (code, _) = raw.refused(&Request::Detach { handle: producing.key() });
     assert_eq!(code, ErrorCode::NotFound);
@@ -137,7 +139,7 @@ fn an_spsc_queue_has_one_of_each() {
     raw.create("s", spsc());
     let producing = raw.attach("s", Role::Produce);
     let _consuming = raw.attach("s", Role::Consume);
-    let again = Request::Attach { name: "s".into(), role: Role::Produce };
+    let again = Request::attach("s", Role::Produce);
     let (code, text) = raw.refused(&again);
     assert_eq!(code, ErrorCode::Busy);
     assert!(text.contains(&std::process::id().to_string()), "{text}");
@@ -215,7 +217,7 @@ fn limits_name_the_number_and_the_way_out() {
     let (code, text) = raw.refused(&create("c", mpmc()));
     assert_eq!(code, ErrorCode::Limit);
     assert!(text.contains("2 queues"), "{text}");
-    let attach = Request::Attach { name: "a".into(), role: Role::Consume };
+    let attach = Request::attach("a", Role::Consume);
     let handles: Vec<_> = (0..3).map(|_| raw.attach("a", Role::Consume)).collect();
     let (code, text) = raw.refused(&attach);
     assert_eq!(code, ErrorCode::Limit);
@@ -339,7 +341,7 @@ fn a_queue_has_254_handles() {
     let daemon = Daemon::start();
     let mut raw = Raw::hello(&daemon.socket, 1);
     raw.create("m", mpmc());
-    let request = Request::Attach { name: "m".into(), role: Role::Consume };
+    let request = Request::attach("m", Role::Consume);
     for _ in 0..254 {
         assert!(matches!(raw.ask(&request), Reply::Attached(_)));
     }
@@ -447,7 +449,7 @@ fn a_reported_fault_closes_an_mpmc_ring_and_no_spsc_ring() {
         assert_eq!(raw.ask(&report), Reply::Done);
         assert_eq!(raw.info(name).state, state);
     }
-    let (code, text) = raw.refused(&Request::Attach { name: "m".into(), role: Role::Consume });
+    let (code, text) = raw.refused(&Request::attach("m", Role::Consume));
     assert_eq!(code, ErrorCode::Closed, "{text}");
     assert!(daemon.log().contains("queue m closed: a b"), "{}", daemon.log());
 }

@@ -292,7 +292,7 @@ impl Raw {
     }
 
     pub(crate) fn attach(&mut self, name: &str, role: Role) -> Attachment {
-        let request = Request::Attach { name: name.into(), role };
+        let request = Request::attach(name, role);
         match self.try_ask(&request).unwrap() {
             (Reply::Attached(attached), descriptors) => {
                 Attachment::new(*attached, descriptors, role)
@@ -324,6 +324,7 @@ impl Attachment {
             let bytes = match memory {
                 Memory::Ring | Memory::Slots => geometry.region_bytes(attached.kind),
                 Memory::Control | Memory::ProducerPage | Memory::ConsumerPage => 4096,
+                other => panic!("{other:?} on a direct queue"),
             };
             verify_sealed(descriptor.as_fd(), bytes).unwrap();
             let writable = match memory {
@@ -331,6 +332,7 @@ impl Attachment {
                 Memory::Ring => true,
                 Memory::Slots | Memory::ProducerPage => role == Role::Produce,
                 Memory::ConsumerPage => role == Role::Consume,
+                other => panic!("{other:?} on a direct queue"),
             };
             let read_write =
                 Mapping::map(descriptor.as_fd(), bytes, Access::ReadWrite, Populate::Now);
@@ -461,7 +463,7 @@ pub(crate) mod child {
             // Attaches if it may.
             ["join", name] => {
                 let mut raw = Raw::hello(&socket, 1);
-                let request = Request::Attach { name: (*name).into(), role: Role::Consume };
+                let request = Request::attach(*name, Role::Consume);
                 let _ = raw.ask(&request);
                 say("ready");
                 wait_for_end();
@@ -516,8 +518,8 @@ pub(crate) mod child {
         let mut raw = Raw::hello(socket, 5);
         let name = request.get(1).unwrap_or(&"").to_string();
         let request = match request[0] {
-            "produce" => Request::Attach { name, role: Role::Produce },
-            "consume" => Request::Attach { name, role: Role::Consume },
+            "produce" => Request::attach(name, Role::Produce),
+            "consume" => Request::attach(name, Role::Consume),
             "delete" => Request::DeleteQueue { name },
             "purge" => Request::PurgeQueue { name },
             "info" => Request::QueueInfo { name },

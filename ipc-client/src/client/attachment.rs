@@ -65,7 +65,7 @@ impl Attachment {
         role: Role,
         policy: WaitPolicy,
     ) -> Result<(Self, RingMemory), ClientError> {
-        let request = Request::Attach { name: queue.to_owned(), role };
+        let request = Request::attach(queue, role);
         let (attached, descriptors, lost) = client.attach(&request)?;
         let key = attached.key;
         Self::open(client, queue, role, policy, *attached, descriptors, lost).inspect_err(|_| {
@@ -269,5 +269,10 @@ fn shape(memory: Memory, role: Role, kind: Kind, geometry: &Geometry) -> (usize,
         Memory::Slots => (geometry.region_bytes(kind), writable_by(Role::Produce)),
         Memory::ProducerPage => (PAGE_BYTES, writable_by(Role::Produce)),
         Memory::ConsumerPage => (PAGE_BYTES, writable_by(Role::Consume)),
+        Memory::ClientFile
+        | Memory::ShardFile
+        | Memory::Link
+        | Memory::ShardPage
+        | Memory::ShardBell => unreachable!("asked for by brokered handles only"),
     }
 }

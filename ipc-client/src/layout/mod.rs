@@ -6,6 +6,7 @@
 
 mod geometry;
 pub mod metadata;
+pub mod pair;
 mod word;
 
 pub use geometry::{Geometry, GeometryError};

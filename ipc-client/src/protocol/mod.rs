@@ -9,10 +9,13 @@ mod types;
 use serde::{Deserialize, Serialize};
 
 pub use frame::FrameError;
-pub use types::{HandleInfo, Kind, QueueInfo, QueueSpec, Role, Status, WakeMode};
+pub use types::{
+    BrokeredInfo, DeliverySpec, HandleInfo, Kind, Plane, QueueInfo, QueueSpec, Role, Status,
+    WakeMode,
+};
 
 /// Version of the messages below. A daemon refuses another one with [`ErrorCode::Version`].
-pub const PROTOCOL_VERSION: u16 = 1;
+pub const PROTOCOL_VERSION: u16 = 2;
 
 /// Largest packet in bytes, header included.
 pub const FRAME_BYTES_MAX: usize = 64 * 1024;
@@ -67,6 +70,22 @@ pub enum Request {
         name: String,
         /// Produce or consume.
         role: Role,
+        /// Brokered queues only; the defaults on a direct queue.
+        options: AttachOptions,
+    },
+    /// Changes the delivery rules of a brokered queue. Reply: [`Reply::Queue`].
+    EditQueue {
+        /// Its name.
+        name: String,
+        /// What is `None` stays as it is.
+        delivery: DeliverySpec,
+    },
+    /// Moves messages of a dead-letter queue back to where they came from, oldest first. Reply: [`Reply::Redriven`].
+    Redrive {
+        /// Name of the dead-letter queue.
+        name: String,
+        /// At most so many; 0 for all.
+        count: u64,
     },
     /// Gives a handle back. It holds no slot any more. Reply: [`Reply::Done`].
     Detach {
@@ -108,6 +127,38 @@ pub enum Request {
     },
 }
 
+impl Request {
+    /// Asks for a handle with the default options.
+    pub fn attach(name: impl Into<String>, role: Role) -> Self {
+        Self::Attach { name: name.into(), role, options: AttachOptions::default() }
+    }
+}
+
+/// What a brokered handle asks for.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AttachOptions {
+    /// Consumer group; empty for the default group.
+    pub group: String,
+    /// Where a group that does not exist yet starts.
+    pub from: StartAt,
+    /// Most messages that may be unacknowledged at a time; 0 takes the default.
+    pub credit: u32,
+    /// Consumers: is shown the messages that are there from `from` on, and takes none.
+    pub browse: bool,
+}
+
+/// A place in a queue.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum StartAt {
+    /// The oldest message that is there.
+    #[default]
+    First,
+    /// Only what comes from now on.
+    New,
+    /// The message with this sequence, or the first one behind it.
+    Sequence(u64),
+}
+
 /// Names a handle for the life of its queue.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct HandleKey {
@@ -142,6 +193,11 @@ pub enum Reply {
         /// How many.
         messages: u64,
     },
+    /// Messages moved back from a dead-letter queue.
+    Redriven {
+        /// How many.
+        messages: u64,
+    },
     /// A handle.
     Attached(Box<Attached>),
     /// A doorbell.
@@ -169,16 +225,33 @@ pub struct Attached {
     pub layout_version: u32,
     /// `spsc` or `mpmc`.
     pub kind: Kind,
-    /// Slots in the ring.
+    /// Slots in the ring. Brokered: in the ring that carries messages, a producer's lane or a consumer's deliveries.
     pub slots: u32,
-    /// Bytes per slot.
+    /// Bytes per slot of that ring.
     pub slot_size: u32,
-    /// Longest payload in bytes.
+    /// Longest payload in bytes. Brokered consumers: the delivery header not included.
     pub max_message: u32,
     /// How sleepers and wakers are ordered on this ring.
     pub wake_mode: WakeMode,
+    /// Brokered queues only.
+    pub brokered: Option<BrokeredHandle>,
     /// What the descriptors that came along are.
     pub descriptors: Vec<Memory>,
+}
+
+/// What a brokered handle needs to know besides. See [`crate::layout::pair`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BrokeredHandle {
+    /// Whether a confirmed message is on stable storage.
+    pub durable: bool,
+    /// Slots of the ring in the other direction: a producer's completions, a consumer's submissions. They have 64 bytes each.
+    pub record_slots: u32,
+    /// Entries of the lease table: the most credit that can be asked for. 0 for producers.
+    pub leases: u32,
+    /// The handle's word in the session's link.
+    pub ready_index: u32,
+    /// Shard that serves it.
+    pub shard: u32,
 }
 
 /// What a descriptor beside [`Reply::Attached`] maps, and whether it may be mapped writable.
@@ -194,6 +267,16 @@ pub enum Memory {
     ProducerPage,
     /// spsc: the consumer's page. Read-write for the consumer, read-only for the producer.
     ConsumerPage,
+    /// Brokered: the client's file of a handle. Read-write.
+    ClientFile,
+    /// Brokered: the shard's file of a handle. Read-only.
+    ShardFile,
+    /// Brokered: the session's link. Read-write. The same file for all handles of a session.
+    Link,
+    /// Brokered: the shard's page. Read-only.
+    ShardPage,
+    /// Brokered: the eventfd that wakes the shard. The same one for all handles of a session and shard.
+    ShardBell,
 }
 
 /// Why a request was not carried out.

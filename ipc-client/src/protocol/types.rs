@@ -12,6 +12,26 @@ pub enum Kind {
     Mpmc,
 }
 
+/// The way of a message.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Plane {
+    /// From producer to consumer through one shared ring; the daemon is not involved.
+    #[default]
+    Direct,
+    /// Through a shard of the daemon: acknowledgements, redelivery, dead letters, and durability if wanted.
+    Brokered,
+}
+
+impl core::fmt::Display for Plane {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.write_str(match self {
+            Self::Direct => "direct",
+            Self::Brokered => "brokered",
+        })
+    }
+}
+
 /// What a handle does with its queue.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -49,6 +69,26 @@ pub struct QueueSpec {
     pub mode: Option<u32>,
     /// Group by name or number; the creator's group by default.
     pub group: Option<String>,
+    /// `direct` by default, `brokered` if durable.
+    pub plane: Option<Plane>,
+    /// Every confirmed message is on stable storage. Needs the brokered plane.
+    pub durable: bool,
+    /// What a brokered queue does with messages that are not acknowledged.
+    pub delivery: DeliverySpec,
+}
+
+/// Delivery rules of a brokered queue; on a direct queue all must be `None`. `None` takes the default, or leaves the rule as
+/// it is when a queue is edited.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeliverySpec {
+    /// Deliveries before a message goes to the dead-letter queue (or is discarded and counted if there is none); 0, the
+    /// default, means any number.
+    pub max_deliveries: Option<u32>,
+    /// Name of the dead-letter queue, a brokered queue of the same durability; empty for none.
+    pub dead_letter: Option<String>,
+    /// Milliseconds until a message that was neither acknowledged nor extended is given to another consumer; 0 for
+    /// never while its consumer lives; 30,000 by default.
+    pub lease_ms: Option<u64>,
 }
 
 /// One queue, as `queue list` and `queue info` show it.
@@ -60,8 +100,8 @@ pub struct QueueInfo {
     pub name: String,
     /// `spsc` or `mpmc`.
     pub kind: Kind,
-    /// `direct`: the only plane so far.
-    pub plane: String,
+    /// `direct` or `brokered`.
+    pub plane: Plane,
     /// Whether messages survive the machine.
     pub durable: bool,
     /// Slots in the ring.
@@ -98,8 +138,41 @@ pub struct QueueInfo {
     pub tombstones: u64,
     /// Messages of dead consumers that were given out again.
     pub returned: u64,
+    /// Brokered queues only.
+    pub brokered: Option<BrokeredInfo>,
     /// One entry a handle; filled by `queue info` only.
     pub handles: Vec<HandleInfo>,
+}
+
+/// What a shard knows about one of its queues.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BrokeredInfo {
+    /// Sequence that the next message gets; the first one has 1.
+    pub next_sequence: u64,
+    /// Messages that are stored and not acknowledged by every group.
+    pub messages: u64,
+    /// Their payload and metadata bytes.
+    pub message_bytes: u64,
+    /// Of these, messages that the default group may give out now.
+    pub ready: u64,
+    /// Of these, messages that are with a consumer of the default group.
+    pub unacknowledged: u64,
+    /// Of these, messages whose delay is not over.
+    pub delayed: u64,
+    /// Deliveries beyond the first of a message, since the queue was created or the machine started.
+    pub redelivered: u64,
+    /// Messages that were moved to the dead-letter queue.
+    pub dead_lettered: u64,
+    /// Messages discarded after their last delivery because there is no dead-letter queue.
+    pub discarded: u64,
+    /// 0: any number.
+    pub max_deliveries: u32,
+    /// Empty: none.
+    pub dead_letter: String,
+    /// 0: as long as the consumer lives.
+    pub lease_ms: u64,
+    /// Number of the shard.
+    pub shard: u32,
 }
 
 /// One attached handle.
