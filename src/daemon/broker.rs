@@ -57,6 +57,8 @@ pub(super) struct Broker {
     pub(super) counters: Counters,
     /// For new queues.
     pub(super) wake_mode: WakeMode,
+    /// Handles that an older broker had taken back and left unrepaired; empty after the adoption.
+    pub(super) abandoned: Vec<(u64, u8)>,
     /// The connection that waits for the end of an upgrade's beginning.
     pub(super) upgrade_by: Option<u64>,
     pub(super) buffer: Vec<u8>,
@@ -93,6 +95,7 @@ pub fn broker_main() -> Result<(), DaemonError> {
         allocated: Results::new().map_err(|error| DaemonError::io("eventfd", &error))?,
         counters: Counters::after(None),
         wake_mode: if membarrier { WakeMode::Membarrier } else { WakeMode::Fence },
+        abandoned: Vec::new(),
         upgrade_by: None,
         buffer: vec![0; FRAME_BYTES_MAX],
     };
