@@ -169,11 +169,26 @@ impl Broker {
         doorbell: u32,
     ) -> Result<Answer, Failure> {
         if self.doorbells.get(&doorbell).is_none_or(|found| found.session != number) {
-            let text = format!("doorbell {doorbell} does not belong to this process");
-            return refuse(ErrorCode::NotFound, text);
+            return refuse(ErrorCode::NotFound, not_yours(doorbell));
         }
         self.check_handle(number, key)?;
         self.update_handle(key.queue, key.handle, |handle| handle.doorbell = Some(doorbell))?;
+        Ok(Answer::of(Reply::Done))
+    }
+
+    /// The number is not used again: handles that are still bound to it are bound to nothing, and whoever still has the
+    /// descriptors rings nobody.
+    pub(super) fn release_doorbell(
+        &mut self,
+        number: u64,
+        doorbell: u32,
+    ) -> Result<Answer, Failure> {
+        let session = self.sessions.get_mut(&number);
+        if !session.is_some_and(|session| session.doorbells.remove(&doorbell)) {
+            return refuse(ErrorCode::NotFound, not_yours(doorbell));
+        }
+        self.doorbells.remove(&doorbell);
+        self.keeper.apply(vec![Key::Doorbell(doorbell).bytes()], Vec::new())?;
         Ok(Answer::of(Reply::Done))
     }
 
@@ -200,6 +215,10 @@ impl Broker {
             vec![clone_descriptor(found.memory.as_fd())?, clone_descriptor(found.eventfd.as_fd())?];
         Ok(Answer { descriptors, ..Answer::of(Reply::Doorbell { doorbell }) })
     }
+}
+
+fn not_yours(doorbell: u32) -> String {
+    format!("doorbell {doorbell} does not belong to this process")
 }
 
 impl super::queues::Queue {

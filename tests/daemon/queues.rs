@@ -147,24 +147,33 @@ fn an_spsc_queue_has_one_of_each() {
 }
 
 #[test]
-fn a_handle_given_back_with_a_message_in_hand_stays_taken() {
-    let daemon = Daemon::start();
-    let mut raw = Raw::hello(&daemon.socket, 1);
-    raw.create("m", mpmc());
-    let producing = raw.attach("m", Role::Produce);
-    let consuming = raw.attach("m", Role::Consume);
-    let (mut producer, mut consumer) = (producing.producer(), consuming.consumer());
-    producer.try_send(0, &[], b"x").unwrap();
-    let taken = consumer.try_take().unwrap();
-    assert_eq!(raw.ask(&Request::Detach { handle: consuming.key() }), Reply::Done);
-    let (code, _) = raw.refused(&Request::Detach { handle: consuming.key() });
-    assert_eq!(code, ErrorCode::NotFound);
-    let next = raw.attach("m", Role::Consume);
-    assert_ne!(next.key().handle, consuming.key().handle);
-    let info = raw.info("m");
-    let old = info.handles.iter().find(|handle| handle.handle == consuming.key().handle).unwrap();
-    assert_eq!((old.state.as_str(), old.owned_slots, old.owns_position), ("detached", 1, Some(0)));
-    consumer.release(taken);
+fn what_a_handle_still_held_when_it_was_given_back_is_given_out_again() {
+    for spec in [mpmc(), spsc()] {
+        let daemon = Daemon::start();
+        let mut raw = Raw::hello(&daemon.socket, 1);
+        raw.create("q", spec);
+        let producing = raw.attach("q", Role::Produce);
+        let consuming = raw.attach("q", Role::Consume);
+        let (mut producer, mut consumer) = (producing.producer(), consuming.consumer());
+        producer.try_send(0, &[], b"x").unwrap();
+        let held = consumer.try_take().unwrap();
+        assert_eq!(raw.ask(&Request::Detach { handle: consuming.key() }), Reply::Done);
+        let (code, _) = raw.refused(&Request::Detach { handle: consuming.key() });
+        assert_eq!(code, ErrorCode::NotFound);
+        let info = raw.info("q");
+        assert_eq!((info.returned, info.handles.len()), (1, 1), "{info:?}");
+        let _ = held;
+        let next = raw.attach("q", Role::Consume);
+        assert_eq!(next.key().handle, consuming.key().handle);
+        let mut successor = next.consumer();
+        let taken = successor.try_take().unwrap();
+        assert!(taken.redelivered());
+        successor.release(taken);
+        // Every slot can be used.
+        for _ in 0..64 {
+            producer.try_send(0, &[], b"y").unwrap();
+        }
+    }
 }
 
 #[test]
@@ -363,6 +372,46 @@ fn wake_modes_follow_the_option() {
         WakeMode::Fence
     };
     assert_eq!(raw.create("q", spsc()).wake_mode, expected);
+}
+
+#[test]
+fn doorbells_that_are_given_back_make_room() {
+    let daemon = Daemon::start();
+    let mut raw = Raw::hello(&daemon.socket, 1);
+    raw.create("m", mpmc());
+    let consuming = raw.attach("m", Role::Consume);
+    let memory = create_sealed("doorbell", 4096).unwrap();
+    let eventfd = EventFd::new().unwrap();
+    let register = CONTROL.encode(&Request::RegisterDoorbell).unwrap();
+    let mut numbers = Vec::new();
+    loop {
+        raw.send_bytes(&register, &[memory.as_fd(), eventfd.as_fd()]);
+        match raw.receive() {
+            Ok((Reply::Doorbell { doorbell }, _)) => numbers.push(doorbell),
+            Ok((Reply::Error { code: ErrorCode::Limit, .. }, _)) => break,
+            other => panic!("{other:?}"),
+        }
+    }
+    let release = Request::ReleaseDoorbell { doorbell: numbers[0] };
+    let bind = Request::BindDoorbell { handle: consuming.key(), doorbell: numbers[0] };
+    assert_eq!(raw.ask(&bind), Reply::Done);
+    let mut other = Raw::hello(&daemon.socket, 2);
+    assert_eq!(other.refused(&release).0, ErrorCode::NotFound);
+    assert_eq!(raw.ask(&release), Reply::Done);
+    assert_eq!(raw.refused(&release).0, ErrorCode::NotFound);
+    let fetch = Request::FetchDoorbell { queue: consuming.key().queue, doorbell: numbers[0] };
+    assert_eq!(raw.refused(&fetch).0, ErrorCode::NotFound);
+    raw.send_bytes(&register, &[memory.as_fd(), eventfd.as_fd()]);
+    let Ok((Reply::Doorbell { doorbell }, _)) = raw.receive() else { panic!() };
+    assert!(!numbers.contains(&doorbell), "a number is used once");
+    // The next broker does not know it either, and takes over what was bound to it.
+    daemon.kill_broker();
+    let (mut raw, lost) = Raw::resume(&daemon.socket, 1, &[consuming.key()]);
+    assert!(lost.is_empty());
+    assert_eq!(raw.refused(&fetch).0, ErrorCode::NotFound);
+    assert_eq!(raw.refused(&release).0, ErrorCode::NotFound);
+    assert_eq!(raw.ask(&Request::ReleaseDoorbell { doorbell }), Reply::Done);
+    assert!(matches!(raw.ask(&Request::DeleteQueue { name: "m".into() }), Reply::Done));
 }
 
 #[test]

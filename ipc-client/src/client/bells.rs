@@ -1,7 +1,7 @@
 //! Doorbells that the daemon knows, and their reuse.
 //!
-//! A process has few doorbells, and the daemon keeps each until the process ends. So one that is no longer needed is
-//! kept for the next selector, and async handles share theirs.
+//! A process has few doorbells. One that is no longer needed is kept for the next selector, further ones are given back
+//! to the daemon, and async handles share theirs.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -9,6 +9,10 @@ use super::connection::{Inner, unexpected};
 use super::doorbell::OwnDoorbell;
 use super::error::ClientError;
 use crate::protocol::{HandleKey, Reply, Request};
+
+/// Doorbells that are kept for the next user. Whoever makes one selector after the other uses the same doorbell, so that
+/// publishers need not fetch one each time.
+const IDLE_MAX: usize = 1;
 
 /// Doorbells of one client that are not in use, and those that are shared.
 #[derive(Debug, Default)]
@@ -102,6 +106,17 @@ impl Drop for LeasedBell {
         }
         own.reset();
         let mut state = self.client.bells.lock();
+        if state.generation != self.generation {
+            return;
+        }
+        if state.idle.len() >= IDLE_MAX {
+            drop(state);
+            if self.client.release_doorbell(self.id) {
+                return;
+            }
+            // The daemon could not be told, and knows it as before.
+            state = self.client.bells.lock();
+        }
         if state.generation == self.generation {
             state.idle.push((self.id, own));
         }

@@ -68,7 +68,8 @@ pub enum Request {
         /// Produce or consume.
         role: Role,
     },
-    /// Gives a handle back. It holds no slot any more. Reply: [`Reply::Done`].
+    /// Gives a handle back: its process has unmapped the ring. Slots that the handle still owns are repaired as after a
+    /// death. Reply: [`Reply::Done`].
     Detach {
         /// Which.
         handle: HandleKey,
@@ -105,6 +106,11 @@ pub enum Request {
     Upgrade {
         /// Absolute path or empty.
         binary: String,
+    },
+    /// Gives a doorbell of this session back; handles that are bound to it ring no more. Reply: [`Reply::Done`].
+    ReleaseDoorbell {
+        /// From [`Reply::Doorbell`].
+        doorbell: u32,
     },
 }
 
