@@ -66,11 +66,11 @@ impl Broker {
             }
             Key::Doorbell(id) => {
                 let entry: DoorbellEntry = decode(bytes)?;
-                let [memory, eventfd] = exactly(own)?;
+                let [memory, socket] = exactly(own)?;
                 let session =
                     self.sessions.get_mut(&entry.session).ok_or("its session is missing")?;
                 session.doorbells.insert(id);
-                self.doorbells.insert(id, Doorbell::new(entry.session, memory, eventfd)?);
+                self.doorbells.insert(id, Doorbell::new(entry.session, memory, socket)?);
             }
             Key::Queue(id) => {
                 let entry: QueueEntry = decode(bytes)?;

@@ -81,7 +81,7 @@ pub(super) struct SessionEntry {
     pub(super) uid: u32,
 }
 
-/// With two descriptors: the memfd and the eventfd.
+/// With two descriptors: the memfd and the socket.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct DoorbellEntry {
     pub(super) session: u64,

@@ -332,8 +332,8 @@ fn fetch_doorbell(inner: &Inner, fetch: Fetch) -> Result<Arc<PeerDoorbell>, Clie
     let request = Request::FetchDoorbell { queue: fetch.queue, doorbell: fetch.doorbell };
     let answer = inner.request(&request)?;
     match (&answer.reply, <[_; 2]>::try_from(answer.descriptors)) {
-        (Reply::Doorbell { doorbell }, Ok([memory, eventfd])) if *doorbell == fetch.doorbell => {
-            let opened = PeerDoorbell::open(fetch.doorbell, memory, eventfd, inner.mark())?;
+        (Reply::Doorbell { doorbell }, Ok([memory, socket])) if *doorbell == fetch.doorbell => {
+            let opened = PeerDoorbell::open(fetch.doorbell, memory, socket, inner.mark())?;
             Ok(Arc::new(opened))
         }
         (reply, _) => Err(unexpected(reply)),

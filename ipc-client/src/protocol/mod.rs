@@ -74,7 +74,8 @@ pub enum Request {
         /// Which.
         handle: HandleKey,
     },
-    /// Registers the doorbell of the process: two descriptors come along, the doorbell's memfd and its eventfd.
+    /// Registers the doorbell of the process: two descriptors come along, the doorbell's memfd and the shared end
+    /// of its socket pair.
     /// Reply: [`Reply::Doorbell`].
     RegisterDoorbell,
     /// Lets those who publish to this queue ring that doorbell of the same session. Reply: [`Reply::Done`].
@@ -85,7 +86,7 @@ pub enum Request {
         doorbell: u32,
     },
     /// The descriptors of a doorbell that is bound to a consumer of a queue on which the caller has a handle.
-    /// Reply: [`Reply::Doorbell`] with the memfd and the eventfd.
+    /// Reply: [`Reply::Doorbell`] with the memfd and the socket.
     FetchDoorbell {
         /// Queue.
         queue: u64,
