@@ -176,7 +176,7 @@ impl Background {
         let now = Instant::now();
         self.remember(fetch.doorbell, Known::Missing(now));
         let mut work = self.lock();
-        let misses = work.misses.entry(fetch.queue).or_insert(Misses::new(now));
+        let misses = work.misses.entry(fetch.queue).or_insert_with(|| Misses::new(now));
         misses.left = misses.left.saturating_sub(1);
     }
 
