@@ -41,8 +41,16 @@ impl Broker {
                 }
             }
         }
-        for (queue, handles) in of_queue {
-            self.repair(queue, &handles);
+        for (id, handles) in of_queue {
+            let begun = Instant::now();
+            self.repair(id, &handles);
+            let took_ms = begun.elapsed().as_millis();
+            if took_ms > SLOW_MS
+                && let Some(queue) = self.queues.get(&id)
+            {
+                let (name, count) = (&queue.entry.name, handles.len());
+                log!("queue {name}: the repair of {count} handles after a death took {took_ms} ms");
+            }
         }
         let mut deletes = Vec::new();
         for (number, session) in dead {
@@ -68,18 +76,9 @@ impl Broker {
         let Some(queue) = self.queues.get(&id) else {
             return;
         };
-        let begun = Instant::now();
         match queue.memory.repair(handles) {
             Ok(()) => self.wake(queue),
             Err(fault) => self.close_for_fault(id, &fault.to_string()),
-        }
-        let took_ms = begun.elapsed().as_millis();
-        if took_ms > SLOW_MS {
-            log!(
-                "queue {}: the repair of {} handles took {took_ms} ms",
-                queue.entry.name,
-                handles.len()
-            );
         }
     }
 }

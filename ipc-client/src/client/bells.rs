@@ -186,11 +186,14 @@ pub(crate) mod shared {
         pub(crate) fn new(attachment: &Attachment) -> Result<(Self, u32), ClientError> {
             let bells = &attachment.client.bells;
             let mark = attachment.mark();
-            let free = {
+            let known: Vec<_> = {
                 let mut state = bells.lock();
                 state.shared.retain(|shared| shared.strong_count() != 0);
-                state.shared.iter().find_map(|shared| shared.upgrade()?.place(mark))
+                state.shared.iter().filter_map(std::sync::Weak::upgrade).collect()
             };
+            // Without the lock: a doorbell whose last handle goes meanwhile is dropped here, and takes it.
+            let free = known.iter().find_map(|shared| shared.place(mark));
+            drop(known);
             let place = match free {
                 Some(place) => place,
                 None => {
