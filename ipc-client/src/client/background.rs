@@ -56,6 +56,8 @@ struct Work {
     running: bool,
     reconnect: bool,
     fetches: Vec<Fetch>,
+    /// Those that the thread is busy with.
+    in_hand: Vec<Fetch>,
     reports: Vec<Report>,
     known: HashMap<u32, Known>,
     /// By queue.
@@ -143,16 +145,18 @@ impl Background {
         None
     }
 
-    /// Rings what is still to be rung for this queue, before its last handle goes. One attempt each.
+    /// Rings what is still to be rung for this queue, before its last handle goes: afterwards the daemon would refuse. One
+    /// attempt each, also of those that the thread has in hand and may come too late with.
     pub(super) fn flush(&self, inner: &Inner, queue: u64) {
         let fetches = {
             let mut work = self.lock();
-            if work.fetches.is_empty() {
+            if work.fetches.is_empty() && work.in_hand.is_empty() {
                 return;
             }
-            let (now, later): (Vec<_>, Vec<_>) =
+            let (mut now, later): (Vec<_>, Vec<_>) =
                 work.fetches.drain(..).partition(|fetch| fetch.queue == queue);
             work.fetches = later;
+            now.extend(work.in_hand.iter().filter(|fetch| fetch.queue == queue));
             now
         };
         self.work(inner, Todo { fetches, ..Todo::default() });
@@ -278,6 +282,7 @@ impl Work {
             fetches: std::mem::take(&mut self.fetches),
             reports: std::mem::take(&mut self.reports),
         };
+        self.in_hand.clone_from(&todo.fetches);
         let nothing = !todo.reconnect && todo.fetches.is_empty() && todo.reports.is_empty();
         self.running = !nothing;
         self.running.then_some(todo)
@@ -312,6 +317,7 @@ fn run(client: &Weak<Inner>) {
             return;
         };
         let end = inner.background.work(&inner, todo);
+        inner.background.lock().in_hand.clear();
         drop(inner);
         match end {
             End::Done => pause = PAUSE_MIN,
@@ -376,8 +382,8 @@ mod tests {
         }
     }
 
-    #[test]
-    fn numbers_that_a_peer_makes_up_do_not_keep_the_daemon_busy() {
+    /// A client of such a daemon; what was asked; the daemon's thread.
+    fn connected() -> (Arc<Inner>, Arc<Mutex<u32>>, std::thread::JoinHandle<()>) {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let path = folder.path().join("s");
         let flags = SockFlag::SOCK_CLOEXEC;
@@ -389,6 +395,27 @@ mod tests {
         let count = Arc::clone(&asked);
         let daemon = std::thread::spawn(move || serve(&listener, &count));
         let client = Inner::connect(path).expect("the daemon answers");
+        (client, asked, daemon)
+    }
+
+    #[test]
+    fn what_the_thread_has_in_hand_is_rung_before_the_last_handle_goes() {
+        let (client, asked, daemon) = connected();
+        // As by the thread that is held up right after it took its work.
+        client.background.lock().running = true;
+        assert!(client.doorbell(1, 7, 0).is_none());
+        assert!(client.background.lock().next().is_some());
+        client.background.flush(&client, 2);
+        assert_eq!(*asked.lock().expect("nobody panics"), 0);
+        client.background.flush(&client, 1);
+        assert_eq!(*asked.lock().expect("nobody panics"), 1);
+        drop(client);
+        daemon.join().expect("the daemon ends well");
+    }
+
+    #[test]
+    fn numbers_that_a_peer_makes_up_do_not_keep_the_daemon_busy() {
+        let (client, asked, daemon) = connected();
         let started = Instant::now();
         for doorbell in 1..=4000 {
             assert!(client.doorbell(1, doorbell, doorbell).is_none());
