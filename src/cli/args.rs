@@ -62,6 +62,9 @@ pub(crate) struct Format {
 #[derive(Debug, Args)]
 #[command(after_help = DEMO_EXAMPLES)]
 pub(crate) struct DemoArgs {
+    /// Takes the place of the one that all other commands have
+    #[arg(long, hide = true, value_name = "PATH")]
+    pub(crate) socket: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) format: Format,
     /// Records to send: one per line, plain or gzip [default: 100,000 flight records that come with ringmain]
@@ -390,6 +393,9 @@ pub(crate) struct ThroughputArgs {
     /// Bytes per slot [default: the cache lines of one message]
     #[arg(long, value_name = "BYTES", value_parser = parse_size_u32)]
     pub(crate) slot_size: Option<u32>,
+    /// Measure how late each message is; costs three readings of the clock a message
+    #[arg(long)]
+    pub(crate) latency: bool,
     #[command(flatten)]
     pub(crate) format: Format,
 }
@@ -568,11 +574,16 @@ const THROUGHPUT_EXAMPLES: &str = "\
 Examples:
   ringmain bench throughput --kind spsc --size 64 --batch 16
   ringmain bench throughput --kind mpmc --producers 2 --consumers 2 --size 1KiB
+  ringmain bench throughput --kind mpmc --producers 8 --consumers 8 --latency
 
 Every word of every payload is derived from its producer and number and is compared on arrival. With one consumer each \
 number is checked against the one before; with several, every consumer checks that the numbers of each producer \
 grow, and counts and 128-bit sums of what was sent and what arrived must agree. Exits with 65 if they do not.
-\"oversubscribed\": more processes than cores; record such figures, do not compare them.";
+\"oversubscribed\": more processes than cores; record such figures, do not compare them.
+
+With --latency every message is written in place and carries two times, and the consumer reads the clock when it has \
+its copy. latency_us goes from the producer's call to the receipt, so what it waited for room counts; age_us goes from \
+the moment that it had its slot. Compare rates without --latency.";
 
 const DEATHS_EXAMPLES: &str = "\
 Examples:

@@ -10,8 +10,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use nix::sys::signal::SigSet;
 use ringmain_client::sys::eventfd::EventFd;
 
-/// Runs `work` on a new thread, or here if there can be none. Signals stay with the main thread: they are there to
-/// interrupt its system calls.
+/// Runs `work` on a new thread, or here if there can be none. Signals stay with the main thread.
 pub(super) fn run(name: &str, work: impl FnOnce() + Send + 'static) {
     // The closure is handed over in a box that comes back if the thread cannot be started.
     let work = Arc::new(std::sync::Mutex::new(Some(work)));

@@ -1,6 +1,7 @@
 //! `ringmain bench rtt|throughput|deaths`: figures between processes, with their conditions.
 
 pub(crate) mod deaths;
+pub(crate) mod lateness;
 pub(crate) mod lines;
 pub(crate) mod load;
 pub(crate) mod pair;
