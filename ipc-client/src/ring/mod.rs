@@ -17,7 +17,7 @@ pub mod repair;
 mod slots;
 mod spsc;
 
-pub use consumer::{Consumer, Taken};
+pub use consumer::{Consumer, Taken, View, Visit};
 pub use error::{Closed, Fault, Invariant, TryReceiveError, TrySendError};
 pub use line::{HandleLine, LineSnapshot};
 pub use park::{Kernel, Park, sleep_once, wake_sleepers};

@@ -91,9 +91,8 @@ impl SendEnd for ProducerEnd {
     }
 
     #[inline(always)]
-    fn publish(&mut self, position: u64, n: u32) {
-        let lap = self.ring.slots.lap(position);
-        self.ring.slots.store(position, Word::new(lap, n, self.owner, State::Published));
+    fn published(&self, position: u64, n: u32) -> Word {
+        Word::new(self.ring.slots.lap(position), n, self.owner, State::Published)
     }
 
     #[inline(always)]

@@ -22,7 +22,8 @@
 //!   (repair resets the words).
 //! - A message before `taken` and not before `position` may have been seen by a consumer that died.
 
-use super::end::{Claim, ReceiveEnd, SendEnd};
+use super::consumer::Taken;
+use super::end::{Claim, ReceiveEnd, SendEnd, Show, show_once};
 use super::error::{Fault, Invariant, TryReceiveError, TrySendError};
 use super::region::Region;
 use super::slots::Slots;
@@ -65,6 +66,22 @@ fn field(page: &Region, offset: usize) -> &AtomicU64 {
     // SAFETY: the offsets of `spsc_page` are multiples of eight below its length, and whoever calls this has found the
     // pages that long with `check_pages`.
     unsafe { page.u64_at_unchecked(offset) }
+}
+
+/// Before the bytes of a message that ends here are looked at.
+#[inline(always)]
+fn take_note(own: &Region, end: u64) {
+    // Relaxed: read only after this process is dead. The fence keeps the compiler from moving reads of the payload
+    // before it; the processor's order does not matter to those who look after the death.
+    field(own, spsc_page::TAKEN).store(end, Ordering::Relaxed);
+    compiler_fence(Ordering::SeqCst);
+}
+
+/// All slots before this position are the producer's again.
+#[inline(always)]
+fn give_back(own: &Region, end: u64) {
+    // Release: partner of `position`, the reads of the message come before.
+    field(own, spsc_page::POSITION).store(end, Ordering::Release);
 }
 
 /// Both pages are there in full.
@@ -146,8 +163,8 @@ impl SendEnd for ProducerEnd {
     }
 
     #[inline(always)]
-    fn publish(&mut self, position: u64, n: u32) {
-        self.slots.store(position, Word::new(self.slots.lap(position), n, 0, State::Published));
+    fn published(&self, position: u64, n: u32) -> Word {
+        Word::new(self.slots.lap(position), n, 0, State::Published)
     }
 
     #[inline(always)]
@@ -227,6 +244,45 @@ impl ReceiveEnd for ConsumerEnd {
         Ok((claim, redelivered))
     }
 
+    /// Messages in one slot each, without metadata. What [`Self::take`] and its like compute for each message is carried
+    /// along here; whatever is not that simple ends it.
+    #[inline(always)]
+    fn visit_quickly(&mut self, max: usize, show: &mut impl Show) -> usize {
+        let (slots, own) = (self.slots.clone(), self.own.clone());
+        let size = slots.geometry.slot_size();
+        let longest = slots.geometry.first_body_bytes().min(slots.geometry.max_message()) as u64;
+        let mut position = self.next;
+        let mut count = 0;
+        while count < max {
+            let published = Word::new(slots.lap(position), 1, 0, State::Published);
+            let end = position + slots.until_wrap(position).min(max - count) as u64;
+            let mut slot = slots.at(position);
+            while position < end {
+                if slot.load() != published {
+                    return count;
+                }
+                let header = slot.read_header();
+                if header > longest {
+                    return count;
+                }
+                #[allow(clippy::cast_possible_truncation)] // a length and nothing else
+                let length = header as u32;
+                let redelivered = position < self.redelivered_before;
+                let taken = Taken::single(position, slot.offset, length, redelivered);
+                position += 1;
+                self.next = position;
+                take_note(&own, position);
+                show_once(show, &slots, taken, || give_back(&own, position));
+                count += 1;
+                if !show.may_go_on() {
+                    return count;
+                }
+                slot.offset += size;
+            }
+        }
+        count
+    }
+
     fn has_message(&self) -> bool {
         let word = self.slots.load(self.next);
         !matches!(self.take_other(self.next, word), Err(TryReceiveError::Empty))
@@ -235,17 +291,12 @@ impl ReceiveEnd for ConsumerEnd {
     #[inline(always)]
     fn accept(&mut self, claim: Claim) {
         self.next = claim.position + u64::from(claim.n);
-        // Relaxed: read only after this process is dead. The fence keeps the compiler from moving reads of the payload
-        // before it; the processor's order does not matter to those who look after the death.
-        field(&self.own, spsc_page::TAKEN).store(self.next, Ordering::Relaxed);
-        compiler_fence(Ordering::SeqCst);
+        take_note(&self.own, self.next);
     }
 
     #[inline(always)]
     fn release(&mut self, claim: Claim) {
-        // Release: partner of `position`, the reads of the message come before.
-        let end = claim.position + u64::from(claim.n);
-        field(&self.own, spsc_page::POSITION).store(end, Ordering::Release);
+        give_back(&self.own, claim.position + u64::from(claim.n));
     }
 
     fn refuse(&mut self) {}
