@@ -26,12 +26,14 @@ pub enum ReadMetadataError {
 }
 
 impl<'a> Message<'a> {
+    #[inline]
     fn check(&self) -> Result<(), ReceiveError> {
         if self.mark.is_forked() { Err(ReceiveError::UsedAfterFork) } else { Ok(()) }
     }
 
     /// Payload bytes.
     #[must_use]
+    #[inline]
     #[allow(clippy::len_without_is_empty)] // a message without payload is no empty container
     pub fn len(&self) -> usize {
         self.view.taken().length()
@@ -39,12 +41,14 @@ impl<'a> Message<'a> {
 
     /// Position of the message in its queue: grows from message to message, not always by one.
     #[must_use]
+    #[inline]
     pub fn sequence(&self) -> u64 {
         self.view.taken().sequence()
     }
 
     /// Whether a consumer that died may have seen this message before.
     #[must_use]
+    #[inline]
     pub fn redelivered(&self) -> bool {
         self.view.taken().redelivered()
     }
@@ -53,6 +57,7 @@ impl<'a> Message<'a> {
     ///
     /// # Errors
     /// [`ReceiveError::UsedAfterFork`] in a forked child.
+    #[inline]
     pub fn copy_to(&self, buffer: &mut Vec<u8>) -> Result<usize, ReceiveError> {
         self.check()?;
         let length = self.view.taken().length();
@@ -65,6 +70,7 @@ impl<'a> Message<'a> {
     ///
     /// # Errors
     /// [`ReceiveError::UsedAfterFork`] in a forked child.
+    #[inline]
     pub fn read_at(&self, offset: usize, into: &mut [u8]) -> Result<usize, ReceiveError> {
         self.check()?;
         Ok(self.view.read(offset, into))
@@ -72,6 +78,7 @@ impl<'a> Message<'a> {
 
     /// Address of the payload if the message lies in one slot; `None` if it does not, or after fork.
     #[must_use]
+    #[inline]
     pub fn as_ptr(&self) -> Option<*const u8> {
         if self.mark.is_forked() {
             return None;
@@ -85,6 +92,7 @@ impl<'a> Message<'a> {
     /// No other process may write to these bytes while the slice exists. Members of the queue that follow the protocol
     /// do not; on an mpmc queue any member, on an spsc queue the producer, could break it.
     #[must_use]
+    #[inline]
     pub unsafe fn as_slice(&self) -> Option<&'a [u8]> {
         let start = self.as_ptr()?;
         // SAFETY: the payload lies in one mapped slot that is held while `'a` lasts; that nobody writes to it is the

@@ -2,7 +2,7 @@
 
 use super::end::{Claim, ReceiveEnd, Show, show_once};
 use super::error::{Closed, Fault, TryReceiveError};
-use super::line::HandleLine;
+use super::line::{Counters, HandleLine};
 use super::park::Park;
 use super::region::Region;
 use super::slots::{Header, Slots};
@@ -20,6 +20,7 @@ pub struct Consumer {
     own_park: Park,
     peer_park: Park,
     line: HandleLine,
+    counters: Counters,
     /// The same as the end's: reading does not depend on the kind.
     slots: Slots,
 }
@@ -166,7 +167,16 @@ impl Consumer {
         let peer_park = memory.park(Role::Produce);
         let control = memory.control().clone();
         let slots = with_end!(&end, end => end.slots().clone());
-        Ok(Self { control, end, handle, own_park, peer_park, line, slots })
+        Ok(Self {
+            control,
+            end,
+            handle,
+            own_park,
+            peer_park,
+            line,
+            counters: Counters::default(),
+            slots,
+        })
     }
 
     /// Why nothing will come any more, if so; what was sent before `Draining` can still be received.
@@ -206,7 +216,12 @@ impl Consumer {
         if let Some(closed @ (Closed::Deleted | Closed::Fault)) = closed {
             return Err(TryReceiveError::Closed(closed));
         }
-        let mut show = Showing { visitor, line: &self.line, peers: &self.peer_park };
+        let mut show = Showing {
+            visitor,
+            line: &self.line,
+            counters: &mut self.counters,
+            peers: &self.peer_park,
+        };
         match with_end!(&mut self.end, end => visit(end, max, &mut show)) {
             Err(TryReceiveError::Empty) => {
                 Err(closed.map_or(TryReceiveError::Empty, TryReceiveError::Closed))
@@ -270,7 +285,7 @@ impl Consumer {
         if !planted(Canary::ReleaseBeforeCopy) {
             with_end!(&mut self.end, end => end.release(taken.claim));
         }
-        self.line.count(1, u64::from(taken.header.length));
+        self.counters.count(&self.line, 1, u64::from(taken.header.length));
     }
 
     /// Position of the next message.
@@ -355,6 +370,7 @@ fn visit(
 struct Showing<'a, V> {
     visitor: &'a mut V,
     line: &'a HandleLine,
+    counters: &'a mut Counters,
     peers: &'a Park,
 }
 
@@ -371,7 +387,7 @@ impl<V: Visit> Show for Showing<'_, V> {
 
     #[inline(always)]
     fn given_back(&mut self, taken: &Taken) {
-        self.line.count(1, u64::from(taken.header.length));
+        self.counters.count(self.line, 1, u64::from(taken.header.length));
         self.visitor.given_back(self.peers);
     }
 }

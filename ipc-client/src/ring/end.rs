@@ -23,6 +23,8 @@ pub(super) trait SendEnd {
     fn claim(&mut self, n: u32) -> Result<Claim, TrySendError>;
     /// The word that publishes a message at this position, which lies within a claim; of a batch the first comes last.
     fn published(&self, position: u64, n: u32) -> Word;
+    /// Another batch like this one will probably come soon.
+    fn prepare_next(&self, _claim: Claim) {}
     /// All messages of the claim are published.
     fn finish(&mut self, claim: Claim);
     /// Gives a claim up.
@@ -65,8 +67,10 @@ pub(super) trait Show {
 /// Shows a message and then runs `release`, also when `show` panics.
 #[inline(always)]
 pub(super) fn show_once(show: &mut impl Show, slots: &Slots, taken: Taken, release: impl FnMut()) {
-    let shown = Shown { show, taken, release };
+    let mut shown = Shown { show, taken, release };
     shown.show.show(slots, &shown.taken);
+    shown.give_back();
+    core::mem::forget(shown);
 }
 
 struct Shown<'a, S: Show, R: FnMut()> {
@@ -75,12 +79,19 @@ struct Shown<'a, S: Show, R: FnMut()> {
     release: R,
 }
 
-impl<S: Show, R: FnMut()> Drop for Shown<'_, S, R> {
+impl<S: Show, R: FnMut()> Shown<'_, S, R> {
     #[inline(always)]
-    fn drop(&mut self) {
+    fn give_back(&mut self) {
         if self.show.may_go_on() {
             (self.release)();
             self.show.given_back(&self.taken);
         }
+    }
+}
+
+/// For panics alone.
+impl<S: Show, R: FnMut()> Drop for Shown<'_, S, R> {
+    fn drop(&mut self) {
+        self.give_back();
     }
 }

@@ -238,15 +238,20 @@ impl Ring {
             };
             match found {
                 Found::Ready if slot.exchange(free, writing) => {
-                    let claim = Claim { position: tail, n };
-                    self.advance(self.tail(), claim);
-                    return Ok(claim);
+                    return Ok(self.claimed(tail, n));
                 }
                 Found::Ready | Found::Again | Found::Freed => {}
                 Found::Nothing => return Err(TrySendError::Full),
             }
         }
         Err(self.no_progress(self.tail_position()).into())
+    }
+
+    #[inline(always)]
+    fn claimed(&self, tail: u64, n: u32) -> Claim {
+        let claim = Claim { position: tail, n };
+        self.advance(self.tail(), claim);
+        claim
     }
 
     fn free_behind(&self, position: u64, n: u32) -> bool {

@@ -2,7 +2,7 @@
 
 use super::end::{Claim, SendEnd};
 use super::error::{Closed, Fault, TrySendError};
-use super::line::HandleLine;
+use super::line::{Counters, HandleLine};
 use super::park::Park;
 use super::region::Region;
 use super::slots::{Header, Slots};
@@ -23,6 +23,7 @@ pub struct Producer {
     own_park: Park,
     peer_park: Park,
     line: HandleLine,
+    counters: Counters,
 }
 
 #[derive(Debug)]
@@ -84,7 +85,7 @@ impl Producer {
         let own_park = memory.park(Role::Produce);
         let peer_park = memory.park(Role::Consume);
         let control = memory.control().clone();
-        Ok(Self { control, end, handle, own_park, peer_park, line })
+        Ok(Self { control, end, handle, own_park, peer_park, line, counters: Counters::default() })
     }
 
     fn slots(&self) -> &Slots {
@@ -103,7 +104,7 @@ impl Producer {
 
     #[inline(always)]
     fn count(&mut self, messages: u64, payload_bytes: u64) {
-        self.line.count(messages, payload_bytes);
+        self.counters.count(&self.line, messages, payload_bytes);
     }
 
     /// Sends one message, copying it. Returns its sequence: the position of its claim.
@@ -313,6 +314,7 @@ fn send_batch(end: &mut impl SendEnd, payloads: &[&[u8]]) -> Result<(u64, u64), 
     let claim = end.claim(n)?;
     if n as usize == payloads.len() {
         write_singles(end, claim.position, payloads);
+        end.prepare_next(claim);
     } else {
         write_batch(end, claim.position, payloads);
     }

@@ -197,6 +197,17 @@ impl Slots {
         self.geometry.slots_for(body) == u64::from(n)
     }
 
+    /// Asks for the lines of `n` slots from this position on, to write them, as far as they come before the end of the ring.
+    #[inline(always)]
+    pub(super) fn prefetch_run(&self, position: u64, n: usize) {
+        let size = self.geometry.slot_size();
+        let start = self.offset(position);
+        let end = start + self.until_wrap(position).min(n) * size;
+        for line in (start..end).step_by(64) {
+            self.region.prefetch(line, true);
+        }
+    }
+
     /// Slots from this position on up to the end of the ring.
     #[inline(always)]
     pub(super) fn until_wrap(&self, position: u64) -> usize {

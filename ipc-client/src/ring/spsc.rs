@@ -94,6 +94,12 @@ pub(super) fn check_pages(producer: &Region, consumer: &Region) -> Result<(), Fa
     Ok(())
 }
 
+/// How many batches lie between one and the one whose lines it asks for.
+const PREPARED_AHEAD: u64 = 2;
+
+/// Bytes of lines that are asked for at a time: the processor keeps track of a few dozen lines.
+const PREPARED_BYTES_MAX: usize = 4096;
+
 /// No ring ever comes this far; below it positions can be counted on without overflow.
 const POSITION_MAX: u64 = 1 << 62;
 
@@ -165,6 +171,18 @@ impl SendEnd for ProducerEnd {
     #[inline(always)]
     fn published(&self, position: u64, n: u32) -> Word {
         Word::new(self.slots.lap(position), n, 0, State::Published)
+    }
+
+    /// Stores wait for their lines one after the other, so that the lines of a later batch are best on their way before it is
+    /// written. Only what the consumer is known to have done with is asked for, and no more than fits beside the rest.
+    #[inline(always)]
+    fn prepare_next(&self, claim: Claim) {
+        let n = u64::from(claim.n);
+        let from = claim.position + PREPARED_AHEAD * n;
+        let few = claim.n as usize * self.slots.geometry.slot_size() <= PREPARED_BYTES_MAX;
+        if few && from + n - self.head <= self.slots.geometry.slots() {
+            self.slots.prefetch_run(from, claim.n as usize);
+        }
     }
 
     #[inline(always)]
