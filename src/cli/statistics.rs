@@ -55,7 +55,9 @@ impl Samples {
             if below + count >= half {
                 let after = values.next().map(|(value, _)| value as f64);
                 // At either end the group is as wide on its outer side as on its inner one.
-                let down = before.map(|before| value - before).or(after.map(|after| after - value));
+                let down = before
+                    .map(|before| value - before)
+                    .or_else(|| after.map(|after| after - value));
                 let up = after.map(|after| after - value).or(down);
                 let (low, high) =
                     (value - down.unwrap_or(0.0) / 2.0, value + up.unwrap_or(0.0) / 2.0);

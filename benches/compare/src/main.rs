@@ -65,8 +65,8 @@ fn print_round_trips(name: &str, pairs: &Pairs) {
         "{}",
         json!({
             "comparison": name,
-            "ours_ns": median(&pairs.ours).round(),
-            "theirs_ns": median(&pairs.theirs).round(),
+            "ours_ns": (median(&pairs.ours) * 10.0).round() / 10.0,
+            "theirs_ns": (median(&pairs.theirs) * 10.0).round() / 10.0,
             "ratio": (median(&pairs.ratios) * 1000.0).round() / 1000.0,
             "floor_ns": median(&pairs.floors).round(),
             "pairs_kept": pairs.ratios.len(),

@@ -6,6 +6,7 @@ use super::attachment::Attachment;
 use super::consumer::Consumer;
 use super::error::ReceiveError;
 use super::guard::Message;
+use super::waiting::found_nothing;
 use crate::ring::{self, Park, Taken, TryReceiveError, View, Visit};
 use crate::sys::fork::ForkMark;
 
@@ -77,8 +78,14 @@ impl Consumer {
                 if self.attachment.is_forked() {
                     return Ok(1);
                 }
-                // What stops it now, the next call meets again.
-                Ok(1 + self.visit(max - 1, &mut each).unwrap_or(0))
+                match self.visit(max - 1, &mut each) {
+                    Ok(count) => Ok(1 + count),
+                    Err(error) => {
+                        // Whatever it is, the next call meets it again.
+                        let _ = self.explain(error);
+                        Ok(1)
+                    }
+                }
             }
         }
     }
@@ -91,7 +98,11 @@ impl Consumer {
     ) -> Result<usize, TryReceiveError> {
         let mark = self.attachment.mark();
         let mut visitor = Visitor { attachment: &mut self.attachment, mark, each };
-        self.ring.try_visit(max, &mut visitor)
+        let visited = self.ring.try_visit(max, &mut visitor);
+        if matches!(visited, Ok(count) if count < max) && !mark.is_forked() {
+            found_nothing(&self.ring, &mut self.attachment);
+        }
+        visited
     }
 }
 

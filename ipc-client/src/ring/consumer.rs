@@ -201,7 +201,7 @@ impl Consumer {
     }
 
     /// Shows up to `max` messages, as many as there are, to a visitor, and gives each back before it takes the next.
-    /// Returns how many. An error only if there is none.
+    /// Returns how many. An error only if there is none. On an spsc ring no message may be held meanwhile.
     #[inline(always)]
     pub fn try_visit(
         &mut self,

@@ -55,7 +55,7 @@ pub(super) unsafe fn copy_in(source: *const u8, target: *mut u8, length: usize) 
         if length > 64 {
             copy_long(source, target, length);
         } else if length > ONE_LINE_BODY {
-            gathers!(source, target, [0, 16]);
+            gathers!(source, target, [0_usize, 16_usize]);
             gathers!(source, target, [length - 32, length - 16]);
         } else if length >= 8 {
             copy_words(source, target, length);
@@ -82,7 +82,7 @@ pub(super) unsafe fn copy_out(source: *const u8, target: *mut u8, length: usize)
         if length > 64 {
             copy_long(source, target, length);
         } else if length > ONE_LINE_BODY {
-            moves!(source, target, [0, 16, length - 32, length - 16]);
+            moves!(source, target, [0_usize, 16_usize, length - 32, length - 16]);
         } else if length >= 8 {
             copy_words(source, target, length);
         } else if length > 0 {

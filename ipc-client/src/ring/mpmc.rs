@@ -238,20 +238,15 @@ impl Ring {
             };
             match found {
                 Found::Ready if slot.exchange(free, writing) => {
-                    return Ok(self.claimed(tail, n));
+                    let claim = Claim { position: tail, n };
+                    self.advance(self.tail(), claim);
+                    return Ok(claim);
                 }
                 Found::Ready | Found::Again | Found::Freed => {}
                 Found::Nothing => return Err(TrySendError::Full),
             }
         }
         Err(self.no_progress(self.tail_position()).into())
-    }
-
-    #[inline(always)]
-    fn claimed(&self, tail: u64, n: u32) -> Claim {
-        let claim = Claim { position: tail, n };
-        self.advance(self.tail(), claim);
-        claim
     }
 
     fn free_behind(&self, position: u64, n: u32) -> bool {

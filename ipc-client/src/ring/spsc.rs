@@ -29,6 +29,7 @@ use super::region::Region;
 use super::slots::Slots;
 use crate::layout::{Geometry, State, Word, spsc_page};
 use crate::sync::atomic::{AtomicU64, Ordering, compiler_fence};
+use crate::sync::canary::{Canary, planted};
 
 /// The producer's end.
 #[derive(Debug)]
@@ -266,6 +267,9 @@ impl ReceiveEnd for ConsumerEnd {
     /// along here; whatever is not that simple ends it.
     #[inline(always)]
     fn visit_quickly(&mut self, max: usize, show: &mut impl Show) -> usize {
+        if planted(Canary::ReleaseBeforeCopy) {
+            return 0;
+        }
         let (slots, own) = (self.slots.clone(), self.own.clone());
         let size = slots.geometry.slot_size();
         let longest = slots.geometry.first_body_bytes().min(slots.geometry.max_message()) as u64;
