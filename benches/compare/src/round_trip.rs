@@ -8,7 +8,7 @@ use ringmain_client::protocol::Kind;
 use ringmain_client::ring::{Consumer, Producer};
 
 use crate::memory::{board, region, ring_memory, two_processes};
-use crate::vyukov::Vyukov;
+use crate::vyukov::{Duties, Vyukov};
 
 const ROUNDS: u64 = 60_000;
 const BYTES: usize = 48;
@@ -106,9 +106,9 @@ pub(crate) fn ringmain(kind: Kind) -> f64 {
 }
 
 /// The variant with plain stamps in each direction.
-pub(crate) fn vyukov() -> f64 {
+pub(crate) fn vyukov(duties: Duties) -> f64 {
     let geometry = Geometry::new(Some(1024), Some(64), Some(48)).expect("valid geometry");
-    let queue = || Vyukov::new(region(Vyukov::bytes(&geometry)), geometry);
+    let queue = || Vyukov::new(region(Vyukov::bytes(&geometry)), geometry, duties);
     let (there, back) = (queue(), queue());
     let receive = |queue: &Vyukov, n: u64| {
         let mut bytes = [0; BYTES];

@@ -9,6 +9,7 @@ mod copy;
 mod end;
 mod error;
 mod line;
+mod look;
 mod mpmc;
 pub mod park;
 mod producer;

@@ -25,6 +25,7 @@
 use super::consumer::Taken;
 use super::end::{Claim, ReceiveEnd, SendEnd, Show, show_once};
 use super::error::{Fault, Invariant, TryReceiveError, TrySendError};
+use super::look::end_look;
 use super::region::Region;
 use super::slots::Slots;
 use crate::layout::{Geometry, State, Word, spsc_page};
@@ -254,6 +255,7 @@ impl ReceiveEnd for ConsumerEnd {
             return Ok((Claim { position, n: 1 }, redelivered));
         }
         if word == Word::new(lap.wrapping_sub(1), 1, 0, State::Published) {
+            end_look();
             self.slots.prefetch_second_line(position, false);
             return Err(TryReceiveError::Empty);
         }
