@@ -565,7 +565,8 @@ Examples:
 Two processes, pinned to two cores. Windows of the ring alternate with windows of the floor: the round trip of the \
 same number of cache lines between the same two processes, without a ring. A message of B bytes takes \
 ceil((B + 16) / 64) lines. A pair whose floor probes before and after differ by more than 10 % is dropped and counted. \
-ratio_p50 is the median over the kept pairs; rtt_ns and floor_ns are over all windows. A round trip is the time \
+ratio_p50 is the median over the kept pairs of the ring's median over the floor's, both interpolated between the ticks \
+of the clock, which may be 10 ns apart; rtt_ns and floor_ns are over all windows, as the clock showed them. A round trip is the time \
 between two sends of the same process, read from the monotonic clock once, right after each send, in the ring's \
 windows and in the floor's; nothing is subtracted. With --wait park a bare futex round trip and the membarrier in front \
 of each sleep are measured in the same run.";

@@ -142,8 +142,9 @@ fn fill(message: &mut [u8], stamp: u64) {
     }
     let rest = words.into_remainder();
     let last = (stamp ^ step).to_le_bytes();
-    let bytes = rest.len();
-    rest.copy_from_slice(&last[..bytes]);
+    for (byte, value) in rest.iter_mut().zip(last) {
+        *byte = value;
+    }
 }
 
 /// The stamp of a message, if every word belongs to it.
@@ -159,7 +160,8 @@ fn verify(message: &[u8]) -> Option<u64> {
         step = step.wrapping_add(STEP);
     }
     let last = (stamp ^ step).to_le_bytes();
-    (difference == 0 && rest == &last[..rest.len()]).then_some(stamp)
+    let same = rest.iter().zip(&last).all(|(byte, value)| byte == value);
+    (difference == 0 && same).then_some(stamp)
 }
 
 /// Sends until the time is over.
