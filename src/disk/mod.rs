@@ -9,9 +9,20 @@
 //! completed may be there in any part, sector by sector. A created file is durable after its `sync` *and* `sync_directory`.
 //! A failed write or sync is final for its file: the caller never tries it again.
 
+mod blocking;
 mod buffer;
+mod directory;
 mod error;
+mod memory;
+mod open;
+mod probe;
 pub mod simulated;
+mod sleeper;
+mod transfer;
+mod uring;
+mod workers;
+
+use std::fmt;
 
 use std::io;
 use std::os::fd::BorrowedFd;
@@ -19,9 +30,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ringmain_client::sys::eventfd::EventFd;
+use serde::Serialize;
 
+pub use blocking::BlockingDisk;
 pub use buffer::Buffer;
 pub use error::errno;
+pub use memory::{CreateMemory, MemoryDisk, RemoveMemory};
+pub use open::{Backend, Description, open_disk};
+pub use probe::{DiskReport, Latency, RawWrites, SyncFigures, probe_sync_modes, report};
+pub use uring::{Availability, UringDisk, availability};
 
 /// Files are written in multiples of this many bytes, at multiples of it.
 pub const BLOCK_BYTES: usize = 4096;
@@ -41,6 +58,25 @@ pub enum Durability {
     Durable,
     /// A later `sync` sees to it.
     Later,
+}
+
+/// How a write becomes durable.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum SyncMode {
+    /// By itself: `RWF_DSYNC`.
+    Dsync,
+    /// A write, then `fdatasync`.
+    Fdatasync,
+}
+
+impl fmt::Display for SyncMode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Dsync => "RWF_DSYNC",
+            Self::Fdatasync => "write + fdatasync",
+        })
+    }
 }
 
 /// What a disk does while its caller goes on.
