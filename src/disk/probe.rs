@@ -199,7 +199,7 @@ impl RawWrites {
             for one in completed.drain(..) {
                 done += 1;
                 self.buffers.extend(one.buffer);
-                failure = failure.or(one.result.err());
+                failure = failure.or_else(|| one.result.err());
             }
         }
         match failure {
