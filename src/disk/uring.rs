@@ -450,8 +450,11 @@ impl Disk for UringDisk {
     }
 
     fn flush(&mut self) {
-        let entered = self.ring.as_mut().map(Ring::enter);
-        if let Some(Err(error)) = entered {
+        let Some(ring) = &mut self.ring else { return };
+        if ring.queued.is_empty() && ring.uring.submission().is_empty() {
+            return;
+        }
+        if let Err(error) = ring.enter() {
             self.abandon(&error);
         }
     }
