@@ -1,0 +1,3 @@
+//! The journal under power cuts, rot, errors and kills, on a simulated disk.
+
+pub mod owner;

@@ -1,0 +1,3 @@
+//! The journal on a simulated disk.
+
+mod basics;
