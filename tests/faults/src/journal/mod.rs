@@ -2,5 +2,7 @@
 
 pub mod crash;
 pub mod driver;
+pub mod errors;
 pub mod model;
 pub mod owner;
+pub mod rot;
