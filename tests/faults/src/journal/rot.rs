@@ -43,13 +43,13 @@ pub enum Verdict {
 }
 
 impl Sample {
-    pub fn new(seed: u64) -> Result<Self, String> {
+    pub fn new(seed: u64, segments: usize) -> Result<Self, String> {
         let simulation = Simulation::new();
         simulation.hold();
         let text = |error: OpenError| error.to_string();
         let mut driver = Driver::open(&simulation, Model::default(), seed).map_err(text)?;
         driver.settle();
-        while driver.journal.statistics().segments < 3 {
+        while driver.journal.statistics().segments < segments {
             driver.step();
         }
         driver.settle();

@@ -10,7 +10,7 @@ fn is_long() -> bool {
 
 #[test]
 fn a_flipped_byte_is_noticed_or_has_no_witness() {
-    let sample = Sample::new(1).unwrap_or_else(|what| panic!("{what}"));
+    let sample = Sample::new(1, 3).unwrap_or_else(|what| panic!("{what}"));
     let seed = Random::seed_from_environment();
     let step = if is_long() { 1 } else { 13 };
     let first = usize::try_from(seed % 13).expect("below 13");
@@ -21,14 +21,14 @@ fn a_flipped_byte_is_noticed_or_has_no_witness() {
 
 #[test]
 fn a_missing_end_is_noticed_or_has_no_witness() {
-    let sample = Sample::new(2).unwrap_or_else(|what| panic!("{what}"));
+    let sample = Sample::new(2, 3).unwrap_or_else(|what| panic!("{what}"));
     let counts = truncations(&sample, if is_long() { 1 } else { 97 });
     println!("{:?}", counts.unwrap_or_else(|what| panic!("{what}")));
 }
 
 #[test]
 fn an_unreadable_block_is_no_end() {
-    let sample = Sample::new(3).unwrap_or_else(|what| panic!("{what}"));
+    let sample = Sample::new(3, 3).unwrap_or_else(|what| panic!("{what}"));
     let counts = unreadable(&sample).unwrap_or_else(|what| panic!("{what}"));
     println!("{counts:?}");
 }
