@@ -420,7 +420,8 @@ impl<D: Disk> Journal<D> {
             self.complete(one);
         }
         self.completed = completed;
-        while let Some(written) = self.frontier.next_durable() {
+        let limit = self.failure.as_ref().map_or(Lsn::MAX, |failure| failure.lsn);
+        while let Some(written) = self.frontier.next_durable(limit) {
             self.note_durable(written);
         }
         self.flush();

@@ -153,7 +153,8 @@ impl<D: Disk> Journal<D> {
         let most = self.batch_bytes_max().next_multiple_of(BLOCK_BYTES) as u64;
         if end + most + TAIL_BYTES > spare.bytes {
             // The state needs a longer file.
-            self.wanted_bytes = (end + 2 * most + TAIL_BYTES).next_multiple_of(self.config.segment_bytes);
+            self.wanted_bytes =
+                (end + 2 * most + TAIL_BYTES).next_multiple_of(self.config.segment_bytes);
             (self.next_lsn, self.chain) = (lsn, chain);
             for Sealed { buffer, .. } in sealed {
                 self.cache.recycle(buffer);
@@ -205,8 +206,14 @@ impl<D: Disk> Journal<D> {
         let mut entries: Vec<Entry> = live.map(|segment| segment.entry).collect();
         entries.extend(self.head_entry(self.next_lsn, self.chain));
         let lanes: Vec<(u64, u64)> = self.lanes.iter().map(|(lane, at)| (*lane, *at)).collect();
-        let mut writer =
-            Writer { journal: self, batch: None, sealed: Vec::new(), epoch, file_bytes, records: 0 };
+        let mut writer = Writer {
+            journal: self,
+            batch: None,
+            sealed: Vec::new(),
+            epoch,
+            file_bytes,
+            records: 0,
+        };
         for (lane, position) in lanes {
             writer.batch().lane(lane, position);
         }
