@@ -115,7 +115,7 @@ fn mend(disk: &mut impl Disk, damage: &Damage, report: &mut RepairReport) -> Res
     let broken = survey.recovered.broken.first().copied().or_else(|| {
         let in_head =
             survey.recovered.head.is_some_and(|(head, _)| survey.files[head].name == damage.file);
-        if in_head { None } else { named.last() }
+        if in_head { None } else { named.next_back() }
     });
     match broken {
         Some((entry, file)) => fill(disk, survey, (entry, file), report),

@@ -69,7 +69,7 @@ pub(super) struct Contents {
 impl Contents {
     pub(super) fn add(&mut self, runs: &[Run]) {
         for run in runs {
-            let range = self.ranges.entry(run.queue).or_insert((run.first, run.last()));
+            let range = self.ranges.entry(run.queue).or_insert_with(|| (run.first, run.last()));
             range.0 = range.0.min(run.first);
             range.1 = range.1.max(run.last());
         }
