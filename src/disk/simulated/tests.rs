@@ -2,7 +2,10 @@
 
 use std::collections::BTreeSet;
 
-use super::super::{BLOCK_BYTES, Disk, Durability, errno};
+use std::io;
+
+use super::super::{BLOCK_BYTES, Buffer, Disk, Done, Durability, FileId, Operation, errno};
+use super::image::SECTOR_BYTES;
 use super::*;
 
 const OPTIONS: CrashOptions = CrashOptions { limit: 4096, seed: 1, garbage: false };
@@ -202,8 +205,9 @@ fn faults_hit_the_call_they_are_meant_for() {
     let file = disk.create("a", 8192).unwrap();
     simulation.fail(Site::BeginWrite, 2, Fault::Short);
     simulation.fail_call(4, Fault::Error(libc::ENOSPC));
-    for number in 1..=2 {
-        disk.submit(Ticket(number), write(file, 0, filled(number as u8, 2), Durability::Durable));
+    for byte in 1..=2 {
+        let write = write(file, 0, filled(byte, 2), Durability::Durable);
+        disk.submit(Ticket(byte.into()), write);
     }
     disk.submit(Ticket(3), Operation::Create { name: "b".to_owned(), bytes: 4096 });
     disk.flush();
@@ -242,5 +246,5 @@ fn rot_lost_reads_and_a_full_disk() {
     simulation.set_capacity(Some(10_000));
     assert_eq!(errno(&disk.create("b", 8192).unwrap_err()), libc::ENOSPC);
     disk.create("b", 4096).unwrap();
-    assert_eq!(errno(&disk.create("b", 0).unwrap_err()), libc::EEXIST);
+    assert_eq!(errno(&disk.create("b", 4096).unwrap_err()), libc::EEXIST);
 }
