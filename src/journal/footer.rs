@@ -9,8 +9,8 @@ use crate::disk::{BLOCK_BYTES, Buffer};
 
 /// Bytes of a run.
 const RUN_BYTES: usize = 40;
-/// Bytes of header and fixed part.
-const TRAILER_BYTES: u32 = HEADER_BYTES as u32 + 56;
+/// Bytes of header and seven numbers.
+const TRAILER_BYTES: u32 = 184;
 
 /// What a footer says about its segment.
 #[derive(Debug, Clone, PartialEq, Eq)]
