@@ -1,0 +1,8 @@
+//! The journal on a simulated disk.
+
+mod basics;
+mod canaries;
+mod crashes;
+mod damage;
+mod disks;
+mod golden;
