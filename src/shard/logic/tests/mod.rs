@@ -2,3 +2,5 @@
 
 mod cases;
 mod memory;
+mod model;
+mod programs;
