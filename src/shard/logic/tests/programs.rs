@@ -5,14 +5,15 @@ use std::collections::{BTreeMap, VecDeque};
 use ringmain_client::wire::{LeaseToken, Outcome, Up};
 
 use super::cases::consumer;
-use super::memory::{Event, MemoryLog, MemoryPort, at_ms, definition, handle};
+use super::memory::{Event, MemoryLog, MemoryPort, Record, at_ms, definition, handle};
 use super::model::{DELAY_MS_MAX, Model, Queue, State};
-use crate::shard::logic::record::{MessageBody, kind};
+use crate::shard::logic::record::{self, MessageBody, kind};
 use crate::shard::logic::{ControlResult, HandleId, Logic, Lsn, StartAt, canary, headers};
 
-/// Dead letters of the first queue.
-const DEAD: u64 = 3;
-const QUEUES: [u64; 3] = [1, 2, DEAD];
+/// Takes the dead letters of `ORIGIN`; the third queue has none.
+const DEAD: u64 = 1;
+const ORIGIN: u64 = 2;
+const QUEUES: [u64; 3] = [DEAD, ORIGIN, 3];
 const LEASE_MS: u64 = 40;
 
 struct Random(u64);
@@ -93,13 +94,12 @@ impl Program {
             next_handle: 10,
         };
         program.logic.start(at_ms(0));
-        for queue in [DEAD, 1, 2] {
-            let id = if queue == DEAD { 1 } else { queue + 1 };
+        for id in QUEUES {
             let mut definition = definition(id, &format!("q{id}"));
             definition.lease_ms = LEASE_MS;
-            if queue == 1 {
+            if id == ORIGIN {
                 definition.max_deliveries = 3;
-                definition.dead_letter = "q1".to_owned();
+                definition.dead_letter = format!("q{DEAD}");
             }
             let rules = Queue::new(definition.max_deliveries, LEASE_MS);
             program.model.queues.insert(id, rules);
@@ -302,49 +302,56 @@ impl Program {
 
     /// What the logic wrote by itself: messages moved to the dead-letter queue, or discarded.
     fn records(&mut self) -> Check {
+        let mut letter = None;
         while let Some(record) = self.log.records.get(self.seen_records) {
             self.seen_records += 1;
-            let body = MessageBody::parse(&record.body);
-            match (record.kind, body) {
-                (kind::MESSAGE, Some(body)) if body.lane == 0 => {
-                    let metadata = body.metadata;
-                    let header = |name| headers::find(metadata, name).unwrap_or_default();
-                    let sequence: u64 = header(headers::ORIGIN_SEQUENCE).parse().unwrap_or(0);
-                    let count: u32 = header(headers::DELIVERIES).parse().unwrap_or(0);
-                    if header(headers::ORIGIN_QUEUE) != "q2" {
-                        return Err("moved from where?".to_owned());
-                    }
-                    let origin = self.model.queues.get_mut(&2).expect("queue");
-                    let payload = origin.payloads[&sequence].clone();
-                    let moved = origin.groups.values_mut().find_map(|group| {
-                        let doomed = group.open.get(&sequence) == Some(&State::Doomed { count });
-                        doomed.then(|| group.open.remove(&sequence))
-                    });
-                    if moved.is_none() || payload != body.payload {
-                        return Err(format!("{sequence} was moved: {:?}", origin.groups));
-                    }
-                    let dead = self.model.queues.get_mut(&record.queue).expect("queue");
-                    if dead.stored(&payload) != record.sequence {
-                        return Err("a sequence is not dense".to_owned());
+            match record.kind {
+                kind::MESSAGE => {
+                    let body = MessageBody::parse(&record.body).ok_or("malformed message")?;
+                    if body.lane == 0 {
+                        letter = Some(record.clone());
                     }
                 }
-                (kind::DISCARDED, _) => {
-                    let queue = self.model.queues.get_mut(&record.queue).expect("queue");
-                    // The list: form, group, folded sequence, 1.
-                    let first = queue.groups.values_mut().find_map(|group| {
-                        let (first, _) = group
-                            .open
-                            .iter()
-                            .find(|(_, state)| matches!(state, State::Doomed { .. }))?;
-                        let first = *first;
-                        group.open.remove(&first)
-                    });
-                    if first.is_none() {
-                        return Err("what was discarded?".to_owned());
+                kind::MOVED | kind::DISCARDED => {
+                    let id = record.queue;
+                    let mut taken_out = (0, 0);
+                    record::read_ranges(&record.body, |group, first, messages| {
+                        taken_out = (group, first);
+                        if messages == 1 { Ok(()) } else { Err("one at a time".to_owned()) }
+                    })?;
+                    let (group, sequence) = taken_out;
+                    let queue = self.model.queues.get_mut(&id).expect("queue");
+                    let name = if group == 0 { "" } else { "audit" };
+                    let state = queue.group(name).open.remove(&sequence);
+                    let Some(State::Doomed { count }) = state else {
+                        return Err(format!("{sequence} was taken out, it was {state:?}"));
+                    };
+                    let payload = queue.payloads[&sequence].clone();
+                    if id == ORIGIN {
+                        let letter = letter.take().ok_or("the message itself was not moved")?;
+                        self.letter(&letter, sequence, count, &payload)?;
                     }
                 }
                 _ => {}
             }
+        }
+        if letter.is_some() { Err("moved and still there".to_owned()) } else { Ok(()) }
+    }
+
+    fn letter(&mut self, letter: &Record, sequence: u64, count: u32, payload: &[u8]) -> Check {
+        let body = MessageBody::parse(&letter.body).ok_or("malformed message")?;
+        let header = |name| headers::find(body.metadata, name).unwrap_or_default();
+        if header(headers::ORIGIN_QUEUE) != "q2"
+            || header(headers::ORIGIN_SEQUENCE) != sequence.to_string()
+            || header(headers::DELIVERIES) != count.to_string()
+            || !["rejected", "max-deliveries"].contains(&header(headers::REASON))
+            || body.payload != payload
+        {
+            return Err(format!("dead letter of {sequence}: {letter:?}"));
+        }
+        let dead = self.model.queues.get_mut(&letter.queue).expect("queue");
+        if dead.stored(payload) != letter.sequence {
+            return Err("a sequence is not dense".to_owned());
         }
         Ok(())
     }
