@@ -445,3 +445,31 @@ fn many_messages_need_no_entries() {
     let bytes: usize = records.iter().map(|record| record.body.len()).sum();
     assert!(bytes < 256, "{bytes} bytes");
 }
+
+/// An idle queue, beside its name: itself, its default group, and its places in the tables.
+#[test]
+fn an_idle_queue_is_small() {
+    use crate::shard::logic::{group::Group, queue::Queue};
+    let bytes = size_of::<Queue>() + size_of::<Group>() + 256;
+    assert!(bytes < 1024, "{bytes} bytes");
+}
+
+#[test]
+fn no_group_waits_for_another_one() {
+    let mut world = World::new(&[definition(1, "orders")]);
+    let producer = world.producer(1);
+    let mut spec = consumer(4096);
+    spec.leases = 4096;
+    world.consumer(1, 2, &spec);
+    spec.group = "audit".to_owned();
+    let audit = world.consumer(1, 3, &spec);
+    for _ in 0..2000 {
+        world.send(producer, b"m");
+    }
+    let now = at_ms(0);
+    world.logic.on_durable(world.log.last(), &mut world.port, &mut world.log, now);
+    assert!(world.logic.dispatch(&mut world.log, &mut world.port, now));
+    let events = std::mem::take(&mut world.port.events);
+    assert!(deliveries(&events).iter().any(|(to, _, _)| *to == audit));
+    assert_eq!(deliveries(&events).len() + deliveries(&world.turn()).len(), 4000);
+}
