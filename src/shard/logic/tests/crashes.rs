@@ -9,6 +9,7 @@ use super::programs::{Check, LEASE_MS, Program, QUEUES};
 
 impl Program {
     pub(super) fn crash(&mut self, adopt: bool) -> Check {
+        self.log.full = false;
         if self.history.back().is_none_or(|(lsn, _)| *lsn < self.durable) {
             self.note();
         }

@@ -128,6 +128,7 @@ impl Program {
 
     /// Everything that can happen happens; then nothing may be left undone.
     pub(super) fn settle(&mut self) -> Check {
+        self.log.full = false;
         let mut rounds = 0;
         while rounds < 4 {
             let far = self.log.far.len();

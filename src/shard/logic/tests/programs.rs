@@ -8,7 +8,7 @@ use super::cases::consumer;
 use super::memory::{MemoryLog, MemoryPort, at_ms, definition, handle};
 use super::model::{DELAY_MS_MAX, Model, Queue, State};
 use crate::shard::logic::record::kind;
-use crate::shard::logic::{HandleId, Logic, Lsn, StartAt, canary};
+use crate::shard::logic::{HandleId, Logic, Lsn, Refusal, StartAt, canary};
 
 /// Takes the dead letters of `ORIGIN`; the third queue has none.
 pub(super) const DEAD: u64 = 1;
@@ -130,9 +130,13 @@ impl Program {
                 format!("{queue}/{position}/{}", "x".repeat(self.random.below(30) as usize)).into();
             let now = at_ms(self.ms);
             let producer = handle(queue, 1);
-            self.logic
-                .publish(&mut self.log, producer, position, next, 0, &[], &payload, now)
-                .map_err(|refusal| format!("{refusal:?}"))?;
+            let published =
+                self.logic.publish(&mut self.log, producer, position, next, 0, &[], &payload, now);
+            match published {
+                Ok(()) => {}
+                Err(Refusal::Full) if self.log.full => return Ok(()),
+                Err(refusal) => return Err(format!("{refusal:?}")),
+            }
             self.lane_ends.insert(queue, next);
             let sequence = self.model.queues.get_mut(&queue).expect("queue").stored(&payload);
             self.model.lanes.entry(queue).or_default().push_back((position, sequence));
@@ -157,6 +161,11 @@ impl Program {
         spec.group = group.clone();
         spec.from =
             self.random.pick(&[StartAt::First, StartAt::New, StartAt::Sequence(4)]).expect("some");
+        let opened = self.logic.open_consumer(&mut self.log, handle, &spec);
+        if self.log.full && opened == Err(Refusal::Full) {
+            return;
+        }
+        opened.expect("room");
         let rules = self.model.queues.get_mut(&queue).expect("queue");
         let from = match spec.from {
             StartAt::First => 1,
@@ -164,7 +173,6 @@ impl Program {
             StartAt::Sequence(sequence) => sequence,
         };
         rules.add_group(&group, from);
-        self.logic.open_consumer(&mut self.log, handle, &spec).expect("room");
         self.consumers.insert(handle, Client { group, credit, blocked: false });
         self.note();
     }
@@ -364,10 +372,13 @@ impl Program {
             55..58 => self.credit()?,
             58..62 => self.room(),
             62..70 => self.time()?,
-            70..71 => self.purge()?,
-            71..82 => self.late_disk()?,
+            70 if !self.log.full => self.purge()?,
+            70 | 71 => self.log.full = !self.log.full,
+            72..82 => self.late_disk()?,
             82..92 => self.dispatch()?,
             92..94 => {
+                // With acknowledgements that wait for room it would be ahead of the log.
+                self.log.full = false;
                 self.note();
                 self.log.write_checkpoint(&self.logic);
             }
