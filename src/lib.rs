@@ -2,4 +2,6 @@
 
 pub mod daemon;
 pub mod disk;
+
 pub mod journal;
+pub mod shard;

@@ -1,0 +1,30 @@
+//! What the logic needs of a journal.
+
+use crate::journal::{AppendError, Location, Lsn, RecordRef};
+
+/// A message as the log has it.
+#[derive(Debug)]
+pub enum Message<'a> {
+    /// The body of its record: [`super::record::MessageBody::parse`] reads it.
+    Ready(&'a [u8]),
+    /// It is being read: ask again later.
+    Pending,
+    /// It cannot be read, or is not there: what, where and why.
+    Lost(String),
+}
+
+/// A journal, as [`crate::journal::Journal`] has it.
+pub trait Log {
+    /// Begins an atomic group.
+    fn begin(&mut self);
+    /// Adds a record. Outside a group it is a group of its own. After an error within a group comes [`Self::abort`].
+    fn append(&mut self, record: RecordRef<'_>) -> Result<(Lsn, Location), AppendError>;
+    /// Ends the group.
+    fn commit(&mut self);
+    /// Takes the records of the group back; their LSNs are given again.
+    fn abort(&mut self);
+    /// A durable message that was appended earlier.
+    fn message(&mut self, queue: u64, sequence: u64) -> Message<'_>;
+    /// Messages of this queue below this sequence are never asked for again, not even after a restart.
+    fn forget(&mut self, queue: u64, below: u64);
+}

@@ -1,0 +1,447 @@
+//! Random programs: clients, time, a disk that is late, crashes; the model judges everything that comes out.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use ringmain_client::wire::{LeaseToken, Outcome, Up};
+
+use super::cases::consumer;
+use super::memory::{MemoryLog, MemoryPort, at_ms, definition, handle};
+use super::model::{DELAY_MS_MAX, Model, Queue, State};
+use crate::shard::logic::record::kind;
+use crate::shard::logic::{HandleId, Logic, Lsn, Refusal, StartAt, canary};
+
+/// Takes the dead letters of `ORIGIN`; the third queue has none.
+pub(super) const DEAD: u64 = 1;
+pub(super) const ORIGIN: u64 = 2;
+pub(super) const QUEUES: [u64; 3] = [DEAD, ORIGIN, 3];
+pub(super) const LEASE_MS: u64 = 40;
+
+pub(super) struct Random(u64);
+
+impl Random {
+    pub(super) fn below(&mut self, end: u64) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        (self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 33) % end
+    }
+
+    pub(super) fn pick<T: Clone>(&mut self, from: &[T]) -> Option<T> {
+        if from.is_empty() {
+            None
+        } else {
+            Some(from[self.below(from.len() as u64) as usize].clone())
+        }
+    }
+}
+
+#[derive(Debug, Clone)]
+pub(super) struct Client {
+    pub(super) group: String,
+    pub(super) credit: u32,
+    pub(super) blocked: bool,
+}
+
+pub(super) struct Program {
+    pub(super) random: Random,
+    pub(super) logic: Logic,
+    pub(super) log: MemoryLog,
+    pub(super) port: MemoryPort,
+    pub(super) ms: u64,
+    pub(super) durable: Lsn,
+    /// Records that the model has seen.
+    pub(super) seen_records: usize,
+    pub(super) model: Model,
+    /// The model at places of the log, from the durable one on.
+    pub(super) history: VecDeque<(Lsn, Model)>,
+    pub(super) consumers: BTreeMap<HandleId, Client>,
+    pub(super) tokens: Vec<(HandleId, LeaseToken)>,
+    pub(super) lane_ends: BTreeMap<u64, u64>,
+    pub(super) released: BTreeMap<u64, u64>,
+    /// Completions that must come, per queue: position and sequence.
+    pub(super) completions: BTreeMap<u64, VecDeque<(u64, u64)>>,
+    pub(super) answers: BTreeMap<u64, Outcome>,
+    /// Submissions whose slots are not released, and when they may be.
+    pub(super) unreleased: Vec<(HandleId, Up, Option<Lsn>)>,
+    pub(super) purges: BTreeMap<u64, u64>,
+    pub(super) next_request: u64,
+    pub(super) next_handle: u8,
+}
+
+pub(super) type Check = Result<(), String>;
+
+impl Program {
+    fn new(seed: u64) -> Self {
+        let mut program = Self {
+            random: Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1),
+            logic: Logic::new(7),
+            log: MemoryLog::default(),
+            port: MemoryPort::default(),
+            ms: 0,
+            durable: 0,
+            seen_records: 0,
+            model: Model::default(),
+            history: VecDeque::new(),
+            consumers: BTreeMap::new(),
+            tokens: Vec::new(),
+            lane_ends: BTreeMap::new(),
+            released: BTreeMap::new(),
+            completions: BTreeMap::new(),
+            answers: BTreeMap::new(),
+            unreleased: Vec::new(),
+            purges: BTreeMap::new(),
+            next_request: 1,
+            next_handle: 10,
+        };
+        program.logic.start(at_ms(0));
+        for id in QUEUES {
+            let mut definition = definition(id, &format!("q{id}"));
+            definition.lease_ms = LEASE_MS;
+            if id == ORIGIN {
+                definition.max_deliveries = 3;
+                definition.dead_letter = format!("q{DEAD}");
+            }
+            let rules = Queue::new(definition.max_deliveries, LEASE_MS);
+            program.model.queues.insert(id, rules);
+            program.logic.create_queue(&mut program.log, 1 << 40, definition);
+        }
+        for queue in QUEUES {
+            program.logic.open_producer(handle(queue, 1), queue).expect("queue");
+        }
+        program.durable_to(program.log.last()).expect("definitions");
+        program.note();
+        program
+    }
+
+    fn request(&mut self) -> u64 {
+        if self.random.below(2) == 0 {
+            return 0;
+        }
+        self.next_request += 1;
+        self.next_request
+    }
+
+    fn publish(&mut self) -> Check {
+        let queue = self.random.pick(&QUEUES).expect("some");
+        for _ in 0..=self.random.below(5) {
+            let position = *self.lane_ends.entry(queue).or_default();
+            let next = position + 1 + self.random.below(2);
+            let payload: Vec<u8> =
+                format!("{queue}/{position}/{}", "x".repeat(self.random.below(30) as usize)).into();
+            let now = at_ms(self.ms);
+            let producer = handle(queue, 1);
+            let published =
+                self.logic.publish(&mut self.log, producer, position, next, 0, &[], &payload, now);
+            match published {
+                Ok(()) => {}
+                Err(Refusal::Full) if self.log.full => return Ok(()),
+                Err(refusal) => return Err(format!("{refusal:?}")),
+            }
+            self.lane_ends.insert(queue, next);
+            let sequence = self.model.queues.get_mut(&queue).expect("queue").stored(&payload);
+            self.model.lanes.entry(queue).or_default().push_back((position, sequence));
+            self.completions.entry(queue).or_default().push_back((position, sequence));
+        }
+        self.records()
+    }
+
+    fn open(&mut self) {
+        if self.consumers.len() > 7 {
+            return;
+        }
+        let queue = self.random.pick(&QUEUES).expect("some");
+        let group = self.random.pick(&["", "", "audit"]).expect("some").to_owned();
+        self.next_handle = if self.next_handle > 250 { 10 } else { self.next_handle + 1 };
+        let handle = handle(queue, self.next_handle);
+        if self.consumers.contains_key(&handle) {
+            return;
+        }
+        let credit = 1 + self.random.below(6) as u32;
+        let mut spec = consumer(credit);
+        spec.group = group.clone();
+        spec.from =
+            self.random.pick(&[StartAt::First, StartAt::New, StartAt::Sequence(4)]).expect("some");
+        let opened = self.logic.open_consumer(&mut self.log, handle, &spec);
+        if self.log.full && opened == Err(Refusal::Full) {
+            return;
+        }
+        opened.expect("room");
+        let rules = self.model.queues.get_mut(&queue).expect("queue");
+        let from = match spec.from {
+            StartAt::First => 1,
+            StartAt::New => rules.next,
+            StartAt::Sequence(sequence) => sequence,
+        };
+        rules.add_group(&group, from);
+        self.consumers.insert(handle, Client { group, credit, blocked: false });
+        self.note();
+    }
+
+    fn close(&mut self) {
+        let handles: Vec<_> = self.consumers.keys().copied().collect();
+        let Some(handle) = self.random.pick(&handles) else { return };
+        let unseen = self.port.unseen.clone();
+        let queue = self.model.queues.get_mut(&handle.queue).expect("queue");
+        queue
+            .come_back(|with, _, _| *with == handle, |with, slot| !unseen.contains(&(*with, slot)));
+        self.logic.close_handle(&mut self.port, handle, at_ms(self.ms));
+        self.consumers.remove(&handle);
+        self.port.room.remove(&handle);
+        // Acknowledgements that are not durable: nobody is there to hear of it.
+        self.port.leases.retain(|(with, _), _| *with != handle);
+        self.unreleased.retain(|(with, _, _)| *with != handle);
+        self.tokens.retain(|(with, _)| *with != handle);
+        self.answers.clear();
+        self.next_request += 1_000;
+    }
+
+    pub(super) fn submit(&mut self, handle: HandleId, up: Up, again: bool) -> Check {
+        let Some(client) = self.consumers.get(&handle) else { return Ok(()) };
+        let queue = self.model.queues.get_mut(&handle.queue).expect("queue");
+        let outcome = queue.asked(&client.group, handle, up, again, self.ms);
+        if let Up::Ack { request, .. }
+        | Up::Nack { request, .. }
+        | Up::Extend { request, .. }
+        | Up::Reject { request, .. } = up
+            && request != 0
+        {
+            self.answers.insert(request, outcome);
+        }
+        self.unreleased.push((handle, up, None));
+        let now = at_ms(self.ms);
+        self.logic
+            .submission(&mut self.port, handle, up, again, now)
+            .map_err(|refusal| format!("{refusal:?}"))?;
+        self.events()
+    }
+
+    fn ask(&mut self) -> Check {
+        for _ in 0..=self.random.below(4) {
+            if self.tokens.is_empty() {
+                return Ok(());
+            }
+            let at = self.random.below(self.tokens.len() as u64) as usize;
+            // Tokens are used again now and then: those are stale.
+            let (handle, lease) = if self.random.below(8) == 0 {
+                self.tokens[at]
+            } else {
+                self.tokens.swap_remove(at)
+            };
+            let request = self.request();
+            let up = match self.random.below(10) {
+                0..6 => Up::Ack { lease, request },
+                6 => Up::Nack { lease, request, delay_ms: 0 },
+                7 => Up::Nack { lease, request, delay_ms: 1 + self.random.below(DELAY_MS_MAX) },
+                8 => Up::Extend { lease, request, lease_ms: self.random.below(3 * LEASE_MS) },
+                _ => Up::Reject { lease, request },
+            };
+            self.submit(handle, up, false)?;
+        }
+        Ok(())
+    }
+
+    fn credit(&mut self) -> Check {
+        let handles: Vec<_> = self.consumers.keys().copied().collect();
+        let Some(handle) = self.random.pick(&handles) else { return Ok(()) };
+        let credit = self.random.below(8) as u32;
+        self.consumers.get_mut(&handle).expect("open").credit = credit;
+        self.submit(handle, Up::Credit { credit }, false)
+    }
+
+    fn room(&mut self) {
+        let handles: Vec<_> = self.consumers.keys().copied().collect();
+        let Some(handle) = self.random.pick(&handles) else { return };
+        let client = self.consumers.get_mut(&handle).expect("open");
+        client.blocked = !client.blocked;
+        if client.blocked {
+            self.port.room.insert(handle, self.random.below(3) as u32);
+        } else {
+            self.port.room.remove(&handle);
+            self.logic.room(handle);
+        }
+    }
+
+    fn time(&mut self) -> Check {
+        self.ms += self.random.below(25);
+        let (ms, unseen) = (self.ms, self.port.unseen.clone());
+        for queue in self.model.queues.values_mut() {
+            queue.come_back(
+                |_, _, deadline_ms| deadline_ms <= ms,
+                |with, slot| !unseen.contains(&(*with, slot)),
+            );
+        }
+        let due = self.logic.next_deadline();
+        self.logic.on_time(&mut self.port, at_ms(ms));
+        let leases = self.port.leases.len();
+        if due.is_none_or(|due| due > ms * 1_000_000) && leases < self.held().count() {
+            return Err("the deadline is late".to_owned());
+        }
+        self.events()
+    }
+
+    fn purge(&mut self) -> Check {
+        let queue = self.random.pick(&QUEUES).expect("some");
+        // What was gathered before counts before.
+        self.logic.flush(&mut self.log);
+        self.records()?;
+        self.next_request += 1;
+        let rules = self.model.queues.get_mut(&queue).expect("queue");
+        self.purges.insert(self.next_request, rules.there(u64::MAX));
+        for group in rules.groups.values_mut() {
+            group.open.clear();
+        }
+        self.logic.purge(&mut self.log, self.next_request, queue);
+        self.note();
+        Ok(())
+    }
+
+    pub(super) fn held(&self) -> impl Iterator<Item = ((HandleId, u32), (u32, u64))> + '_ {
+        self.model.queues.values().flat_map(|queue| {
+            queue.groups.values().flat_map(|group| {
+                group.open.iter().filter_map(|(sequence, state)| match state {
+                    State::With { handle, slot, attempt, .. } => {
+                        Some(((*handle, *slot), (*attempt, *sequence)))
+                    }
+                    _ => None,
+                })
+            })
+        })
+    }
+
+    /// The model at this place of the log, if everything is in it.
+    pub(super) fn note(&mut self) {
+        if self.logic.flush(&mut self.log) {
+            let last = self.log.last();
+            for (_, _, lsn) in &mut self.unreleased {
+                lsn.get_or_insert(last);
+            }
+            self.history.retain(|(lsn, _)| *lsn < last);
+            self.history.push_back((last, self.model.clone()));
+        }
+    }
+
+    pub(super) fn durable_to(&mut self, lsn: Lsn) -> Check {
+        self.durable = lsn.max(self.durable);
+        let mut ends = BTreeMap::new();
+        for record in &self.log.records[..self.durable as usize] {
+            if record.kind == kind::MESSAGE {
+                ends.insert(record.queue, record.sequence + 1);
+            }
+        }
+        for (queue, end) in ends {
+            self.model.queues.get_mut(&queue).expect("queue").durable = end;
+        }
+        self.logic.on_durable(self.durable, &mut self.port, &mut self.log, at_ms(self.ms));
+        while self.history.len() > 1 && self.history[1].0 <= self.durable {
+            self.history.pop_front();
+        }
+        let durable = self.durable;
+        self.unreleased.retain(|(_, _, lsn)| lsn.is_none_or(|lsn| lsn > durable));
+        self.events()
+    }
+
+    fn late_disk(&mut self) -> Check {
+        let ahead = self.log.last() - self.durable;
+        let lsn = self.durable + self.random.below(ahead + 1);
+        self.durable_to(lsn)?;
+        if self.random.below(3) == 0 {
+            // Only what is durable and completed is released.
+            let queue = self.random.pick(&QUEUES).expect("some");
+            let to = self.completions.get(&queue).and_then(|waiting| waiting.front());
+            let end = self.lane_ends.get(&queue).copied().unwrap_or(0);
+            let to = to.map_or(end, |(position, _)| *position);
+            self.released.insert(queue, to);
+            self.logic.released(handle(queue, 1), to);
+        }
+        Ok(())
+    }
+
+    pub(super) fn dispatch(&mut self) -> Check {
+        self.port.blind = self.random.below(3) == 0;
+        self.logic.dispatch(&mut self.log, &mut self.port, at_ms(self.ms));
+        self.records()?;
+        self.events()
+    }
+
+    fn step(&mut self) -> Check {
+        match self.random.below(100) {
+            0..20 => self.publish()?,
+            20..26 => self.open(),
+            26..28 => self.close(),
+            28..55 => self.ask()?,
+            55..58 => self.credit()?,
+            58..62 => self.room(),
+            62..70 => self.time()?,
+            70 if !self.log.full => self.purge()?,
+            70 | 71 => self.log.full = !self.log.full,
+            72..82 => self.late_disk()?,
+            82..92 => self.dispatch()?,
+            92..94 => {
+                // With acknowledgements that wait for room it would be ahead of the log.
+                self.log.full = false;
+                self.note();
+                self.log.write_checkpoint(&self.logic);
+            }
+            94..97 => self.settle()?,
+            97 => self.crash(false)?,
+            _ => self.crash(true)?,
+        }
+        if self.random.below(3) > 0 {
+            self.note();
+        }
+        Ok(())
+    }
+
+    /// At the end everything that is left is given out, in order, as it was sent.
+    fn finish(&mut self) -> Check {
+        self.settle()?;
+        self.crash(false)?;
+        let queues: Vec<u64> = QUEUES.into();
+        for queue in queues {
+            let groups: Vec<String> = self.model.queues[&queue].groups.keys().cloned().collect();
+            for (number, group) in groups.into_iter().enumerate() {
+                let handle = handle(queue, 200 + number as u8);
+                let mut spec = consumer(4096);
+                (spec.leases, spec.group) = (4096, group.clone());
+                self.logic.open_consumer(&mut self.log, handle, &spec).expect("room");
+                self.consumers.insert(handle, Client { group, credit: 4096, blocked: false });
+            }
+        }
+        self.ms += DELAY_MS_MAX + 1;
+        self.logic.on_time(&mut self.port, at_ms(self.ms));
+        self.settle()
+    }
+}
+
+fn run(seed: u64, steps: u32) -> Check {
+    let mut program = Program::new(seed);
+    for step in 0..steps {
+        program.step().map_err(|what| format!("seed {seed}, step {step}: {what}"))?;
+    }
+    program.finish().map_err(|what| format!("seed {seed}, end: {what}"))
+}
+
+#[test]
+fn programs_do_what_the_model_says() {
+    let seeds = std::env::var("RINGMAIN_PROGRAMS").ok().and_then(|text| text.parse().ok());
+    for seed in 1..=seeds.unwrap_or(400) {
+        if let Err(what) = run(seed, 300) {
+            panic!("{what}");
+        }
+    }
+}
+
+/// Each planted bug is caught, by an error of the model, of the replay, or an assertion.
+#[test]
+fn planted_bugs_are_caught() {
+    for canary in canary::Canary::ALL {
+        let caught = (1..=60).any(|seed| {
+            let outcome = std::thread::spawn(move || {
+                canary::plant(Some(canary));
+                run(seed, 300)
+            });
+            !matches!(outcome.join(), Ok(Ok(())))
+        });
+        assert!(caught, "{canary:?}");
+    }
+}
