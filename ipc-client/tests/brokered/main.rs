@@ -7,4 +7,5 @@ mod ends;
 mod hostile;
 mod restarts;
 mod shard;
+mod speed;
 mod waking;
