@@ -1,10 +1,11 @@
-//! `eventfd(2)`: a signal between the threads of one process that `poll`, `epoll` and async runtimes can wait for.
+//! `eventfd(2)`: a signal that `poll`, `epoll` and async runtimes can wait for, between the threads of one process or from a
+//! client to its shard.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
-/// A counter in the kernel that is readable while it is not zero. Never blocks, as long as it stays in its process:
-/// whoever else had it could make it block.
+/// A counter in the kernel that is readable while it is not zero. Never blocks, as long as nobody who has it makes it
+/// block: it stays in its process, or between a client and a shard, which neither reads nor writes it but watches it.
 #[derive(Debug)]
 pub struct EventFd(OwnedFd);
 
@@ -21,6 +22,18 @@ impl EventFd {
         }
         // SAFETY: the descriptor was just created and belongs to nobody else.
         Ok(Self(unsafe { OwnedFd::from_raw_fd(descriptor) }))
+    }
+
+    /// Takes a descriptor that came from the daemon.
+    ///
+    /// # Errors
+    /// The descriptor is no eventfd.
+    pub fn from_descriptor(descriptor: OwnedFd) -> io::Result<Self> {
+        let name = std::fs::read_link(format!("/proc/self/fd/{}", descriptor.as_raw_fd()))?;
+        if name.to_str() != Some("anon_inode:[eventfd]") {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "descriptor is no eventfd"));
+        }
+        Ok(Self(descriptor))
     }
 
     /// Makes it readable. A counter that is full is readable already, so nothing is lost.
@@ -43,6 +56,12 @@ impl EventFd {
 impl AsFd for EventFd {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()
+    }
+}
+
+impl From<EventFd> for OwnedFd {
+    fn from(eventfd: EventFd) -> Self {
+        eventfd.0
     }
 }
 
