@@ -499,7 +499,6 @@ impl<D: Disk> Shard<D> {
             }
         }
         self.page.page.set_asleep(false);
-        self.bell.drain();
     }
 
     /// When there is something to do although nothing happens.
