@@ -10,6 +10,8 @@
 //! A failed write or sync is final for its file: the caller never tries it again.
 
 mod buffer;
+mod error;
+pub mod simulated;
 
 use std::io;
 use std::os::fd::BorrowedFd;
@@ -19,6 +21,7 @@ use std::time::Duration;
 use ringmain_client::sys::eventfd::EventFd;
 
 pub use buffer::Buffer;
+pub use error::errno;
 
 /// Files are written in multiples of this many bytes, at multiples of it.
 pub const BLOCK_BYTES: usize = 4096;
@@ -98,10 +101,18 @@ pub enum Done {
     Created(FileId),
 }
 
+/// Refuses what is not at a block's beginning.
+fn check_place(call: &'static str, file: &str, offset: u64) -> io::Result<()> {
+    if offset.is_multiple_of(BLOCK_BYTES as u64) {
+        return Ok(());
+    }
+    Err(error::invalid(call, file, "the offset is no multiple of a block"))
+}
+
 /// A folder of files.
 ///
 /// The first group of methods blocks and serves to open a journal; the second never blocks on the disk. All errors are the
-/// kernel's, with the name of the file and the call in the text.
+/// kernel's, with the name of the file and the call in the text; [`errno`] has the kernel's number.
 pub trait Disk {
     /// Names and lengths of the files, sorted.
     fn list(&mut self) -> io::Result<Vec<(String, u64)>>;
@@ -116,7 +127,7 @@ pub trait Disk {
     fn write(&mut self, file: FileId, offset: u64, buffer: &Buffer) -> io::Result<()>;
     /// As [`Operation::Create`], and waits for it.
     fn create(&mut self, name: &str, bytes: u64) -> io::Result<FileId>;
-    /// Renames a file; durable after [`Self::sync_directory`].
+    /// Renames a file, open or not; durable after [`Self::sync_directory`]. A file that has the new name is replaced.
     fn rename(&mut self, from: &str, to: &str) -> io::Result<()>;
     /// Makes what was written to a file durable, also by a process that died.
     fn sync(&mut self, file: FileId) -> io::Result<()>;
