@@ -12,6 +12,7 @@
 
 mod availability;
 mod blocking;
+mod boxed;
 mod buffer;
 mod directory;
 mod error;

@@ -25,6 +25,8 @@ struct Held {
     /// Submissions: they are released when everything up to this LSN is durable; unknown until what follows from them is
     /// appended.
     lsn: Option<u64>,
+    /// To be answered then.
+    request: Option<u64>,
 }
 
 /// What goes into the ring towards the client when there is room.
@@ -128,7 +130,7 @@ impl Handle {
     ) -> Result<Option<(u64, u64, u16)>, Fault> {
         if !std::mem::take(&mut self.refused) {
             match self.up.try_take() {
-                Ok(taken) => self.held.push_back(Held { taken, lsn: None }),
+                Ok(taken) => self.held.push_back(Held { taken, lsn: None, request: None }),
                 Err(TryReceiveError::Empty | TryReceiveError::Closed(_)) => return Ok(None),
                 Err(TryReceiveError::Fault(fault)) => return Err(fault),
             }
@@ -171,15 +173,31 @@ impl Handle {
         }
     }
 
-    /// Releases submissions whose consequences are durable; all of them if the journal will never be.
-    pub(super) fn release_submissions(&mut self, durable: u64, all: bool) {
+    /// The submission that was taken last wants to know when everything up to it is stored.
+    pub(super) fn answer_when_stored(&mut self, request: u64) {
+        if let Some(held) = self.held.back_mut() {
+            held.request = Some(request);
+        }
+    }
+
+    /// Releases submissions whose consequences are durable; all of them if nothing will be any more.
+    pub(super) fn release_submissions(&mut self, durable: u64, failed: Option<i32>) {
         while let Some(held) = self.held.front() {
-            if !all && held.lsn.is_none_or(|lsn| lsn > durable) {
+            let stored = held.lsn.is_some_and(|lsn| lsn <= durable);
+            if !stored && failed.is_none() {
                 break;
             }
-            if let Some(held) = self.held.pop_front() {
-                self.up.release(held.taken);
-                self.wake_up = true;
+            let Some(held) = self.held.pop_front() else { break };
+            self.up.release(held.taken);
+            self.wake_up = true;
+            if let Some(request) = held.request {
+                let (outcome, detail) = match failed {
+                    Some(errno) if !stored => {
+                        (Outcome::JournalFailed, u64::from(errno.unsigned_abs()))
+                    }
+                    _ => (Outcome::Done, 0),
+                };
+                self.record(Down::Answer { request, outcome, detail });
             }
         }
     }

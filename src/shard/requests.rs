@@ -30,7 +30,7 @@ impl<D: Disk> Shard<D> {
                 self.logic.delete_queue(&mut self.journal, request, queue);
             }
             ToShard::Purge { request, queue } => {
-                self.logic.purge(&mut self.journal, &mut self.handles, request, queue);
+                self.logic.purge(&mut self.journal, request, queue);
             }
             ToShard::Redrive { request, queue, count } => {
                 self.logic.redrive(&mut self.journal, request, queue, count);
@@ -113,6 +113,7 @@ impl<D: Disk> Shard<D> {
         let result = match opened {
             Ok(()) => self.open(*new),
             Err(Refusal::Full) => return Some(ToShard::Attach { request, handle: new }),
+            Err(Refusal::JournalFailed(errno)) => ControlResult::JournalFailed(errno),
             Err(Refusal::Unknown) => {
                 new.memory.close(control::CLOSED_DELETED);
                 let text = "the queue was deleted meanwhile".to_owned();
@@ -133,7 +134,7 @@ impl<D: Disk> Shard<D> {
         let link = match self.handles.sessions.get(&new.session) {
             Some(session) => session.link.clone(),
             None => {
-                self.logic.close_handle(&mut self.handles, key, false, now());
+                self.logic.close_handle(&mut self.handles, key, now());
                 let text = "internal error of the daemon (no link): please report it".to_owned();
                 return ControlResult::Refused(ErrorCode::Internal, text);
             }
@@ -144,11 +145,11 @@ impl<D: Disk> Shard<D> {
             Ok(handle) if handle.closed().is_none() => handle,
             // It was closed for what its client did; the client still has to give it back.
             Ok(_) => {
-                self.logic.close_handle(&mut self.handles, key, false, now());
+                self.logic.close_handle(&mut self.handles, key, now());
                 return ControlResult::Done;
             }
             Err(fault) => {
-                self.logic.close_handle(&mut self.handles, key, false, now());
+                self.logic.close_handle(&mut self.handles, key, now());
                 self.outbox.send(FromShard::Fault { key, what: fault.to_string() });
                 return ControlResult::Done;
             }
@@ -167,7 +168,7 @@ impl<D: Disk> Shard<D> {
     /// What the journal has of a lane is completed if it was not, and not taken again.
     fn adopt_lane(&mut self, place: usize, lane: u64) {
         let Some(handle) = self.handles.get_mut(place) else { return };
-        let runs = self.logic.lane_runs(lane, handle.up_position());
+        let runs = self.logic.lane_runs(handle.key, handle.up_position());
         let completed = handle.last_completed();
         let journaled = runs.last().map(last_of).max(completed);
         let mut runs = runs.into_iter().peekable();
@@ -208,7 +209,7 @@ impl<D: Disk> Shard<D> {
                 continue;
             };
             let was_sent = position < sent;
-            if !was_sent || !self.logic.adopt_lease(key, slot, sequence, attempt) {
+            if !was_sent || !self.logic.adopt_lease(key, slot, sequence, attempt, now()) {
                 table.set(slot, None);
             }
         }
@@ -257,7 +258,7 @@ impl<D: Disk> Shard<D> {
             let key = handle.key;
             handle.flush();
             handle.close(control::CLOSED_DELETED);
-            self.logic.close_handle(&mut self.handles, key, false, now());
+            self.logic.close_handle(&mut self.handles, key, now());
             self.forget(place);
         }
     }

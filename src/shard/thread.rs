@@ -65,7 +65,7 @@ pub(super) struct Shard<D: Disk> {
     /// Everything is adopted.
     pub(super) is_started: bool,
     /// The journal failed, and everybody was told.
-    failed: bool,
+    failed_errno: Option<i32>,
     /// No room for the journal, and that was logged.
     is_full: bool,
     pub(super) stopping: Option<Stopping>,
@@ -110,7 +110,7 @@ impl<D: Disk> Shard<D> {
             stalled: VecDeque::new(),
             deleting: Vec::new(),
             is_started: false,
-            failed: false,
+            failed_errno: None,
             is_full: false,
             stopping: None,
             spin: Spin::new(),
@@ -260,7 +260,7 @@ impl<D: Disk> Shard<D> {
                     handle.bytes += payload.len() as u64;
                     bytes += payload.len() + metadata.len();
                 }
-                (Err(Refusal::Full), Some(handle)) => {
+                (Err(Refusal::Full | Refusal::JournalFailed(_)), Some(handle)) => {
                     handle.refused = true;
                     self.is_journal_full = true;
                 }
@@ -317,8 +317,15 @@ impl<D: Disk> Shard<D> {
                 handle.memory.pair.status().set_credit(u64::from(credit));
             }
             match self.logic.submission(&mut self.handles, key, up, again, now) {
-                Ok(()) => self.handles.submitting.push(place),
-                Err(Refusal::Full) => {
+                Ok(()) => {
+                    if let (Up::Flush { request }, Some(handle)) =
+                        (up, self.handles.get_mut(place))
+                    {
+                        handle.answer_when_stored(request);
+                    }
+                    self.handles.submitting.push(place);
+                }
+                Err(Refusal::Full | Refusal::JournalFailed(_)) => {
                     if let Some(handle) = self.handles.get_mut(place) {
                         handle.refused = true;
                     }
@@ -363,12 +370,13 @@ impl<D: Disk> Shard<D> {
         let progress = self.journal.reap();
         self.logic.on_durable(progress.durable, &mut self.handles, &mut self.journal, now);
         if let Some(failure) = &progress.failed
-            && !std::mem::replace(&mut self.failed, true)
+            && self.failed_errno.is_none()
         {
+            self.failed_errno = Some(failure.errno);
             self.page.page.set_failed(failure.errno, failure.lsn);
             self.outbox
                 .send(FromShard::Log { text: format!("shard {}: {failure}", self.number) });
-            self.logic.on_failed(failure.errno, progress.durable, &mut self.handles);
+            self.logic.on_failed(failure.errno, &mut self.handles);
             let places: Vec<usize> = self.handles.all().map(|(place, _)| place).collect();
             for place in places {
                 self.handles.list(place);
@@ -420,7 +428,7 @@ impl<D: Disk> Shard<D> {
             }
             let Some(handle) = self.handles.get_mut(*place) else { continue };
             if handle.role == Role::Consume {
-                handle.release_submissions(durable, self.failed);
+                handle.release_submissions(durable, self.failed_errno);
                 if !handle.has_waiting() && !handle.is_blocked() {
                     self.logic.room(key);
                     again |= has_room;
@@ -456,7 +464,7 @@ impl<D: Disk> Shard<D> {
         let key = handle.key;
         handle.close(control::CLOSED_FAULT);
         let what = handle.fault.clone().unwrap_or_default();
-        self.logic.close_handle(&mut self.handles, key, false, now());
+        self.logic.close_handle(&mut self.handles, key, now());
         self.forget(place);
         self.outbox.send(FromShard::Fault { key, what });
     }
@@ -464,12 +472,12 @@ impl<D: Disk> Shard<D> {
     /// Everything that a handle sent was taken.
     fn end_closing(&mut self, place: usize) {
         let Some(handle) = self.handles.get(place) else { return };
-        let (key, died) = (handle.key, handle.closing == Some(true));
+        let key = handle.key;
         // What was in the lane is stored before anybody forgets the lane.
-        if handle.role == Role::Produce && handle.held() > 0 && !self.failed {
+        if handle.role == Role::Produce && handle.held() > 0 && self.failed_errno.is_none() {
             return;
         }
-        self.logic.close_handle(&mut self.handles, key, died, now());
+        self.logic.close_handle(&mut self.handles, key, now());
         self.forget(place);
         self.outbox.send(FromShard::Released { key });
     }
@@ -522,7 +530,7 @@ impl<D: Disk> Shard<D> {
     /// Whether a shard that is to stop has nothing more to do.
     fn is_stopped(&mut self, busy: bool) -> bool {
         let Some(stopping) = &self.stopping else { return false };
-        if Instant::now() >= stopping.deadline || self.failed || !self.is_started {
+        if Instant::now() >= stopping.deadline || self.failed_errno.is_some() || !self.is_started {
             return true;
         }
         let taken = !stopping.close

@@ -14,7 +14,7 @@ mod shards;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use ringmain_client::protocol::{Attached, ErrorCode, HandleKey, Reply, Role};
