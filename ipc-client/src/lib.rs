@@ -28,6 +28,8 @@
 
 #[doc(hidden)]
 pub mod layout;
+#[doc(hidden)]
+pub mod pair;
 pub mod protocol;
 #[doc(hidden)]
 pub mod ring;
@@ -40,12 +42,19 @@ pub mod sys;
 #[cfg(all(feature = "tokio", not(loom)))]
 pub mod async_io;
 #[cfg(not(loom))]
+mod brokered;
+#[cfg(not(loom))]
 mod client;
 #[cfg(not(loom))]
 pub mod wait;
 #[doc(hidden)]
 pub mod wire;
 
+#[cfg(not(loom))]
+pub use brokered::{
+    AckError, BrokeredConsumer, BrokeredProducer, ConfirmError, Confirmation, ConsumerOptions,
+    Delivery, Level, ProducerOptions, Receipt, SettledRun,
+};
 #[cfg(not(loom))]
 pub use client::{
     Client, ClientError, Consumer, Guard, HandleOptions, Message, Producer, ReadMetadataError,

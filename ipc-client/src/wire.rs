@@ -107,6 +107,12 @@ pub enum Up {
         /// Messages; 0 pauses.
         credit: u32,
     },
+    /// Asks for one answer when everything that this consumer submitted before is carried out and, on a durable queue, on
+    /// stable storage: acknowledgements need not be answered one by one.
+    Flush {
+        /// For the answer.
+        request: u64,
+    },
 }
 
 /// From the shard to the client, other than a delivery.
@@ -159,6 +165,7 @@ mod kind {
     pub(super) const EXTEND: u8 = 3;
     pub(super) const REJECT: u8 = 4;
     pub(super) const CREDIT: u8 = 5;
+    pub(super) const FLUSH: u8 = 6;
     pub(super) const COMPLETED: u8 = 16;
     pub(super) const DELIVERY: u8 = 17;
     pub(super) const ANSWER: u8 = 18;
@@ -246,6 +253,7 @@ impl Up {
             }
             Self::Reject { lease, request } => Encoded::new(kind::REJECT).lease(lease).u64(request),
             Self::Credit { credit } => Encoded::new(kind::CREDIT).u32(credit),
+            Self::Flush { request } => Encoded::new(kind::FLUSH).u64(request),
         }
     }
 
@@ -272,6 +280,7 @@ impl Up {
                 Ok(Self::Reject { lease: from.lease(), request: from.u64() })
             }
             kind::CREDIT => Ok(Self::Credit { credit: fields(bytes, 8)?.u32() }),
+            kind::FLUSH => Ok(Self::Flush { request: fields(bytes, 12)?.u64() }),
             _ => Err(malformed(bytes)),
         }
     }
@@ -358,6 +367,7 @@ mod tests {
             Up::Extend { lease: LEASE, request: 9, lease_ms: 5 },
             Up::Reject { lease: LEASE, request: 0 },
             Up::Credit { credit: 17 },
+            Up::Flush { request: 1 << 33 },
         ];
         for record in up {
             let encoded = record.encode();

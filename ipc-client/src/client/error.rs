@@ -116,6 +116,12 @@ pub enum SendError {
     /// Another member of the queue violated an invariant; the queue is unusable.
     #[error("the queue is damaged: {0}")]
     PeerFault(Fault),
+    /// The journal failed: nothing more is stored (brokered queues only).
+    #[error("the journal failed (errno {errno}): check the disk, then restart the daemon")]
+    JournalFailed {
+        /// What the disk said.
+        errno: i32,
+    },
     /// The async runtime that watches this handle has stopped (async forms only).
     #[error("the async runtime of this handle has stopped")]
     RuntimeStopped,

@@ -14,12 +14,15 @@ mod reservation;
 mod selector;
 mod waiting;
 
-/// What [`crate::async_io`] builds on.
-#[cfg(feature = "tokio")]
+/// What [`crate::brokered`] and [`crate::async_io`] build on.
 pub(crate) mod internal {
     pub(crate) use super::attachment::Attachment;
+    #[cfg(feature = "tokio")]
     pub(crate) use super::bells::shared::BellPlace;
-    pub(crate) use super::waiting::{Side, found_nothing, pass_on};
+    pub(crate) use super::connection::Inner;
+    pub(crate) use super::waiting::{Side, Stop, leave, wait_for};
+    #[cfg(feature = "tokio")]
+    pub(crate) use super::waiting::{found_nothing, pass_on};
 }
 
 use std::path::{Path, PathBuf};
@@ -34,7 +37,8 @@ pub use selector::{Selector, Token};
 
 use connection::{Inner, unexpected};
 
-use crate::protocol::{ErrorCode, QueueInfo, QueueSpec, Reply, Request, Status};
+use crate::brokered::{BrokeredConsumer, BrokeredProducer, ConsumerOptions, ProducerOptions};
+use crate::protocol::{DeliverySpec, ErrorCode, QueueInfo, QueueSpec, Reply, Request, Status};
 use crate::wait::WaitPolicy;
 
 /// Environment variable that names the daemon's socket.
@@ -210,6 +214,52 @@ impl Client {
             }
         };
         done(&self.inner.request(&Request::Upgrade { binary })?.reply)
+    }
+
+    /// Changes the delivery rules of a brokered queue; what is `None` stays as it is. Its properties come back.
+    ///
+    /// # Errors
+    /// See [`Client`]; codes `NotFound`, `NotPermitted`, `Invalid`.
+    pub fn edit_queue(&self, name: &str, delivery: DeliverySpec) -> Result<QueueInfo, ClientError> {
+        let request = Request::EditQueue { name: name.to_owned(), delivery };
+        queue(self.inner.request(&request)?.reply)
+    }
+
+    /// Moves messages of a dead-letter queue back to the queues that they came from, oldest first, at most `count` of them (0:
+    /// all). Returns how many were moved.
+    ///
+    /// # Errors
+    /// See [`Client`]; codes `NotFound`, `NotPermitted`, `Invalid`.
+    pub fn redrive(&self, dead_letter_queue: &str, count: u64) -> Result<u64, ClientError> {
+        let request = Request::Redrive { name: dead_letter_queue.to_owned(), count };
+        match self.inner.request(&request)?.reply {
+            Reply::Redriven { messages } => Ok(messages),
+            reply => Err(unexpected(&reply)),
+        }
+    }
+
+    /// Attaches a producer to a brokered queue.
+    ///
+    /// # Errors
+    /// See [`Client`]; codes as for [`Self::producer`], and `Invalid` on a direct queue.
+    pub fn brokered_producer(
+        &self,
+        queue: &str,
+        options: ProducerOptions,
+    ) -> Result<BrokeredProducer, ClientError> {
+        BrokeredProducer::attach(&self.inner, queue, options)
+    }
+
+    /// Attaches a consumer to a brokered queue.
+    ///
+    /// # Errors
+    /// See [`Client`]; codes as for [`Self::consumer`], and `Invalid` on a direct queue.
+    pub fn brokered_consumer(
+        &self,
+        queue: &str,
+        options: ConsumerOptions,
+    ) -> Result<BrokeredConsumer, ClientError> {
+        BrokeredConsumer::attach(&self.inner, queue, &options)
     }
 
     /// Attaches a producer to a queue.

@@ -40,6 +40,16 @@ mod mapped {
             self.length
         }
 
+        /// A part of it, for a ring that shares its memory file with others. Panics if it lies outside or does not start
+        /// at a multiple of 128 bytes: offsets are constants of the layout or come from a checked geometry.
+        pub fn part(&self, offset: usize, length: usize) -> Self {
+            assert!(offset <= self.length && length <= self.length - offset);
+            assert!(offset.is_multiple_of(crate::layout::SPACING_BYTES));
+            // SAFETY: in bounds, so mapped and usable as long as this region is.
+            let base = unsafe { self.base.add(offset) };
+            Self { base, length }
+        }
+
         /// The eight bytes at this offset. Panics if they lie outside or are not aligned: offsets are constants of
         /// the layout or come from a checked geometry.
         #[inline(always)]
