@@ -73,7 +73,7 @@ pub fn broker_main() -> Result<(), DaemonError> {
     let lost = |error: LinkLost| DaemonError::Unavailable(format!("the keeper is gone ({error})"));
     let version = env!("CARGO_PKG_VERSION").to_owned();
     keeper.send(&ToKeeper::Standby { version }).map_err(lost)?;
-    let (config, listener) = keeper.start().map_err(lost)?;
+    let (config, brokered_config, listener) = keeper.start().map_err(lost)?;
     let bell = Bell::new().map_err(|error| DaemonError::io("timer_create", &error))?;
     let membarrier = !config.force_no_membarrier && membarrier::register();
     let mut broker = Broker {
