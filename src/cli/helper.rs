@@ -8,7 +8,7 @@ use std::thread;
 
 use serde::{Deserialize, Serialize};
 
-use super::bench::{deaths, load, pair};
+use super::bench::{deaths, durable, load, pair};
 use super::demo::flow;
 use super::exit::{Exit, Failure, Outcome};
 
@@ -31,6 +31,8 @@ pub(crate) enum Task {
     RecordsProduce(flow::ProduceTask),
     /// Verifies records.
     RecordsConsume(flow::ConsumeTask),
+    /// Receives what `bench durable` publishes.
+    Receive(durable::receive::Task),
 }
 
 /// What the parent says after the task.
@@ -107,6 +109,7 @@ pub(crate) fn run() -> Outcome {
         Task::Hold(task) => value(deaths::hold(&task, &parent)),
         Task::RecordsProduce(task) => value(flow::produce(&task, &parent)),
         Task::RecordsConsume(task) => value(flow::consume(&task, &parent)),
+        Task::Receive(task) => value(durable::receive::run(&task, &parent)),
     };
     match result {
         Ok(result) => say(&Event::Done { result }),

@@ -1,5 +1,6 @@
 //! A daemon of its own for `demo` and `bench`: it lives in a temporary folder and dies with the command.
 
+use std::ffi::OsString;
 use std::fs::{self, OpenOptions};
 use std::io::{BufRead, BufReader};
 use std::os::unix::process::CommandExt;
@@ -35,6 +36,8 @@ pub(crate) struct Storage {
     pub(crate) parent: Option<PathBuf>,
     /// How its journal reaches the disk; the daemon's default if nothing is said.
     pub(crate) backend: Option<BackendArg>,
+    /// Further arguments of `serve`.
+    pub(crate) arguments: Vec<String>,
 }
 
 /// A running daemon that nobody else uses.
@@ -42,8 +45,10 @@ pub(crate) struct Storage {
 pub(crate) struct PrivateBroker {
     keeper: Child,
     socket: PathBuf,
-    /// Of its journal, if it has one, and how that reaches the disk.
-    data: Option<(PathBuf, Option<BackendArg>)>,
+    /// Folder of its journal, if it has one.
+    data: Option<PathBuf>,
+    /// Of `serve`.
+    arguments: Vec<OsString>,
     // Removed last, when nobody uses it any more.
     folder: TempDir,
     // The journal's, where it is not in the other one.
@@ -54,7 +59,7 @@ impl PrivateBroker {
     /// Without a journal.
     pub(crate) fn start() -> Outcome<Self> {
         let folder = folder()?;
-        Self::start_in(folder, None, None)
+        Self::start_in(folder, None, None, Vec::new())
     }
 
     /// With a journal.
@@ -64,24 +69,35 @@ impl PrivateBroker {
         let disk = storage.parent.as_deref().map(temporary_in).transpose()?;
         let data = disk.as_ref().unwrap_or(&folder).path().join("data");
         fs::create_dir(&data).map_err(|error| Failure::file(&data, "make", &error))?;
-        Self::start_in(folder, disk, Some((data, storage.backend)))
+        let mut arguments: Vec<OsString> = vec!["--data-dir".into(), data.clone().into()];
+        if let Some(backend) = storage.backend {
+            arguments.extend(["--journal-backend".into(), backend.name().into()]);
+        }
+        arguments.extend(storage.arguments.iter().map(OsString::from));
+        Self::start_in(folder, disk, Some(data), arguments)
     }
 
     fn start_in(
         folder: TempDir,
         disk: Option<TempDir>,
-        data: Option<(PathBuf, Option<BackendArg>)>,
+        data: Option<PathBuf>,
+        arguments: Vec<OsString>,
     ) -> Outcome<Self> {
         let socket = folder.path().join("ringmain.sock");
-        let keeper = spawn(&socket, data.as_ref(), folder.path())?;
-        let mut broker = Self { keeper, socket, data, folder, _disk: disk };
+        let keeper = spawn(&socket, &arguments, folder.path())?;
+        let mut broker = Self { keeper, socket, data, arguments, folder, _disk: disk };
         broker.wait_until_ready()?;
         Ok(broker)
     }
 
     /// Folder of the journal.
     pub(crate) fn data(&self) -> Option<&Path> {
-        self.data.as_ref().map(|(path, _)| path.as_path())
+        self.data.as_deref()
+    }
+
+    /// What it said so far.
+    pub(crate) fn log(&self) -> String {
+        fs::read_to_string(self.folder.path().join("daemon.log")).unwrap_or_default()
     }
 
     /// Kills keeper and broker with SIGKILL, the broker so that it does nothing between the two.
@@ -103,7 +119,7 @@ impl PrivateBroker {
 
     /// Starts it again at the same socket and on the same journal.
     pub(crate) fn restart(&mut self) -> Outcome {
-        self.keeper = spawn(&self.socket, self.data.as_ref(), self.folder.path())?;
+        self.keeper = spawn(&self.socket, &self.arguments, self.folder.path())?;
         self.wait_until_ready()
     }
 
@@ -135,7 +151,7 @@ impl PrivateBroker {
                 Err(mpsc::RecvTimeoutError::Disconnected) => break,
             }
         }
-        let log = fs::read_to_string(self.folder.path().join("daemon.log")).unwrap_or_default();
+        let log = self.log();
         let last = log.lines().last().unwrap_or("it said nothing");
         Err(Failure::new(
             Exit::Unavailable,
@@ -144,24 +160,14 @@ impl PrivateBroker {
     }
 }
 
-fn spawn(
-    socket: &Path,
-    data: Option<&(PathBuf, Option<BackendArg>)>,
-    folder: &Path,
-) -> Outcome<Child> {
+fn spawn(socket: &Path, arguments: &[OsString], folder: &Path) -> Outcome<Child> {
     let log = OpenOptions::new()
         .create(true)
         .append(true)
         .open(folder.join("daemon.log"))
         .map_err(|error| Failure::file(folder, "write to", &error))?;
     let mut command = this_program();
-    command.arg("serve").arg("--socket").arg(socket);
-    if let Some((path, backend)) = data {
-        command.arg("--data-dir").arg(path);
-        if let Some(backend) = backend {
-            command.args(["--journal-backend", backend.name()]);
-        }
-    }
+    command.arg("serve").arg("--socket").arg(socket).args(arguments);
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log);
     die_with_parent(&mut command, libc::SIGTERM, &[]);
     command.spawn().map_err(|error| Failure::system("start the daemon", error))

@@ -104,7 +104,6 @@ pub(crate) struct DeathsArgs {
     pub(crate) format: Format,
 }
 
-
 #[derive(Debug, Args)]
 #[command(after_help = DURABLE_EXAMPLES)]
 pub(crate) struct DurableArgs {

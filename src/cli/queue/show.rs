@@ -13,7 +13,11 @@ pub(super) fn created(info: &QueueInfo) -> String {
     );
     if info.plane == Plane::Direct {
         let memory = units::bytes(info.memory_bytes);
-        return format!("{}: {} queue of {rings} ({memory} of shared memory)", info.name, kind(info));
+        return format!(
+            "{}: {} queue of {rings} ({memory} of shared memory)",
+            info.name,
+            kind(info)
+        );
     }
     let what = if info.durable { "durable" } else { "brokered" };
     let rules = info.brokered.as_ref().map(rules).unwrap_or_default();

@@ -136,7 +136,8 @@ pub(super) struct Daemon {
 
 impl Daemon {
     pub(super) fn start(binary: &Binary) -> Result<Self, String> {
-        let folder = tempfile::Builder::new().prefix("rm-kill-").tempdir().map_err(|e| e.to_string())?;
+        let folder =
+            tempfile::Builder::new().prefix("rm-kill-").tempdir().map_err(|e| e.to_string())?;
         let path = folder.path().to_path_buf();
         let (socket, data) = (path.join("s"), path.join("data"));
         fs::create_dir(&data).map_err(|error| error.to_string())?;

@@ -3,8 +3,10 @@
 use std::io::Read;
 use std::sync::Arc;
 
-const SAMPLE: &[u8] =
-    include_bytes!(concat!(env!("CARGO_MANIFEST_DIR"), "/../../examples/data/flights-sample.ndjson.gz"));
+const SAMPLE: &[u8] = include_bytes!(concat!(
+    env!("CARGO_MANIFEST_DIR"),
+    "/../../examples/data/flights-sample.ndjson.gz"
+));
 
 /// The records in memory.
 #[derive(Debug, Clone)]
