@@ -110,6 +110,12 @@ pub(crate) fn nanos(value: u64) -> String {
     }
 }
 
+/// As [`nanos`], from microseconds.
+#[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // shown with three digits
+pub(crate) fn micros(value: f64) -> String {
+    nanos((value * 1e3) as u64)
+}
+
 /// Digits behind the point that make three significant ones.
 fn digits(value: f64) -> usize {
     match value {

@@ -4,7 +4,6 @@ use serde::Serialize;
 
 use super::probe::Journal;
 use super::publish::Totals;
-use super::shown;
 use crate::cli::host::Host;
 use crate::cli::output::{Facts, Style};
 use crate::cli::statistics::{Samples, curve, median};
@@ -188,10 +187,10 @@ impl Answer {
         let line = |of: &Microseconds| {
             format!(
                 "p50 {}  p99 {}  p99.9 {}  max {}  ({} samples)",
-                micro(of.p50),
-                micro(of.p99),
-                micro(of.p999),
-                micro(of.max),
+                units::micros(of.p50),
+                units::micros(of.p99),
+                units::micros(of.p999),
+                units::micros(of.max),
                 units::count(of.samples)
             )
         };
@@ -223,7 +222,7 @@ impl Answer {
             format!("{} of {}", line(&self.probe_us), units::bytes(self.probe_bytes)),
         );
         facts.add("raw, two at a time", units::bytes_rate(self.probe_bytes_per_s));
-        facts.add("bare futex wake, one way", micro(self.wake_us));
+        facts.add("bare futex wake, one way", units::micros(self.wake_us));
         facts.add(
             "confirm over raw write",
             format!(
@@ -269,11 +268,6 @@ impl Answer {
         text.push_str(&format!("\n{}", style.cyan(&drawing)));
         text
     }
-}
-
-#[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // shown with three digits
-fn micro(microseconds: f64) -> String {
-    shown(Some((microseconds * 1e3) as u64))
 }
 
 #[cfg(test)]

@@ -22,7 +22,7 @@ use crate::cli::helper::{Order, Task};
 use crate::cli::output::{Progress, Style, print, print_json};
 use crate::cli::signals;
 use crate::cli::statistics::{Packed, Samples};
-use crate::cli::units;
+pub(crate) use answer::Microseconds;
 use answer::{Answer, Pair};
 use place::DurablePlace;
 use probe::RawWriter;
@@ -200,11 +200,6 @@ fn finish_receiver((crew, member): &mut (Crew, Member)) -> Outcome<Samples> {
     crew.order(&[*member], Order::Stop)?;
     let packed = crew.results::<Packed>(&[*member], |_, _| {})?.pop();
     Ok(packed.ok_or_else(|| Failure::internal("no result"))?.unpack())
-}
-
-/// `112 µs` from nanoseconds, or a dash.
-fn shown(nanoseconds: Option<u64>) -> String {
-    nanoseconds.map_or_else(|| "-".to_string(), units::nanos)
 }
 
 #[cfg(test)]
