@@ -53,7 +53,7 @@ pub mod wire;
 #[cfg(not(loom))]
 pub use brokered::{
     AckError, BrokeredConsumer, BrokeredProducer, ConfirmError, Confirmation, ConsumerOptions,
-    Delivery, Level, ProducerOptions, Receipt, SettledRun,
+    Delivery, Level, ProducerOptions, Receipt, Receipts, SettledRun,
 };
 #[cfg(not(loom))]
 pub use client::{

@@ -57,7 +57,7 @@ impl Outcome {
 }
 
 /// Names one delivery of one message: a stale one is answered with [`Outcome::LeaseLost`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct LeaseToken {
     /// Entry of the consumer's lease table.
     pub slot: u32,
@@ -149,7 +149,7 @@ pub enum Down {
 }
 
 /// In front of a delivered payload.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct DeliveryHeader {
     /// For ack, nack, extend and reject. `attempt` above 1 marks a redelivery; 0 if the message is only shown.
     pub lease: LeaseToken,

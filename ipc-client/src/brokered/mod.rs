@@ -1,17 +1,34 @@
 //! Handles on brokered queues: messages go to a shard of the daemon, which confirms, stores, delivers and redelivers them.
 
+mod completions;
 mod consumer;
+mod delivery;
 mod error;
+mod inbox;
+mod ledger;
+mod memory;
 mod producer;
 mod receipt;
+mod shard_link;
+mod waiting;
 
-pub use consumer::{BrokeredConsumer, Delivery};
+pub use consumer::BrokeredConsumer;
+pub use delivery::Delivery;
 pub use error::{AckError, ConfirmError};
 pub use producer::BrokeredProducer;
-pub use receipt::{Confirmation, Level, Receipt, SettledRun};
+pub use receipt::{Confirmation, Level, Receipt, Receipts, SettledRun};
+pub(crate) use shard_link::ShardLinks;
 
 use crate::protocol::StartAt;
+use crate::sync::atomic::{AtomicU64, Ordering};
 use crate::wait::WaitPolicy;
+
+/// A number that no other handle of this process has, and not zero: by it a handle knows its own receipts and deliveries.
+fn handle_number() -> u64 {
+    static NEXT: AtomicU64 = AtomicU64::new(1);
+    // Relaxed: only the number counts.
+    NEXT.fetch_add(1, Ordering::Relaxed)
+}
 
 /// How a [`BrokeredProducer`] behaves.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]

@@ -21,6 +21,41 @@ impl Receipt {
     }
 }
 
+/// The receipts of a batch: messages that were sent in one step.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Receipts {
+    pub(super) producer: u64,
+    pub(super) first: u64,
+    pub(super) count: u64,
+}
+
+impl Receipts {
+    /// Messages.
+    #[must_use]
+    pub fn len(&self) -> u64 {
+        self.count
+    }
+
+    /// Whether the batch was empty.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.count == 0
+    }
+
+    /// The last of them: all others are settled when it is.
+    #[must_use]
+    pub fn last(&self) -> Option<Receipt> {
+        let number = self.first + self.count.checked_sub(1)?;
+        Some(Receipt { producer: self.producer, number })
+    }
+
+    /// One by one, in the order in which the messages were sent.
+    pub fn iter(&self) -> impl Iterator<Item = Receipt> + use<> {
+        let producer = self.producer;
+        (self.first..self.first + self.count).map(move |number| Receipt { producer, number })
+    }
+}
+
 /// How safe a confirmed message is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]

@@ -1,7 +1,7 @@
 //! What producer and consumer handles have in common: identity, memory, waiting state, wake-ups, and the way out.
 
 use std::mem::ManuallyDrop;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use super::connection::Inner;
 use super::doorbell::PeerDoorbell;
 use super::error::ClientError;
 use crate::layout::{Geometry, LAYOUT_VERSION, PAGE_BYTES};
-use crate::protocol::{Attached, HandleKey, Kind, Memory, Request, Role};
+use crate::protocol::{Attached, ErrorCode, HandleKey, Kind, Memory, Plane, Request, Role};
 use crate::ring::{Fault, Kernel, Park, Region, RingMemory, wake_sleepers};
 use crate::sys::affinity::online_cpus;
 use crate::sys::clock::monotonic_ns;
@@ -58,7 +58,7 @@ pub(crate) struct Attachment {
 }
 
 impl Attachment {
-    /// Asks the daemon for a handle and maps its memory.
+    /// Asks the daemon for a handle on a direct queue and maps its memory.
     pub(crate) fn new(
         client: &Arc<Inner>,
         queue: &str,
@@ -66,44 +66,49 @@ impl Attachment {
         policy: WaitPolicy,
     ) -> Result<(Self, RingMemory), ClientError> {
         let request = Request::attach(queue, role);
-        let (attached, descriptors, lost) = client.attach(&request)?;
-        let key = attached.key;
-        Self::open(client, queue, role, policy, *attached, descriptors, lost).inspect_err(|_| {
-            client.detach(key, DETACH_TIMEOUT);
+        Self::new_with(client, queue, &request, policy, |attached, descriptors| {
+            if attached.brokered.is_some() {
+                let form = match role {
+                    Role::Produce => "brokered_producer",
+                    Role::Consume => "brokered_consumer",
+                };
+                return Err(wrong_plane(queue, Plane::Brokered, form));
+            }
+            let geometry = Geometry::new(
+                Some(attached.slots),
+                Some(attached.slot_size),
+                Some(attached.max_message),
+            )
+            .map_err(|error| ClientError::Protocol(error.to_string()))?;
+            let mapped = map_all(attached, &geometry, role, &descriptors)?;
+            Ok((geometry, mapped.mappings, mapped.memory))
         })
     }
 
-    fn open(
+    /// Asks the daemon for a handle; `map` gets what it needs of the answer and says which mappings the handle keeps.
+    pub(crate) fn new_with<T>(
         client: &Arc<Inner>,
         queue: &str,
-        role: Role,
+        request: &Request,
         policy: WaitPolicy,
-        attached: Attached,
-        descriptors: Vec<OwnedFd>,
-        lost: Lost,
-    ) -> Result<(Self, RingMemory), ClientError> {
-        if attached.layout_version != LAYOUT_VERSION {
-            return Err(ClientError::Protocol(format!(
-                "queue {queue} has memory layout {}, this client knows {LAYOUT_VERSION}",
-                attached.layout_version
-            )));
-        }
-        let geometry = Geometry::new(
-            Some(attached.slots),
-            Some(attached.slot_size),
-            Some(attached.max_message),
-        )
-        .map_err(|error| ClientError::Protocol(error.to_string()))?;
-        let mapped = map_all(&attached, &geometry, role, &descriptors)?;
-        let kernel = HostKernel::new(attached.wake_mode);
-        let memory = mapped.memory;
+        map: impl FnOnce(&Attached, Vec<OwnedFd>) -> Result<(Geometry, Vec<Mapping>, T), ClientError>,
+    ) -> Result<(Self, T), ClientError> {
+        let (attached, descriptors, lost) = client.attach(request)?;
+        let mapped = match attached.layout_version {
+            LAYOUT_VERSION => map(&attached, descriptors),
+            other => Err(ClientError::Protocol(format!(
+                "queue {queue} has memory layout {other}, this client knows {LAYOUT_VERSION}"
+            ))),
+        };
+        let (geometry, mappings, memory) =
+            mapped.inspect_err(|_| client.detach(attached.key, DETACH_TIMEOUT))?;
         let attachment = Self {
             client: Arc::clone(client),
             key: attached.key,
             queue_name: queue.into(),
             kind: attached.kind,
             geometry,
-            kernel,
+            kernel: HostKernel::new(attached.wake_mode),
             tuner: Tuner::new(policy, online_cpus()),
             looked_at: 0,
             kept_ns: 0,
@@ -112,7 +117,7 @@ impl Attachment {
             lost,
             reported: OnceLock::new(),
             doorbells: Vec::new(),
-            mappings: ManuallyDrop::new(mapped.mappings),
+            mappings: ManuallyDrop::new(mappings),
         };
         Ok((attachment, memory))
     }
@@ -207,6 +212,49 @@ impl Drop for Attachment {
     }
 }
 
+/// The queue belongs to the other plane, whose handles have this form.
+pub(crate) fn wrong_plane(queue: &str, plane: Plane, form: &str) -> ClientError {
+    let message = format!("queue {queue} is {plane}: attach with Client::{form}");
+    ClientError::Refused { code: ErrorCode::Invalid, message }
+}
+
+/// As many descriptors came as were announced.
+pub(crate) fn check_count(attached: &Attached, descriptors: &[OwnedFd]) -> Result<(), ClientError> {
+    let (announced, came) = (attached.descriptors.len(), descriptors.len());
+    if announced == came {
+        return Ok(());
+    }
+    Err(ClientError::Protocol(format!("{announced} descriptors announced, {came} came")))
+}
+
+/// The descriptor of this memory; their number was checked.
+pub(crate) fn descriptor_of<'a>(
+    attached: &Attached,
+    descriptors: &'a [OwnedFd],
+    wanted: Memory,
+) -> Result<BorrowedFd<'a>, ClientError> {
+    let index = attached.descriptors.iter().position(|memory| *memory == wanted);
+    index
+        .and_then(|index| descriptors.get(index))
+        .map(AsFd::as_fd)
+        .ok_or_else(|| ClientError::Protocol(format!("no descriptor for {wanted:?}")))
+}
+
+/// Maps a memory file after it was found to have this size and all seals.
+pub(crate) fn map_verified(
+    descriptor: BorrowedFd<'_>,
+    what: Memory,
+    bytes: usize,
+    access: Access,
+) -> Result<Mapping, ClientError> {
+    verify_sealed(descriptor, bytes)
+        .map_err(|error| ClientError::Protocol(format!("{what:?}: {error}")))?;
+    Mapping::map(descriptor, bytes, access, Populate::Now).map_err(|error| {
+        let text = format!("cannot map {bytes} bytes: {error}");
+        std::io::Error::new(error.kind(), text).into()
+    })
+}
+
 struct Mapped {
     memory: RingMemory,
     mappings: Vec<Mapping>,
@@ -218,27 +266,12 @@ fn map_all(
     role: Role,
     descriptors: &[OwnedFd],
 ) -> Result<Mapped, ClientError> {
-    if attached.descriptors.len() != descriptors.len() {
-        return Err(ClientError::Protocol(format!(
-            "{} descriptors announced, {} came",
-            attached.descriptors.len(),
-            descriptors.len()
-        )));
-    }
+    check_count(attached, descriptors)?;
     let mut mappings = Vec::new();
     let mut region = |wanted: Memory| -> Result<Region, ClientError> {
-        let index = attached
-            .descriptors
-            .iter()
-            .position(|memory| *memory == wanted)
-            .ok_or_else(|| ClientError::Protocol(format!("no descriptor for {wanted:?}")))?;
         let (bytes, access) = shape(wanted, role, attached.kind, geometry);
-        let descriptor = descriptors[index].as_fd();
-        verify_sealed(descriptor, bytes)
-            .map_err(|error| ClientError::Protocol(format!("{wanted:?}: {error}")))?;
-        let mapping = Mapping::map(descriptor, bytes, access, Populate::Now).map_err(|error| {
-            std::io::Error::new(error.kind(), format!("cannot map {bytes} bytes: {error}"))
-        })?;
+        let descriptor = descriptor_of(attached, descriptors, wanted)?;
+        let mapping = map_verified(descriptor, wanted, bytes, access)?;
         // SAFETY: page-aligned, of this length, from a file that cannot shrink; the handle keeps the mapping longer
         // than the ring that gets the region. The rings write to a region only where `shape` says read-write.
         let region = unsafe { Region::new(mapping.base(), mapping.len()) };

@@ -21,6 +21,7 @@ use super::background::Background;
 use super::bells::Bells;
 use super::doorbell::PeerDoorbell;
 use super::error::ClientError;
+use crate::brokered::ShardLinks;
 use crate::protocol::frame::CONTROL;
 use crate::protocol::{Attached, ErrorCode, FRAME_BYTES_MAX, HandleKey, Reply, Request};
 use crate::sys::fork::ForkMark;
@@ -44,6 +45,7 @@ pub(crate) struct Inner {
     state: Mutex<State>,
     pub(super) background: Background,
     pub(super) bells: Bells,
+    pub(crate) shard_links: ShardLinks,
 }
 
 #[derive(Debug)]
@@ -88,6 +90,7 @@ impl Inner {
             }),
             background: Background::default(),
             bells: Bells::default(),
+            shard_links: ShardLinks::default(),
         };
         inner.ensure_connected()?;
         Ok(Arc::new(inner))

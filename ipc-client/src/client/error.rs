@@ -116,6 +116,9 @@ pub enum SendError {
     /// Another member of the queue violated an invariant; the queue is unusable.
     #[error("the queue is damaged: {0}")]
     PeerFault(Fault),
+    /// The daemon that had this handle is gone, and the one that answers now does not know it (brokered queues only).
+    #[error("the daemon was started anew and does not know this handle; attach again")]
+    Lost,
     /// The journal failed: nothing more is stored (brokered queues only).
     #[error("the journal failed (errno {errno}): check the disk, then restart the daemon")]
     JournalFailed {
@@ -146,6 +149,9 @@ pub enum ReceiveError {
     /// Another member of the queue violated an invariant; the queue is unusable.
     #[error("the queue is damaged: {0}")]
     PeerFault(Fault),
+    /// The daemon that had this handle is gone, and the one that answers now does not know it (brokered queues only).
+    #[error("the daemon was started anew and does not know this handle; attach again")]
+    Lost,
     /// The async runtime that watches this handle has stopped (async forms only).
     #[error("the async runtime of this handle has stopped")]
     RuntimeStopped,

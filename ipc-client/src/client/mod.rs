@@ -16,10 +16,13 @@ mod waiting;
 
 /// What [`crate::brokered`] and [`crate::async_io`] build on.
 pub(crate) mod internal {
-    pub(crate) use super::attachment::Attachment;
+    pub(crate) use super::attachment::{
+        Attachment, check_count, descriptor_of, map_verified, wrong_plane,
+    };
     #[cfg(feature = "tokio")]
     pub(crate) use super::bells::shared::BellPlace;
     pub(crate) use super::connection::Inner;
+    pub(crate) use super::producer::encode;
     pub(crate) use super::waiting::{Side, Stop, leave, wait_for};
     #[cfg(feature = "tokio")]
     pub(crate) use super::waiting::{found_nothing, pass_on};

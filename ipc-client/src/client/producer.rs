@@ -351,7 +351,8 @@ impl Drop for Producer {
     }
 }
 
-fn encode(metadata: &Metadata, into: &mut Vec<u8>) -> Result<(), SendError> {
+/// Appends the encoded form.
+pub(crate) fn encode(metadata: &Metadata, into: &mut Vec<u8>) -> Result<(), SendError> {
     metadata.encode(into).map_err(|error| match error {
         MetadataError::TooLong(length) => {
             SendError::TooLarge { length, max: usize::from(u16::MAX) }

@@ -33,6 +33,8 @@ pub enum Invariant {
     RegionLength,
     /// Another member saw a violation and closed the ring.
     SeenByMember,
+    /// A record of the daemon can be understood, and fits what it answers to.
+    Record,
 }
 
 impl fmt::Display for Fault {
@@ -46,6 +48,7 @@ impl fmt::Display for Fault {
             Invariant::Progress => "no progress: positions and words contradict each other",
             Invariant::RegionLength => "shared memory is shorter than the queue's geometry",
             Invariant::SeenByMember => "another member reported a violated invariant",
+            Invariant::Record => "a record of the daemon is malformed or answers to nothing",
         };
         write!(f, "{what} (position {}, value {:#x})", self.position, self.value)
     }
