@@ -133,7 +133,9 @@ impl Publisher<'_> {
                     self.settle(SLICE)?;
                     continue;
                 }
-                Err(SendError::Closed(closed)) => return Err(Problem::Gone(closed.to_string())),
+                Err(error @ (SendError::Closed(_) | SendError::Lost)) => {
+                    return Err(Problem::Gone(error.to_string()));
+                }
                 Err(error) => {
                     return Err(Problem::Failed(Failure::send(&self.task.queue, &error)));
                 }

@@ -211,9 +211,9 @@ impl<'a> World<'a> {
             }
             Victim::Keeper | Victim::KeeperAndBroker => {
                 self.daemon.kill_keeper(victim == Victim::KeeperAndBroker)?;
+                self.daemon.restart(self.binary)?;
                 self.everybody_ends()?;
                 self.era += 1;
-                self.daemon.restart(self.binary)?;
                 for index in 0..MEMBERS {
                     self.publishers[index] = self.publisher()?;
                     self.consumers[index] = self.consumer()?;
@@ -228,7 +228,7 @@ impl<'a> World<'a> {
         if holds { Ok(()) } else { Err(complaint()) }
     }
 
-    /// The keeper is gone: everybody says so and ends; nobody hangs.
+    /// Another daemon answers, which does not know them: everybody says so and ends; nobody hangs.
     fn everybody_ends(&mut self) -> Result<(), String> {
         let mut ended = Vec::new();
         for client in self.publishers.iter_mut().chain(&mut self.consumers) {
