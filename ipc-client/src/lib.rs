@@ -77,5 +77,5 @@ pub use wait::WaitPolicy;
 pub mod raw {
     #[cfg(not(loom))]
     pub use crate::sys;
-    pub use crate::{layout, protocol, ring, sync};
+    pub use crate::{layout, pair, protocol, ring, sync, wire};
 }
