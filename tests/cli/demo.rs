@@ -213,10 +213,11 @@ fn a_running_daemon_is_used_and_left_as_it_was() {
 fn doctor_has_its_keys() {
     let daemon = Daemon::start();
     let answer = daemon.json(&["doctor", "--json"]);
-    has(&answer, &["host", "io_uring", "membarrier", "memory", "socket", "costs", "modes"]);
+    has(&answer, &["host", "io_uring", "membarrier", "memory", "socket", "costs", "disk", "modes"]);
+    has(&answer["disk"], &["folder", "file_system", "backend", "sync_mode", "write_4k", "reasons"]);
     assert_eq!(answer["daemon"]["keeper_pid"], daemon.keeper.id());
     let text = daemon.ok(&["doctor"]);
-    for part in ["io_uring", "memlock", "membarrier", "clock", "modes"] {
+    for part in ["io_uring", "memlock", "membarrier", "clock", "modes", "durable write"] {
         assert!(text.contains(part), "{part} in {text}");
     }
 }

@@ -23,7 +23,7 @@ const CREDIT: u32 = 256;
 const WRITE_BYTES: usize = 64 * 1024;
 
 /// How long the daemon may take to answer the last acknowledgements.
-const FLUSH_LIMIT: Duration = Duration::from_secs(30);
+const FLUSH_LIMIT: Duration = Duration::from_secs(10);
 
 pub(super) fn run(client: &Client, info: &QueueInfo, config: &Config) -> Outcome {
     let credit = config.credit.unwrap_or(CREDIT).min(limit_u32(config.count.unwrap_or(u64::MAX)));
@@ -56,7 +56,7 @@ pub(super) fn run(client: &Client, info: &QueueInfo, config: &Config) -> Outcome
     };
     let result = taker.take_all();
     // What was written is acknowledged, however the command ends.
-    let flushed = taker.flush();
+    let flushed = if result.is_ok() { taker.flush() } else { Ok(()) };
     if taker.again > 0 {
         notice(&format!(
             "{} messages had been delivered before and were not acknowledged",

@@ -25,6 +25,7 @@ use crate::cli::statistics::{Packed, Samples};
 pub(crate) use answer::Microseconds;
 use answer::{Answer, Pair};
 use place::DurablePlace;
+pub(crate) use place::file_system;
 use probe::RawWriter;
 use publish::Load;
 
