@@ -9,7 +9,20 @@
 //! completed may be there in any part, sector by sector. A created file is durable after its `sync` *and* `sync_directory`.
 //! A failed write or sync is final for its file: the caller never tries it again.
 
+mod blocking;
 mod buffer;
+mod directory;
+mod error;
+mod memory;
+mod open;
+mod probe;
+pub mod simulated;
+mod sleeper;
+mod transfer;
+mod uring;
+mod workers;
+
+use std::fmt;
 
 use std::io;
 use std::os::fd::BorrowedFd;
@@ -17,8 +30,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ringmain_client::sys::eventfd::EventFd;
+use serde::Serialize;
 
+pub use blocking::BlockingDisk;
 pub use buffer::Buffer;
+pub use error::errno;
+pub use memory::{CreateMemory, MemoryDisk, RemoveMemory};
+pub use open::{Backend, Description, open_disk};
+pub use probe::{DiskReport, Latency, RawWrites, SyncFigures, probe_sync_modes, report};
+pub use uring::{Availability, UringDisk, availability};
 
 /// Files are written in multiples of this many bytes, at multiples of it.
 pub const BLOCK_BYTES: usize = 4096;
@@ -38,6 +58,25 @@ pub enum Durability {
     Durable,
     /// A later `sync` sees to it.
     Later,
+}
+
+/// How a write becomes durable.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum SyncMode {
+    /// By itself: `RWF_DSYNC`.
+    Dsync,
+    /// A write, then `fdatasync`.
+    Fdatasync,
+}
+
+impl fmt::Display for SyncMode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Dsync => "RWF_DSYNC",
+            Self::Fdatasync => "write + fdatasync",
+        })
+    }
 }
 
 /// What a disk does while its caller goes on.
@@ -98,10 +137,18 @@ pub enum Done {
     Created(FileId),
 }
 
+/// Refuses what is not at a block's beginning.
+fn check_place(call: &'static str, file: &str, offset: u64) -> io::Result<()> {
+    if offset.is_multiple_of(BLOCK_BYTES as u64) {
+        return Ok(());
+    }
+    Err(error::invalid(call, file, "the offset is no multiple of a block"))
+}
+
 /// A folder of files.
 ///
 /// The first group of methods blocks and serves to open a journal; the second never blocks on the disk. All errors are the
-/// kernel's, with the name of the file and the call in the text.
+/// kernel's, with the name of the file and the call in the text; [`errno`] has the kernel's number.
 pub trait Disk {
     /// Names and lengths of the files, sorted.
     fn list(&mut self) -> io::Result<Vec<(String, u64)>>;
@@ -116,7 +163,7 @@ pub trait Disk {
     fn write(&mut self, file: FileId, offset: u64, buffer: &Buffer) -> io::Result<()>;
     /// As [`Operation::Create`], and waits for it.
     fn create(&mut self, name: &str, bytes: u64) -> io::Result<FileId>;
-    /// Renames a file; durable after [`Self::sync_directory`].
+    /// Renames a file, open or not; durable after [`Self::sync_directory`]. A file that has the new name is replaced.
     fn rename(&mut self, from: &str, to: &str) -> io::Result<()>;
     /// Makes what was written to a file durable, also by a process that died.
     fn sync(&mut self, file: FileId) -> io::Result<()>;

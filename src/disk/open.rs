@@ -1,0 +1,153 @@
+//! Which backend a folder gets, and why.
+
+use std::fmt;
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+
+use serde::Serialize;
+
+use super::directory::{Directory, OpenFile};
+use super::probe::{self, SyncFigures};
+use super::uring::{self, Availability, UringDisk};
+use super::{BlockingDisk, Buffer, Disk, FileId, SyncMode};
+
+/// Who does the writing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Backend {
+    /// io_uring where it is allowed, else threads.
+    #[default]
+    Auto,
+    /// io_uring or an error.
+    Uring,
+    /// Threads.
+    Blocking,
+}
+
+/// What was chosen, for one line of the log and for `doctor`.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Description {
+    /// `uring` or `blocking`.
+    pub backend: &'static str,
+    /// How a write becomes durable.
+    pub sync_mode: SyncMode,
+    /// Whether writes bypass the page cache.
+    pub direct: bool,
+    /// What the self-test of the sync modes measured.
+    pub figures: SyncFigures,
+    /// Why it is as it is, one sentence each, with the remedy where there is one.
+    pub reasons: Vec<String>,
+}
+
+impl fmt::Display for Description {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let cache = if self.direct { "O_DIRECT" } else { "through the page cache" };
+        write!(f, "disk backend {}, {}, {cache}", self.backend, self.sync_mode)?;
+        let mut separator = ": ";
+        for reason in &self.reasons {
+            write!(f, "{separator}{reason}")?;
+            separator = "; ";
+        }
+        Ok(())
+    }
+}
+
+/// Opens a folder that exists, after a self-test of at most some 200 ms that chooses how writes are made durable. The caller logs the description.
+///
+/// The disk may be opened in one thread and used in another; from its first operation on it belongs to the thread that uses it.
+///
+/// # Errors
+/// The folder cannot be opened or written; for [`Backend::Uring`] also that io_uring is not available, with the remedy.
+pub fn open_disk(path: &Path, backend: Backend) -> io::Result<(Box<dyn Disk + Send>, Description)> {
+    let directory = Arc::new(Directory::open(path)?);
+    directory.tidy()?;
+    let mut reasons = Vec::new();
+    let uring = match backend {
+        Backend::Blocking => {
+            reasons.push("threads were asked for".to_owned());
+            false
+        }
+        Backend::Auto | Backend::Uring => match uring::availability() {
+            Availability::Allowed => true,
+            refused if backend == Backend::Uring => {
+                return Err(io::Error::new(io::ErrorKind::Unsupported, refused.to_string()));
+            }
+            refused => {
+                reasons.push(refused.to_string());
+                false
+            }
+        },
+    };
+    let figures = probe::measure(&directory)?;
+    reasons.push(figures.to_string());
+    let buffered = directory.buffered_because();
+    let description = Description {
+        backend: if uring { "uring" } else { "blocking" },
+        sync_mode: figures.chosen,
+        direct: buffered.is_none(),
+        reasons: reasons.into_iter().chain(buffered).collect(),
+        figures,
+    };
+    let mode = description.sync_mode;
+    let disk: Box<dyn Disk + Send> = if uring {
+        Box::new(UringDisk::on(directory, mode)?)
+    } else {
+        Box::new(BlockingDisk::on(directory, mode)?)
+    };
+    Ok((disk, description))
+}
+
+/// An operation that was not begun, with its buffer.
+pub(super) type Refused = (io::Error, Option<Buffer>);
+
+/// A disk over [`super::directory::Files`].
+pub(super) trait OnFiles: Disk {
+    /// Takes in a file that no name leads to.
+    fn adopt(&mut self, file: OpenFile) -> FileId;
+}
+
+/// The blocking half of [`Disk`], for a backend with a field `files`.
+macro_rules! file_methods {
+    () => {
+        fn list(&mut self) -> io::Result<Vec<(String, u64)>> {
+            self.files.directory.list()
+        }
+
+        fn open(&mut self, name: &str) -> io::Result<FileId> {
+            self.files.open(name)
+        }
+
+        fn length(&mut self, file: FileId) -> io::Result<u64> {
+            self.files.length(file)
+        }
+
+        fn read(&mut self, file: FileId, offset: u64, buffer: &mut Buffer) -> io::Result<()> {
+            self.files.read(file, offset, buffer)
+        }
+
+        fn write(&mut self, file: FileId, offset: u64, buffer: &Buffer) -> io::Result<()> {
+            self.files.write(file, offset, buffer)
+        }
+
+        fn create(&mut self, name: &str, bytes: u64) -> io::Result<FileId> {
+            self.files.create(name, bytes)
+        }
+
+        fn rename(&mut self, from: &str, to: &str) -> io::Result<()> {
+            self.files.rename(from, to)
+        }
+
+        fn sync(&mut self, file: FileId) -> io::Result<()> {
+            self.files.sync(file)
+        }
+
+        fn sync_directory(&mut self) -> io::Result<()> {
+            self.files.directory.sync()
+        }
+
+        fn close(&mut self, file: FileId) {
+            self.files.close(file);
+        }
+    };
+}
+pub(super) use file_methods;

@@ -1,0 +1,251 @@
+//! What only real files, real limits and real processes show.
+
+use std::fs::{self, File};
+use std::io::{self, BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use ringmain::disk::{
+    Availability, Backend, BlockingDisk, Buffer, Disk, Durability, Operation, RawWrites, SyncMode,
+    Ticket, UringDisk, availability, errno, open_disk, probe_sync_modes,
+};
+
+use crate::suite::{filled, finish};
+
+type Open = fn(&Path) -> io::Result<Box<dyn Disk>>;
+
+fn backends() -> Vec<(&'static str, Open)> {
+    let blocking: Open = |path| Ok(Box::new(BlockingDisk::new(path, SyncMode::Dsync)?));
+    let uring: Open = |path| Ok(Box::new(UringDisk::new(path, SyncMode::Dsync)?));
+    let mut all = vec![("blocking", blocking)];
+    if availability() == Availability::Allowed {
+        all.push(("uring", uring));
+    }
+    all
+}
+
+/// A file system of its own, gone when dropped.
+struct Mounted(PathBuf, tempfile::TempDir);
+
+impl Mounted {
+    fn tmpfs(bytes: u64) -> Option<Self> {
+        let folder = tempfile::tempdir().unwrap();
+        let options = format!("size={bytes},mode=700");
+        Self::mount(folder, &["-t", "tmpfs", "-o", &options, "tmpfs"])
+    }
+
+    fn loop_ext4(bytes: u64) -> Option<Self> {
+        let folder = tempfile::tempdir().unwrap();
+        let image = folder.path().join("image");
+        File::create(&image).unwrap().set_len(bytes).unwrap();
+        let made = Command::new("mkfs.ext4").args(["-q", "-m", "0"]).arg(&image).output();
+        if !made.is_ok_and(|made| made.status.success()) {
+            eprintln!("skipped: no mkfs.ext4 here");
+            return None;
+        }
+        let image = image.to_str().unwrap().to_owned();
+        Self::mount(folder, &["-o", "loop", &image])
+    }
+
+    fn mount(folder: tempfile::TempDir, arguments: &[&str]) -> Option<Self> {
+        let target = folder.path().join("mounted");
+        fs::create_dir(&target).unwrap();
+        let mounted = Command::new("mount").args(arguments).arg(&target).output();
+        match mounted {
+            Ok(output) if output.status.success() => Some(Self(target, folder)),
+            Ok(output) => {
+                let why = String::from_utf8_lossy(&output.stderr).into_owned();
+                eprintln!("skipped: mounting is not permitted here: {}", why.trim());
+                None
+            }
+            Err(error) => {
+                eprintln!("skipped: mount: {error}");
+                None
+            }
+        }
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("--lazy").arg(&self.0).status();
+        let _ = self.1.path();
+    }
+}
+
+fn create_and_finish(disk: &mut dyn Disk, name: &str, bytes: u64) -> io::Result<()> {
+    disk.submit(Ticket(1), Operation::Create { name: name.to_owned(), bytes });
+    finish(disk, 1).remove(&1).unwrap().result.map(|_| ())
+}
+
+fn fills_up_and_recovers(path: &Path, bytes: u64) {
+    for (name, open) in backends() {
+        let mut disk = open(path).unwrap();
+        create_and_finish(&mut *disk, "first", bytes).unwrap();
+        let full = create_and_finish(&mut *disk, "second", bytes).unwrap_err();
+        assert_eq!(errno(&full), libc::ENOSPC, "{name}: {full}");
+        assert!(full.to_string().contains("second"), "{full}");
+        assert_eq!(disk.list().unwrap(), [("first".to_owned(), bytes)], "{name}");
+        drop(disk);
+        let mut disk = open(path).unwrap();
+        let file = disk.open("first").unwrap();
+        // The first file's room is its own.
+        disk.write(file, bytes - 4096, &filled(3, 1)).unwrap();
+        disk.submit(Ticket(2), Operation::Remove { file });
+        assert!(finish(&mut *disk, 1)[&2].result.is_ok());
+        create_and_finish(&mut *disk, "second", bytes).unwrap();
+        let file = disk.list().unwrap().pop().unwrap().0;
+        assert_eq!(file, "second");
+        drop(disk);
+        fs::remove_file(path.join("second")).unwrap();
+    }
+}
+
+#[test]
+fn a_full_tmpfs_is_an_error_until_there_is_room() {
+    let Some(mounted) = Mounted::tmpfs(1 << 20) else { return };
+    fills_up_and_recovers(&mounted.0, 600 << 10);
+}
+
+#[test]
+fn a_full_ext4_is_an_error_until_there_is_room() {
+    let Some(mounted) = Mounted::loop_ext4(16 << 20) else { return };
+    fills_up_and_recovers(&mounted.0, 7 << 20);
+}
+
+#[test]
+fn a_file_system_without_direct_writes_or_with_them_is_described() {
+    let folder = tempfile::tempdir().unwrap();
+    for backend in [Backend::Auto, Backend::Blocking, Backend::Uring] {
+        let (mut disk, description) = match open_disk(folder.path(), backend) {
+            Ok(opened) => opened,
+            Err(error) => {
+                assert_eq!((backend, error.kind()), (Backend::Uring, io::ErrorKind::Unsupported));
+                assert!(error.to_string().contains("io_uring"), "{error}");
+                continue;
+            }
+        };
+        let line = description.to_string();
+        assert!(line.contains(description.backend) && !line.contains('\n'), "{line}");
+        assert_eq!(line.contains("O_DIRECT") && !line.contains("refuses"), description.direct);
+        let file = disk.create("a", 8192).unwrap();
+        disk.write(file, 0, &filled(1, 2)).unwrap();
+        disk.submit(Ticket(1), Operation::Remove { file });
+        assert!(finish(&mut *disk, 1)[&1].result.is_ok());
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
+    }
+    assert_eq!(
+        open_disk(&folder.path().join("missing"), Backend::Auto).err().map(|error| error.kind()),
+        Some(io::ErrorKind::NotFound)
+    );
+}
+
+#[test]
+fn raw_writes_leave_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let mode = probe_sync_modes(folder.path()).unwrap().chosen;
+    for (bytes, depth) in [(1, 1), (5000, 1), (256 << 10, 2), (1 << 20, 2)] {
+        for backend in [Backend::Auto, Backend::Blocking] {
+            let mut writes = RawWrites::new(folder.path(), backend, mode, bytes, depth).unwrap();
+            for _ in 0..20 {
+                assert!(writes.sample().unwrap() > Duration::ZERO);
+            }
+        }
+    }
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
+}
+
+#[test]
+fn a_truncated_file_is_read_to_its_end_and_not_beyond() {
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join("a"), vec![6; 5000]).unwrap();
+    for (name, open) in backends() {
+        let mut disk = open(folder.path()).unwrap();
+        let file = disk.open("a").unwrap();
+        assert_eq!(disk.length(file).unwrap(), 5000);
+        let mut buffer = Buffer::new(4096);
+        disk.read(file, 0, &mut buffer).unwrap();
+        assert_eq!(buffer[4095], 6);
+        for operation in [4096, 8192] {
+            let read = Operation::Read { file, offset: operation, buffer: Buffer::new(4096) };
+            disk.submit(Ticket(operation), read);
+            let error = finish(&mut *disk, 1).remove(&operation).unwrap().result.unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof, "{name}: {error}");
+            let error = disk.read(file, operation, &mut buffer).unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof, "{name}: {error}");
+        }
+    }
+}
+
+/// The ring belongs to the thread of the first operation. Dropped by another, it gives up the memory in flight rather than letting the kernel write to memory
+/// that was freed.
+#[test]
+fn a_disk_moves_to_the_thread_that_uses_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let (mut disk, _) = open_disk(folder.path(), Backend::Auto).unwrap();
+    let file = disk.create("a", 1 << 20).unwrap();
+    let used = std::thread::spawn(move || {
+        let write = |offset| Operation::Write {
+            file,
+            offset,
+            buffer: filled(8, 128),
+            durability: Durability::Durable,
+        };
+        disk.submit(Ticket(1), write(0));
+        assert!(finish(&mut *disk, 1)[&1].result.is_ok());
+        disk.submit(Ticket(2), write(1 << 19));
+        disk.flush();
+        disk
+    });
+    drop(used.join().unwrap());
+    let bytes = fs::read(folder.path().join("a")).unwrap();
+    assert!(bytes[..1 << 19].iter().all(|byte| *byte == 8));
+}
+
+const CHILD: &str = "RINGMAIN_TEST_DISK_CHILD";
+
+/// Not a test by itself: what `locks_end_with_a_killed_process` starts and kills.
+#[test]
+fn child_that_writes_until_it_is_killed() {
+    let Some(path) = std::env::var_os(CHILD) else { return };
+    let (mut disk, _) = open_disk(Path::new(&path), Backend::Auto).unwrap();
+    let file = disk.create("locked", 8 << 20).unwrap();
+    println!("\nwriting");
+    let mut next = 0;
+    let (mut buffers, mut completed) = (vec![filled(1, 256), filled(2, 256)], Vec::new());
+    loop {
+        while let Some(buffer) = buffers.pop() {
+            let offset = next % 8 * (1 << 20);
+            let durability = Durability::Durable;
+            disk.submit(Ticket(next), Operation::Write { file, offset, buffer, durability });
+            next += 1;
+        }
+        disk.flush();
+        disk.wait(None).unwrap();
+        disk.reap(&mut completed);
+        buffers.extend(completed.drain(..).filter_map(|one| one.buffer));
+    }
+}
+
+#[test]
+fn locks_end_with_a_killed_process() {
+    for _ in 0..3 {
+        let folder = tempfile::tempdir().unwrap();
+        let mut child = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "real::child_that_writes_until_it_is_killed", "--nocapture"])
+            .env(CHILD, folder.path())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        assert!(lines.any(|line| line.is_ok_and(|line| line == "writing")));
+        std::thread::sleep(Duration::from_millis(20));
+        child.kill().unwrap();
+        let (mut disk, _) = open_disk(folder.path(), Backend::Auto).unwrap();
+        let file = disk.open("locked").unwrap();
+        disk.sync(file).unwrap();
+        child.wait().unwrap();
+        assert_eq!(disk.list().unwrap(), [("locked".to_owned(), 8 << 20)]);
+    }
+}
