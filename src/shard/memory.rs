@@ -65,6 +65,13 @@ pub fn is_deliverable(lane: &PairGeometry, metadata: usize, payload: usize) -> b
     geometry.slots_for(body) <= u64::from(geometry.claim_slots_max())
 }
 
+/// Metadata and payload bytes of the longest message that fits.
+pub fn deliverable_bytes(lane: &PairGeometry) -> u64 {
+    let geometry = lane.up();
+    let most = geometry.body_bytes(geometry.claim_slots_max()) as usize;
+    most.saturating_sub(DELIVERY_HEADER_BYTES + METADATA_ALIGNMENT) as u64
+}
+
 /// The descriptors of a handle's memory, writable.
 #[derive(Debug)]
 pub struct PairFiles {

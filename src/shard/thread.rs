@@ -24,13 +24,13 @@ use ringmain_client::ring::Kernel;
 use ringmain_client::sys::clock::{monotonic_ns, realtime_ns};
 use ringmain_client::sys::eventfd::EventFd;
 use ringmain_client::sys::kernel::HostKernel;
-use ringmain_client::wire::Up;
+use ringmain_client::wire::{Outcome, Up};
 use std::os::fd::AsFd;
 
 use super::control::{FromShard, Outbox, ToShard};
 use super::handles::Handles;
 use super::logic::{Logic, Now, Refusal};
-use super::memory::PageMemory;
+use super::memory::{PageMemory, deliverable_bytes, is_deliverable};
 use super::spin::Spin;
 use crate::disk::Disk;
 use crate::journal::{Journal, Ready};
@@ -244,16 +244,22 @@ impl<D: Disk> Shard<D> {
                 }
             };
             let key = handle.key;
-            let published = self.logic.publish(
-                &mut self.journal,
-                key,
-                position,
-                next,
-                flags,
-                &metadata,
-                &payload,
-                now,
-            );
+            let published = if is_deliverable(handle.memory.pair.geometry(), metadata.len(), payload.len()) {
+                self.logic.publish(
+                    &mut self.journal,
+                    key,
+                    position,
+                    next,
+                    flags,
+                    &metadata,
+                    &payload,
+                    now,
+                )
+            } else {
+                let limit = deliverable_bytes(handle.memory.pair.geometry());
+                self.logic.refuse(key, position, Outcome::TooLarge, limit);
+                Ok(())
+            };
             match (published, self.handles.get_mut(place)) {
                 (Ok(()), Some(handle)) => {
                     handle.messages += 1;
@@ -421,6 +427,9 @@ impl<D: Disk> Shard<D> {
             let Some(handle) = self.handles.get_mut(*place) else { continue };
             let key = handle.key;
             let has_room = handle.has_room_again();
+            if handle.role == Role::Consume {
+                handle.release_submissions(durable, self.failed_errno);
+            }
             if handle.flush() {
                 let position = handle.released_position();
                 handle.memory.pair.status().set_taken(handle.up_position());
@@ -428,7 +437,6 @@ impl<D: Disk> Shard<D> {
             }
             let Some(handle) = self.handles.get_mut(*place) else { continue };
             if handle.role == Role::Consume {
-                handle.release_submissions(durable, self.failed_errno);
                 if !handle.has_waiting() && !handle.is_blocked() {
                     self.logic.room(key);
                     again |= has_room;
