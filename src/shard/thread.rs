@@ -52,8 +52,8 @@ pub(super) struct Shard<D: Disk> {
     pub(super) number: u32,
     pub(super) page: PageMemory,
     kernel: HostKernel,
-    inbox: Receiver<ToShard>,
-    bell: Arc<EventFd>,
+    /// Watched as long as it is open.
+    _bell: Arc<EventFd>,
     pub(super) outbox: Outbox<FromShard>,
     pub(super) journal: Journal<D>,
     pub(super) logic: Logic,
@@ -76,6 +76,16 @@ pub(super) struct Shard<D: Disk> {
     is_journal_full: bool,
 }
 
+/// What a shard is made of.
+#[derive(Debug)]
+pub(super) struct Parts<D: Disk> {
+    pub(super) number: u32,
+    pub(super) page: PageMemory,
+    pub(super) outbox: Outbox<FromShard>,
+    pub(super) journal: Journal<D>,
+    pub(super) logic: Logic,
+}
+
 /// The end of a shard.
 #[derive(Debug)]
 pub(super) struct Stopping {
@@ -84,28 +94,22 @@ pub(super) struct Stopping {
 }
 
 impl<D: Disk> Shard<D> {
-    #[allow(clippy::too_many_arguments)]
+    /// `bell` announces requests of the control thread.
     pub(super) fn new(
-        number: u32,
-        page: PageMemory,
+        mut parts: Parts<D>,
         wake_mode: WakeMode,
-        inbox: Receiver<ToShard>,
         bell: Arc<EventFd>,
-        outbox: Outbox<FromShard>,
-        mut journal: Journal<D>,
-        logic: Logic,
     ) -> io::Result<Self> {
-        journal.disk().watch(bell.as_fd())?;
-        page.page.set_asleep(false);
+        parts.journal.disk().watch(bell.as_fd())?;
+        parts.page.page.set_asleep(false);
         Ok(Self {
-            number,
-            page,
+            number: parts.number,
+            page: parts.page,
             kernel: HostKernel::new(wake_mode),
-            inbox,
-            bell,
-            outbox,
-            journal,
-            logic,
+            _bell: bell,
+            outbox: parts.outbox,
+            journal: parts.journal,
+            logic: parts.logic,
             handles: Handles::default(),
             stalled: VecDeque::new(),
             deleting: Vec::new(),
@@ -125,9 +129,9 @@ impl<D: Disk> Shard<D> {
     }
 
     /// Until it is told to stop.
-    pub(super) fn run(mut self) {
+    pub(super) fn run(mut self, inbox: Receiver<ToShard>) {
         loop {
-            let busy = self.turn();
+            let busy = self.turn(&inbox);
             if self.stopping.is_some() && self.is_stopped(busy) {
                 break;
             }
@@ -139,8 +143,8 @@ impl<D: Disk> Shard<D> {
     }
 
     /// One turn; whether there is more to do at once.
-    fn turn(&mut self) -> bool {
-        let mut busy = self.requests();
+    fn turn(&mut self, inbox: &Receiver<ToShard>) -> bool {
+        let mut busy = self.requests(inbox);
         busy |= self.handles.look();
         if !self.is_started {
             return busy;
@@ -174,11 +178,11 @@ impl<D: Disk> Shard<D> {
         matches!(self.journal.is_ready(), Ready::Ready | Ready::Failed(_))
     }
 
-    fn requests(&mut self) -> bool {
+    fn requests(&mut self, inbox: &Receiver<ToShard>) -> bool {
         for done in 0..REQUESTS_AT_ONCE {
             let request = match self.stalled.pop_front() {
                 Some(request) => request,
-                None => match self.inbox.try_recv() {
+                None => match inbox.try_recv() {
                     Ok(request) => request,
                     Err(TryRecvError::Empty) => return done > 0,
                     // The control thread is gone, and the process with it in a moment.
