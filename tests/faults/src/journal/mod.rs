@@ -1,0 +1,8 @@
+//! The journal under power cuts, rot, errors and kills, on a simulated disk.
+
+pub mod crash;
+pub mod driver;
+pub mod errors;
+pub mod model;
+pub mod owner;
+pub mod rot;
