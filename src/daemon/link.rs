@@ -227,6 +227,13 @@ impl KeeperLink {
         }
     }
 
+    /// Returns when the keeper is gone or has closed the socket.
+    pub(super) fn wait_for_end(&mut self) -> Result<(), LinkLost> {
+        loop {
+            self.answer()?;
+        }
+    }
+
     fn answer(&mut self) -> Result<(FromKeeper, Vec<OwnedFd>), LinkLost> {
         loop {
             let socket = self.socket.as_fd();

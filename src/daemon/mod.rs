@@ -15,6 +15,7 @@ mod adopt;
 mod attach;
 mod background;
 mod broker;
+mod brokered;
 mod connections;
 mod counters;
 mod death;

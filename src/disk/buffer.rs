@@ -10,6 +10,7 @@ use super::BLOCK_BYTES;
 /// Private memory of whole blocks, aligned to a block.
 pub struct Buffer {
     base: NonNull<u8>,
+    capacity: usize,
     length: usize,
 }
 
@@ -27,7 +28,19 @@ impl Buffer {
         // SAFETY: the layout's size is not zero.
         let base = unsafe { alloc_zeroed(layout) };
         let base = NonNull::new(base).unwrap_or_else(|| handle_alloc_error(layout));
-        Self { base, length }
+        Self { base, capacity: length, length }
+    }
+
+    /// Bytes that it can have.
+    #[must_use]
+    pub fn capacity(&self) -> usize {
+        self.capacity
+    }
+
+    /// Makes the buffer as short or as long as this, rounded up to whole blocks, at least one, at most its capacity. What
+    /// was there is there again when it grows.
+    pub fn set_length(&mut self, length: usize) {
+        self.length = length.max(1).next_multiple_of(BLOCK_BYTES).min(self.capacity);
     }
 
     fn layout(length: usize) -> Layout {
@@ -40,7 +53,7 @@ impl Deref for Buffer {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
-        // SAFETY: allocated with this length, initialised, and borrowed as the value is.
+        // SAFETY: allocated with at least this length, initialised, and borrowed as the value is.
         unsafe { std::slice::from_raw_parts(self.base.as_ptr(), self.length) }
     }
 }
@@ -55,7 +68,7 @@ impl DerefMut for Buffer {
 impl Drop for Buffer {
     fn drop(&mut self) {
         // SAFETY: allocated in `new` with the same layout.
-        unsafe { dealloc(self.base.as_ptr(), Self::layout(self.length)) };
+        unsafe { dealloc(self.base.as_ptr(), Self::layout(self.capacity)) };
     }
 }
 

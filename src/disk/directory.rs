@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, Flock, FlockArg, fallocate};
+use nix::sys::statfs::{FsType, TMPFS_MAGIC, fstatfs};
 
 use super::error::{failed, invalid};
 use super::{BLOCK_BYTES, Buffer, FileId, SyncMode, check_place, transfer};
@@ -17,6 +18,8 @@ use super::{BLOCK_BYTES, Buffer, FileId, SyncMode, check_place, transfer};
 /// How long a lock of a dying process is waited for: the kernel holds its files until what it had in flight has landed.
 const LOCK_WAIT: Duration = Duration::from_secs(5);
 const LOCK_PAUSE: Duration = Duration::from_millis(5);
+
+const RAMFS_MAGIC: FsType = FsType(0x8584_58f6);
 
 /// One write of zeros.
 const ZEROS_BYTES: usize = 1 << 20;
@@ -86,6 +89,18 @@ impl Directory {
         self.direct.lock().unwrap_or_else(PoisonError::into_inner).clone().err()
     }
 
+    /// From now on files go through the page cache.
+    pub(super) fn go_buffered(&self, why: &str) {
+        let why = format!("the file system of {} {why}", self.text());
+        *self.direct.lock().unwrap_or_else(PoisonError::into_inner) = Err(why);
+    }
+
+    /// Whether the file system lies in memory.
+    pub(super) fn is_volatile(&self) -> bool {
+        fstatfs(&self.handle)
+            .is_ok_and(|status| [TMPFS_MAGIC, RAMFS_MAGIC].contains(&status.filesystem_type()))
+    }
+
     fn text(&self) -> String {
         self.path.display().to_string()
     }
@@ -100,7 +115,12 @@ impl Directory {
         let mut files = Vec::new();
         for entry in self.entries()? {
             let Ok(name) = entry.file_name().into_string() else { continue };
-            let metadata = entry.metadata().map_err(|error| failed("stat", &name, error))?;
+            let metadata = match entry.metadata() {
+                Ok(metadata) => metadata,
+                // Removed since it was listed.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                Err(error) => return Err(failed("stat", &name, error)),
+            };
             if metadata.is_file() && !name.starts_with('.') {
                 files.push((name, metadata.len()));
             }
@@ -123,8 +143,7 @@ impl Directory {
         if self.buffered_because().is_none() {
             match options.clone().custom_flags(flags | libc::O_DIRECT).open(path) {
                 Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
-                    let why = format!("the file system of {} refuses O_DIRECT", self.text());
-                    *self.direct.lock().unwrap_or_else(PoisonError::into_inner) = Err(why);
+                    self.go_buffered("refuses O_DIRECT");
                 }
                 other => return other,
             }

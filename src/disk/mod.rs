@@ -6,10 +6,13 @@
 //!
 //! # What a write promises
 //! A completed write with [`Durability::Durable`] is on stable storage, and so is nothing else: a write that has not
-//! completed may be there in any part, sector by sector. A created file is durable after its `sync` *and* `sync_directory`.
+//! completed may be there in any part, sector by sector. A file that [`Disk::create`] or
+//! [`Operation::Create`] has made is durable with its name and its zeros; while it is made, a crash leaves all of it or nothing.
 //! A failed write or sync is final for its file: the caller never tries it again.
 
+mod availability;
 mod blocking;
+mod boxed;
 mod buffer;
 mod directory;
 mod error;
@@ -23,7 +26,6 @@ mod uring;
 mod workers;
 
 use std::fmt;
-
 use std::io;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
@@ -32,13 +34,14 @@ use std::time::Duration;
 use ringmain_client::sys::eventfd::EventFd;
 use serde::Serialize;
 
+pub use availability::Availability;
 pub use blocking::BlockingDisk;
 pub use buffer::Buffer;
 pub use error::errno;
 pub use memory::{CreateMemory, MemoryDisk, RemoveMemory};
 pub use open::{Backend, Description, open_disk};
 pub use probe::{DiskReport, Latency, RawWrites, SyncFigures, probe_sync_modes, report};
-pub use uring::{Availability, UringDisk, availability};
+pub use uring::{UringDisk, availability};
 
 /// Files are written in multiples of this many bytes, at multiples of it.
 pub const BLOCK_BYTES: usize = 4096;
@@ -104,7 +107,7 @@ pub enum Operation {
     },
     /// Makes a file of this length, full of zeros, durable together with its name. Off the caller's thread.
     Create {
-        /// Must not exist.
+        /// Must not exist. No `/`, no `.` at the beginning.
         name: String,
         /// A multiple of [`BLOCK_BYTES`].
         bytes: u64,
@@ -124,7 +127,7 @@ pub struct Completed {
     /// What came of it; a short read or write is an error ([`io::ErrorKind::UnexpectedEof`],
     /// [`io::ErrorKind::WriteZero`]).
     pub result: io::Result<Done>,
-    /// The operation's buffer, if it had one.
+    /// The operation's buffer, if it had one. After an error it may be missing: the kernel may still use it.
     pub buffer: Option<Buffer>,
 }
 

@@ -9,8 +9,8 @@ use serde::Serialize;
 
 use super::directory::{Directory, OpenFile};
 use super::probe::{self, SyncFigures};
-use super::uring::{self, Availability, UringDisk};
-use super::{BlockingDisk, Buffer, Disk, FileId, SyncMode};
+use super::uring::{self, UringDisk};
+use super::{Availability, BlockingDisk, Buffer, Disk, FileId, SyncMode, errno};
 
 /// Who does the writing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -78,8 +78,17 @@ pub fn open_disk(path: &Path, backend: Backend) -> io::Result<(Box<dyn Disk + Se
             }
         },
     };
-    let figures = probe::measure(&directory)?;
+    let figures = match probe::measure(&directory) {
+        Err(error) if errno(&error) == libc::EINVAL && directory.buffered_because().is_none() => {
+            directory.go_buffered("refuses direct writes of 4096 bytes");
+            probe::measure(&directory)?
+        }
+        measured => measured?,
+    };
     reasons.push(figures.to_string());
+    if directory.is_volatile() {
+        reasons.push("this file system is in memory: nothing here survives a power cut".to_owned());
+    }
     let buffered = directory.buffered_because();
     let description = Description {
         backend: if uring { "uring" } else { "blocking" },

@@ -11,10 +11,10 @@ use serde::Serialize;
 use super::directory::Directory;
 use super::error::failed;
 use super::open::OnFiles;
-use super::uring::{self, Availability, UringDisk};
+use super::uring::{self, UringDisk};
 use super::{
-    BLOCK_BYTES, Backend, BlockingDisk, Buffer, Durability, FileId, Operation, SyncMode, Ticket,
-    transfer,
+    Availability, BLOCK_BYTES, Backend, BlockingDisk, Buffer, Durability, FileId, Operation,
+    SyncMode, Ticket, transfer,
 };
 
 /// The self-test stops after this time, and after one write of each kind at the earliest.

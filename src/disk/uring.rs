@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 use io_uring::types::{Fd, FsyncFlags, SubmitArgs, Timespec};
 use io_uring::{Builder, EnterFlags, IoUring, Probe, opcode, squeue};
 
+use super::availability::{Availability, classify};
 use super::directory::{Directory, Files, OpenFile};
 use super::error::failed;
 use super::open::{self, Refused};
@@ -38,42 +39,6 @@ const POLL: u64 = u64::MAX;
 /// How long a dropped disk waits for what is in flight. Then memory is leaked: the kernel may still use it.
 const DROP_WAIT: Duration = Duration::from_secs(10);
 
-/// Whether this process may use io_uring as this file does.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Availability {
-    /// It may.
-    Allowed,
-    /// The kernel has it; somebody forbids it.
-    Denied {
-        /// What the kernel said.
-        errno: i32,
-        /// What to do.
-        remedy: &'static str,
-    },
-    /// The kernel does not have it, or not enough of it.
-    NotSupported {
-        /// What the kernel said.
-        errno: i32,
-    },
-}
-
-impl fmt::Display for Availability {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let reason = |errno: i32| io::Error::from_raw_os_error(errno);
-        match self {
-            Self::Allowed => f.write_str("io_uring is available"),
-            Self::Denied { errno, remedy } => {
-                write!(f, "io_uring is not allowed ({}): {remedy}", reason(*errno))
-            }
-            Self::NotSupported { errno } => write!(
-                f,
-                "io_uring is not supported ({}): it takes Linux 5.11 or later and no seccomp filter that hides it",
-                reason(*errno)
-            ),
-        }
-    }
-}
-
 /// Makes a ring, does nothing with it once, and throws it away.
 #[must_use]
 pub fn availability() -> Availability {
@@ -81,28 +46,6 @@ pub fn availability() -> Availability {
         Ok(()) => Availability::Allowed,
         Err(error) => classify(error.raw_os_error().unwrap_or(libc::ENOSYS)),
     }
-}
-
-fn classify(errno: i32) -> Availability {
-    let remedy = match errno {
-        libc::EPERM | libc::EACCES => {
-            let switch = std::fs::read_to_string("/proc/sys/kernel/io_uring_disabled");
-            match switch.as_deref().map(str::trim) {
-                Ok("1") => {
-                    "sysctl kernel.io_uring_disabled=0, or put this user into kernel.io_uring_group"
-                }
-                Ok("2") => "sysctl kernel.io_uring_disabled=0",
-                _ => {
-                    "a seccomp profile or a security module forbids it: allow io_uring_setup, io_uring_enter and io_uring_register"
-                }
-            }
-        }
-        libc::ENOMEM => "raise the limit of locked memory (ulimit -l)",
-        libc::EMFILE => "raise the limit of open files (ulimit -n)",
-        libc::ENFILE => "the host has no descriptor left: raise fs.file-max",
-        _ => return Availability::NotSupported { errno },
-    };
-    Availability::Denied { errno, remedy }
 }
 
 /// Flags that make it cheaper, by steps of the kernels that know them; a kernel that refuses one gets the next.
@@ -485,7 +428,8 @@ impl UringDisk {
             let error = io::Error::from_raw_os_error(error.raw_os_error().unwrap_or(libc::EIO));
             let result = Err(failed("enter io_uring for", &flight.file.name, error));
             self.completed.push(Completed { ticket: flight.ticket, result, buffer: None });
-            std::mem::forget(flight);
+            // The descriptor may go: the kernel has its own hold on the file, and the lock lasts as long.
+            std::mem::forget(flight.buffer);
         }
     }
 }
@@ -562,5 +506,65 @@ impl Drop for UringDisk {
             }
         }
         self.abandon(&io::Error::from_raw_os_error(libc::ETIMEDOUT));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn flight(directory: &Directory, blocks: usize) -> Flight {
+        Flight {
+            ticket: Ticket(1),
+            file: directory.scratch(1 << 16).unwrap(),
+            offset: 0,
+            buffer: Buffer::new(blocks * 4096),
+            direction: Direction::Write,
+            durable: true,
+            progress: Progress::default(),
+            owed: 0,
+            transferred: None,
+            synced: None,
+        }
+    }
+
+    fn judge(flight: &mut Flight, written: i32, synced: Option<i32>) -> Step {
+        flight.transferred = Some(written);
+        flight.synced = synced;
+        flight.judge()
+    }
+
+    #[test]
+    fn a_short_write_and_its_cancelled_sync_are_both_repeated() {
+        let folder = tempfile::tempdir().unwrap();
+        let directory = Directory::open(folder.path()).unwrap();
+        let mut flight = flight(&directory, 4);
+        assert_eq!(Ring::entries(&mut flight, 1, SyncMode::Fdatasync).len(), 2);
+        assert!(matches!(judge(&mut flight, 5000, Some(-libc::ECANCELED)), Step::Again));
+        assert_eq!(flight.progress.done, 4096);
+        assert_eq!(Ring::entries(&mut flight, 1, SyncMode::Fdatasync).len(), 2);
+        // All is written, the sync was not tried: the sync alone.
+        assert!(matches!(judge(&mut flight, 3 * 4096, Some(-libc::EINTR)), Step::Again));
+        assert_eq!(Ring::entries(&mut flight, 1, SyncMode::Fdatasync).len(), 1);
+        flight.synced = Some(0);
+        assert!(matches!(flight.judge(), Step::Finished));
+    }
+
+    #[test]
+    fn a_failed_write_or_sync_is_final() {
+        let folder = tempfile::tempdir().unwrap();
+        let directory = Directory::open(folder.path()).unwrap();
+        let errno = |step| match step {
+            Step::Failed(error) => error.raw_os_error(),
+            other => panic!("{other:?}"),
+        };
+        let mut first = flight(&directory, 1);
+        let step = judge(&mut first, -libc::EIO, Some(-libc::ECANCELED));
+        assert_eq!(errno(step), Some(libc::EIO));
+        let mut second = flight(&directory, 1);
+        assert_eq!(errno(judge(&mut second, 4096, Some(-libc::EIO))), Some(libc::EIO));
+        let mut third = flight(&directory, 1);
+        let Step::Failed(error) = judge(&mut third, 0, None) else { panic!("zero is an error") };
+        assert_eq!(error.kind(), io::ErrorKind::WriteZero);
     }
 }

@@ -7,44 +7,11 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::mpsc::Sender;
 
-use ringmain_client::protocol::{BrokeredInfo, HandleKey, Kind, Role, StartAt, WakeMode};
+use ringmain_client::protocol::{BrokeredInfo, HandleKey, Role, StartAt, WakeMode};
 use ringmain_client::sys::eventfd::EventFd;
 
+use super::logic::{ControlResult, QueueDefinition, QueueEdit};
 use super::memory::{LinkMemory, PairMemory};
-
-/// A brokered queue as it is created, and as it is found in a journal.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct QueueProperties {
-    /// Never used again.
-    pub id: u64,
-    /// Unique name.
-    pub name: String,
-    /// An admission rule on this plane.
-    pub kind: Kind,
-    /// Of the rings with messages.
-    pub slots: u32,
-    /// Of the rings with messages.
-    pub slot_size: u32,
-    /// Longest payload in bytes.
-    pub max_message: u32,
-    /// Owner.
-    pub owner_uid: u32,
-    /// Group.
-    pub group_gid: u32,
-    /// Permission bits.
-    pub mode: u32,
-}
-
-/// Delivery rules; what is `None` stays as it is, or takes its default.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct DeliveryRules {
-    /// 0: any number.
-    pub max_deliveries: Option<u32>,
-    /// Id of a queue of the same shard; 0 for none.
-    pub dead_letter: Option<u64>,
-    /// 0: as long as the consumer lives.
-    pub lease_ms: Option<u64>,
-}
 
 /// A handle for a shard to serve.
 #[derive(Debug)]
@@ -76,7 +43,7 @@ pub struct NewHandle {
 impl NewHandle {
     /// Produce or consume.
     pub fn role(&self) -> Role {
-        self.memory.size.role
+        self.memory.pair.geometry().role()
     }
 }
 
@@ -88,9 +55,7 @@ pub enum ToShard {
         /// For the answer.
         request: u64,
         /// What it is.
-        properties: QueueProperties,
-        /// What is `None` takes the default.
-        rules: DeliveryRules,
+        definition: QueueDefinition,
     },
     /// Answer: [`FromShard::Done`].
     Edit {
@@ -99,7 +64,7 @@ pub enum ToShard {
         /// Which.
         queue: u64,
         /// What changes.
-        rules: DeliveryRules,
+        edit: QueueEdit,
     },
     /// Closes its handles. Answer: [`FromShard::Done`].
     Delete {
@@ -185,7 +150,7 @@ pub enum FromShard {
         /// From the request.
         request: u64,
         /// What became of it.
-        result: Result<u64, Refused>,
+        result: ControlResult,
     },
     /// What was asked about.
     Information {
@@ -204,8 +169,8 @@ pub enum FromShard {
         request: u64,
         /// Which.
         key: HandleKey,
-        /// Whether.
-        result: Result<(), Refused>,
+        /// What became of it: done, or refused.
+        result: ControlResult,
     },
     /// Nothing of a handle is in use any more.
     Released {
@@ -257,7 +222,7 @@ pub enum FromShard {
 #[derive(Debug, Default)]
 pub struct Started {
     /// Its queues.
-    pub queues: Vec<QueueProperties>,
+    pub queues: Vec<QueueDefinition>,
     /// Greater than every id that was ever used in it.
     pub next_queue: u64,
     /// For the log: how the disk is written, what was recovered.
@@ -282,19 +247,6 @@ impl StartError {
     }
 }
 
-/// Why a request was not carried out.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Refused {
-    /// No such queue.
-    NotFound,
-    /// The journal failed with this errno.
-    JournalFailed(i32),
-    /// The journal has no room now.
-    NoRoom(String),
-    /// The request makes no sense for this queue; what to do.
-    Invalid(String),
-}
-
 /// What passed through a handle.
 #[derive(Debug, Clone, Copy)]
 pub struct HandleCounters {
@@ -309,7 +261,7 @@ pub struct HandleCounters {
     pub unfinished: u64,
 }
 
-/// Where a shard sends to: a queue and the eventfd that announces it.
+/// Where one side sends to: a queue and the eventfd that announces it.
 #[derive(Debug)]
 pub struct Outbox<T> {
     sender: Sender<T>,

@@ -2,4 +2,13 @@
 //!
 //! [`logic`] decides, without I/O, clock or threads; everything else here carries that out.
 
+pub mod control;
+mod handle;
+mod handles;
+mod log;
 pub mod logic;
+pub mod memory;
+mod requests;
+mod spin;
+pub mod start;
+mod thread;

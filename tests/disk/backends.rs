@@ -12,17 +12,17 @@ use ringmain_client::sys::memory::create_sealed;
 use tempfile::TempDir;
 
 /// A disk, and what it lies on.
-pub struct Backend {
-    pub name: &'static str,
-    pub disk: Box<dyn Disk>,
+pub(crate) struct Backend {
+    pub(crate) name: &'static str,
+    pub(crate) disk: Box<dyn Disk>,
     /// Where the files are, if they are files.
-    pub folder: Option<TempDir>,
+    pub(crate) folder: Option<TempDir>,
     /// Names that a memory disk had removed.
-    pub removed: Arc<Mutex<Vec<String>>>,
+    pub(crate) removed: Arc<Mutex<Vec<String>>>,
 }
 
 impl Backend {
-    pub fn path(&self) -> Option<&Path> {
+    pub(crate) fn path(&self) -> Option<&Path> {
         self.folder.as_ref().map(TempDir::path)
     }
 }
@@ -37,7 +37,7 @@ fn on_files(
     Backend { name, disk, folder: Some(folder), removed: Arc::default() }
 }
 
-pub fn uring(mode: SyncMode) -> Option<Backend> {
+pub(crate) fn uring(mode: SyncMode) -> Option<Backend> {
     match availability() {
         Availability::Allowed => {}
         refused => {
@@ -48,11 +48,11 @@ pub fn uring(mode: SyncMode) -> Option<Backend> {
     Some(on_files("uring", |path, mode| Ok(Box::new(UringDisk::new(path, mode)?)), mode))
 }
 
-pub fn blocking(mode: SyncMode) -> Backend {
+pub(crate) fn blocking(mode: SyncMode) -> Backend {
     on_files("blocking", |path, mode| Ok(Box::new(BlockingDisk::new(path, mode)?)), mode)
 }
 
-pub fn memory() -> Backend {
+pub(crate) fn memory() -> Backend {
     let removed: Arc<Mutex<Vec<String>>> = Arc::default();
     let log = removed.clone();
     let create = Box::new(|_: &str, bytes: u64| {
@@ -64,13 +64,13 @@ pub fn memory() -> Backend {
     Backend { name: "memory", disk: Box::new(disk), folder: None, removed }
 }
 
-pub fn simulated() -> Backend {
+pub(crate) fn simulated() -> Backend {
     let disk = Simulation::new().disk();
     Backend { name: "simulated", disk: Box::new(disk), folder: None, removed: Arc::default() }
 }
 
 /// Every disk in every mode that it has.
-pub fn all() -> Vec<Backend> {
+pub(crate) fn all() -> Vec<Backend> {
     let modes = [SyncMode::Dsync, SyncMode::Fdatasync];
     let mut all: Vec<Backend> = modes.into_iter().filter_map(uring).collect();
     all.extend(modes.map(blocking));

@@ -203,6 +203,64 @@ fn a_disk_moves_to_the_thread_that_uses_it() {
     assert!(bytes[..1 << 19].iter().all(|byte| *byte == 8));
 }
 
+/// Threads keep what is forbidden to them to themselves: only this one and its children lose io_uring.
+#[test]
+fn where_io_uring_is_forbidden_threads_take_over() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().to_owned();
+    let thread = std::thread::spawn(move || {
+        if let Err(error) = forbid_io_uring() {
+            eprintln!("skipped: no seccomp filter can be set here: {error}");
+            return;
+        }
+        assert!(matches!(availability(), Availability::Denied { errno: libc::EPERM, .. }));
+        let (mut disk, description) = open_disk(&path, Backend::Auto).unwrap();
+        assert_eq!(description.backend, "blocking");
+        let line = description.to_string();
+        assert!(line.contains("io_uring is not allowed") && line.contains("seccomp"), "{line}");
+        let file = disk.create("a", 8192).unwrap();
+        let durability = Durability::Durable;
+        let write = Operation::Write { file, offset: 0, buffer: filled(1, 2), durability };
+        disk.submit(Ticket(1), write);
+        assert!(finish(&mut *disk, 1)[&1].result.is_ok());
+        drop(disk);
+        let refused = open_disk(&path, Backend::Uring).err().unwrap();
+        assert!(refused.to_string().contains("seccomp"), "{refused}");
+        // Whoever insists gets errors, not a hang.
+        let mut disk = UringDisk::new(&path, SyncMode::Dsync).unwrap();
+        let file = disk.open("a").unwrap();
+        disk.submit(Ticket(2), Operation::Read { file, offset: 0, buffer: Buffer::new(8192) });
+        let one = finish(&mut disk, 1).remove(&2).unwrap();
+        let error = one.result.unwrap_err();
+        assert_eq!((errno(&error), one.buffer.is_some()), (libc::EPERM, true), "{error}");
+    });
+    thread.join().unwrap();
+}
+
+/// A seccomp filter like that of container runtimes: io_uring_setup fails with EPERM.
+fn forbid_io_uring() -> io::Result<()> {
+    let statement =
+        |code: u32, jt, jf, k| libc::sock_filter { code: u16::try_from(code).unwrap(), jt, jf, k };
+    let setup = u32::try_from(libc::SYS_io_uring_setup).unwrap();
+    let errno = libc::SECCOMP_RET_ERRNO | u32::try_from(libc::EPERM).unwrap();
+    let mut filter = [
+        statement(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, 0, 0),
+        statement(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, 0, 1, setup),
+        statement(libc::BPF_RET | libc::BPF_K, 0, 0, errno),
+        statement(libc::BPF_RET | libc::BPF_K, 0, 0, libc::SECCOMP_RET_ALLOW),
+    ];
+    let program = libc::sock_fprog { len: 4, filter: filter.as_mut_ptr() };
+    // SAFETY: the program and its filter live during both calls; the kernel copies them.
+    let set = unsafe {
+        if libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0 {
+            libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &raw const program)
+        } else {
+            -1
+        }
+    };
+    if set == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
 const CHILD: &str = "RINGMAIN_TEST_DISK_CHILD";
 
 /// Not a test by itself: what `locks_end_with_a_killed_process` starts and kills.
@@ -226,6 +284,49 @@ fn child_that_writes_until_it_is_killed() {
         disk.reap(&mut completed);
         buffers.extend(completed.drain(..).filter_map(|one| one.buffer));
     }
+}
+
+const LIMITED: &str = "RINGMAIN_TEST_DISK_LIMITED";
+
+/// Not a test by itself: what `a_write_that_the_kernel_cuts_short_is_finished_or_fails` starts.
+#[test]
+fn child_whose_files_may_not_be_long() {
+    let Some(path) = std::env::var_os(LIMITED) else { return };
+    // SAFETY: the disposition of one signal of this process, which has just this one test.
+    unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
+    for (name, open) in backends() {
+        let mut disk = open(Path::new(&path)).unwrap();
+        let file = disk.create(name, 1 << 20).unwrap();
+        let limit = libc::rlimit { rlim_cur: 8192, rlim_max: libc::RLIM_INFINITY };
+        // SAFETY: the structure is valid during the call.
+        assert_eq!(unsafe { libc::setrlimit(libc::RLIMIT_FSIZE, &raw const limit) }, 0);
+        let durability = Durability::Durable;
+        let write = Operation::Write { file, offset: 0, buffer: filled(7, 4), durability };
+        disk.submit(Ticket(1), write);
+        // The kernel writes two of the four blocks; asked for the rest it says why.
+        let error = finish(&mut *disk, 1).remove(&1).unwrap().result.unwrap_err();
+        assert_eq!(errno(&error), libc::EFBIG, "{name}: {error}");
+        let unlimited =
+            libc::rlimit { rlim_cur: libc::RLIM_INFINITY, rlim_max: libc::RLIM_INFINITY };
+        // SAFETY: the structure is valid during the call.
+        assert_eq!(unsafe { libc::setrlimit(libc::RLIMIT_FSIZE, &raw const unlimited) }, 0);
+        let mut buffer = Buffer::new(4 * 4096);
+        disk.read(file, 0, &mut buffer).unwrap();
+        assert_eq!((buffer[8191], buffer[8192]), (7, 0), "{name}");
+    }
+    println!("\nlimited");
+}
+
+#[test]
+fn a_write_that_the_kernel_cuts_short_is_finished_or_fails() {
+    let folder = tempfile::tempdir().unwrap();
+    let output = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "real::child_whose_files_may_not_be_long", "--nocapture"])
+        .env(LIMITED, folder.path())
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(text.contains("\nlimited\n"), "{text}{}", String::from_utf8_lossy(&output.stderr));
 }
 
 #[test]

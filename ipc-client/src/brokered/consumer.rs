@@ -338,11 +338,11 @@ impl BrokeredConsumer {
         if self.attachment.is_forked() {
             return Err(AckError::UsedAfterFork);
         }
-        self.unflushed = true;
-        match self.inbox.try_submit(&self.attachment, record)? {
-            true => Ok(()),
-            false => self.submit_later(record, Deadline::after(None)),
+        if !self.inbox.try_submit(&self.attachment, record)? {
+            self.submit_later(record, Deadline::after(None))?;
         }
+        self.unflushed = true;
+        Ok(())
     }
 
     #[cold]
@@ -378,10 +378,10 @@ impl BrokeredConsumer {
         }
         let deadline = Deadline::after(Some(timeout));
         let record = request(self.inbox.next_request());
-        self.unflushed = true;
         if !self.inbox.try_submit(&self.attachment, &record)? {
             self.submit_later(&record, deadline)?;
         }
+        self.unflushed = true;
         if let Some(answer) = self.inbox.try_answer(&self.attachment) {
             return answer;
         }

@@ -2,7 +2,10 @@
 
 use std::collections::BTreeSet;
 
-use super::super::{BLOCK_BYTES, Disk, Durability, errno};
+use std::io;
+
+use super::super::{BLOCK_BYTES, Buffer, Disk, Done, Durability, FileId, Operation, errno};
+use super::image::SECTOR_BYTES;
 use super::*;
 
 const OPTIONS: CrashOptions = CrashOptions { limit: 4096, seed: 1, garbage: false };
@@ -242,5 +245,5 @@ fn rot_lost_reads_and_a_full_disk() {
     simulation.set_capacity(Some(10_000));
     assert_eq!(errno(&disk.create("b", 8192).unwrap_err()), libc::ENOSPC);
     disk.create("b", 4096).unwrap();
-    assert_eq!(errno(&disk.create("b", 0).unwrap_err()), libc::EEXIST);
+    assert_eq!(errno(&disk.create("b", 4096).unwrap_err()), libc::EEXIST);
 }

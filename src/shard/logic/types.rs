@@ -4,6 +4,9 @@ use ringmain_client::protocol::{ErrorCode, Kind};
 use ringmain_client::wire::{DeliveryHeader, Outcome};
 use serde::{Deserialize, Serialize};
 
+pub use crate::journal::{
+    AppendError, FLAG_MESSAGE, Location, Lsn, RecordRef, Replay, Snapshot, Stored,
+};
 pub use ringmain_client::protocol::{BrokeredInfo, HandleKey as HandleId, StartAt};
 
 /// The time of a call, from the caller.
@@ -78,8 +81,10 @@ pub struct ConsumerSpec {
 pub enum Refusal {
     /// The journal has no room now.
     Full,
-    /// There is no such handle: its rings are to be closed.
+    /// There is no such handle or queue, or the request makes no sense for it: its rings are to be closed.
     Unknown,
+    /// The journal failed with this errno.
+    JournalFailed(i32),
 }
 
 /// How a delivery went.

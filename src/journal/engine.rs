@@ -1,0 +1,573 @@
+//! The open journal: what is staged, what is closed, what is in flight.
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::io;
+use std::time::{Duration, Instant};
+
+use super::batch::{Batch, Sealed};
+use super::cache::Cache;
+use super::canary::{Canary, planted};
+use super::format::{self, CLEAN, FRONTIER, Header, LANE_BYTES};
+use super::frontier::Frontier;
+use super::index::{Index, Run};
+use super::space::{Head, Segment, Spare};
+use super::table::file_name;
+use super::types::{
+    AppendError, Config, Damage, Failure, JournalStatistics, Location, Lsn, Progress, Ready,
+    RecordRef, Snapshot,
+};
+use crate::disk::{
+    BLOCK_BYTES, Completed, Disk, Done, Durability, FileId, Operation, Ticket, errno,
+};
+
+/// Lanes that may turn up for the first time in one batch.
+const NEW_LANES: usize = 256;
+/// After so many batches, free segments are looked for.
+const LOOK_BATCHES: u64 = 64;
+/// Kept free behind the batches: the last block of a footer, and a last witness.
+pub(super) const TAIL_BYTES: u64 = 2 * BLOCK_BYTES as u64;
+
+/// What an operation in flight is for.
+#[derive(Debug)]
+pub(super) enum Task {
+    Batch { header: Header, runs: Vec<Run>, file_number: u64 },
+    Footer { epoch: u64, offset: u64 },
+    Read { segment: u64, block: u32, lsn: Lsn },
+    Create { number: u64, bytes: u64 },
+    Remove,
+}
+
+/// A batch that is on stable storage, and its memory.
+#[derive(Debug)]
+pub(super) struct Written {
+    header: Header,
+    runs: Vec<Run>,
+    buffer: Option<crate::disk::Buffer>,
+}
+
+/// What all batches have in common.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Identity {
+    pub(super) journal_id: u128,
+    pub(super) incarnation: u64,
+    pub(super) shard: u32,
+}
+
+/// An open journal. See the module.
+#[derive(Debug)]
+pub struct Journal<D: Disk> {
+    pub(super) disk: D,
+    pub(super) config: Config,
+    pub(super) identity: Identity,
+    pub(super) next_epoch: u64,
+    pub(super) next_file: u64,
+    /// Number of the next record while nothing is staged.
+    pub(super) next_lsn: Lsn,
+    /// Chain value of the last closed batch.
+    pub(super) chain: u64,
+    pub(super) head: Option<Head>,
+    pub(super) staging: Option<Batch>,
+    /// Closed, and waiting for a place in flight.
+    pub(super) closed: VecDeque<Sealed>,
+    pub(super) frontier: Frontier<Written>,
+    pub(super) tasks: HashMap<Ticket, Task>,
+    next_ticket: u64,
+    completed: Vec<Completed>,
+    /// Oldest first.
+    pub(super) segments: Vec<Segment>,
+    pub(super) spares: Vec<Spare>,
+    /// Free files that are of no use.
+    pub(super) surplus: Vec<Spare>,
+    /// The next segment file must have this many bytes at least.
+    pub(super) wanted_bytes: u64,
+    pub(super) no_space: Option<(i32, String)>,
+    pub(super) retry_at: Option<Instant>,
+    pub(super) lanes: BTreeMap<u64, u64>,
+    /// Positions told while nothing could be staged.
+    late_lanes: Vec<u64>,
+    pub(super) index: Index,
+    pub(super) cache: Cache,
+    pub(super) damaged: HashMap<(u64, u32), Damage>,
+    failure: Option<Failure>,
+    pub(super) now: Instant,
+    witness_due: Option<Instant>,
+    reads_done: u32,
+    pub(super) unflushed: bool,
+    /// Free segments are looked for.
+    pub(super) look_for_free: bool,
+    pub(super) figures: JournalStatistics,
+}
+
+/// What a journal starts with.
+pub(super) struct Start {
+    pub(super) identity: Identity,
+    pub(super) next_epoch: u64,
+    pub(super) next_file: u64,
+    pub(super) end_lsn: Lsn,
+    pub(super) witnessed: Lsn,
+    pub(super) chain: u64,
+    pub(super) segments: Vec<Segment>,
+    pub(super) spares: Vec<Spare>,
+    pub(super) surplus: Vec<Spare>,
+    pub(super) lanes: BTreeMap<u64, u64>,
+    pub(super) index: Index,
+}
+
+impl<D: Disk> Journal<D> {
+    pub(super) fn start(disk: D, config: Config, start: Start) -> Self {
+        let staging_bytes = config.batch_bytes + (64 << 10).min(config.group_bytes_max());
+        Self {
+            disk,
+            identity: start.identity,
+            next_epoch: start.next_epoch,
+            next_file: start.next_file,
+            next_lsn: start.end_lsn,
+            chain: start.chain,
+            head: None,
+            staging: None,
+            closed: VecDeque::new(),
+            frontier: Frontier::new(start.end_lsn - 1, start.witnessed),
+            tasks: HashMap::new(),
+            next_ticket: 0,
+            completed: Vec::new(),
+            segments: start.segments,
+            spares: start.spares,
+            surplus: start.surplus,
+            wanted_bytes: config.segment_bytes,
+            no_space: None,
+            retry_at: None,
+            lanes: start.lanes,
+            late_lanes: Vec::new(),
+            index: start.index,
+            cache: Cache::new(config.cache_bytes, staging_bytes),
+            damaged: HashMap::new(),
+            failure: None,
+            now: Instant::now(),
+            witness_due: None,
+            reads_done: 0,
+            unflushed: false,
+            look_for_free: true,
+            figures: JournalStatistics::default(),
+            config,
+        }
+    }
+
+    // --- appending
+
+    /// Whether a message can be appended now. Acks and the like, which make room in the end, may be appended longer: see
+    /// [`Self::has_room`].
+    pub fn is_ready(&self) -> Ready {
+        if let Some(failure) = &self.failure {
+            return Ready::Failed(failure.clone());
+        }
+        if let Some((errno, detail)) = &self.no_space
+            && self.spares.len() < self.config.spares.min(2)
+        {
+            return Ready::NoSpace { errno: *errno, detail: detail.clone() };
+        }
+        match &self.staging {
+            Some(staging) if staging.bytes() < self.config.batch_bytes => Ready::Ready,
+            _ => Ready::Full,
+        }
+    }
+
+    /// Whether a group of the greatest length could be appended now.
+    pub fn has_room(&self) -> bool {
+        let most = self.batch_bytes_max() - self.config.group_bytes_max() - LANE_BYTES;
+        self.failure.is_none() && self.staging.as_ref().is_some_and(|one| one.bytes() <= most)
+    }
+
+    /// Bytes that a batch may come to have: it takes a whole group as long as it has not reached its target.
+    pub(super) fn batch_bytes_max(&self) -> usize {
+        let lanes = (self.lanes.len() + NEW_LANES) * LANE_BYTES;
+        self.config.batch_bytes + self.config.group_bytes_max() + lanes
+    }
+
+    /// Begins a group: the records up to `commit` are there all or not at all. Groups do not nest.
+    pub fn begin(&mut self) {
+        if let Some(staging) = &mut self.staging {
+            staging.begin();
+        }
+    }
+
+    /// Ends the group.
+    pub fn commit(&mut self) {
+        if let Some(staging) = &mut self.staging {
+            staging.commit();
+        }
+    }
+
+    /// Takes the records of the group back; their LSNs are given again.
+    pub fn abort(&mut self) {
+        if let Some(staging) = &mut self.staging {
+            staging.abort();
+        }
+    }
+
+    /// Copies a record. Outside a group it is a group of its own. After an error within a group: `abort`.
+    pub fn append(&mut self, record: RecordRef<'_>) -> Result<(Lsn, Location), AppendError> {
+        if let Some(failure) = &self.failure {
+            return Err(AppendError::Failed { errno: failure.errno });
+        }
+        let most = self.batch_bytes_max();
+        let limit_bytes = self.config.group_bytes_max();
+        let Some(staging) = &mut self.staging else { return Err(AppendError::Full) };
+        let body: usize = record.parts.iter().map(|part| part.len()).sum();
+        let bytes = format::record_bytes(body.min(limit_bytes));
+        let length = u32::try_from(body).ok();
+        let Some(length) = length.filter(|_| staging.group_bytes() + bytes <= limit_bytes) else {
+            return Err(AppendError::TooLarge { limit_bytes });
+        };
+        if staging.bytes() + bytes + LANE_BYTES > most {
+            return Err(AppendError::Full);
+        }
+        Ok(staging.append(&record, length))
+    }
+
+    /// Everything of this lane below this position has been appended, or is not wanted. Becomes durable with the records
+    /// appended so far, never before them.
+    pub fn lane(&mut self, lane: u64, position: u64) {
+        self.lanes.insert(lane, position);
+        match &mut self.staging {
+            Some(staging) => staging.lane(lane, position),
+            None => self.late_lanes.push(lane),
+        }
+    }
+
+    /// The lane will not be asked for again.
+    pub fn lane_closed(&mut self, lane: u64) {
+        self.lanes.remove(&lane);
+    }
+
+    /// Positions of all lanes, as far as appended (after `open`: as far as durable).
+    pub fn lanes(&self) -> &BTreeMap<u64, u64> {
+        &self.lanes
+    }
+
+    /// Last record appended.
+    pub fn last_lsn(&self) -> Lsn {
+        self.staging.as_ref().map_or(self.next_lsn, Batch::next_lsn) - 1
+    }
+
+    // --- writing
+
+    /// Starts the writes that may start, begins a new segment when the old one is full, frees segments. Not within a group.
+    pub fn submit(&mut self, snapshot: &dyn Snapshot, now: Instant) {
+        self.now = now;
+        let in_group = self.staging.as_ref().is_some_and(Batch::in_group);
+        debug_assert!(!in_group, "submit within a group");
+        if self.failure.is_some() || in_group {
+            return;
+        }
+        self.free_segments(snapshot);
+        self.close_batch();
+        self.start_writes();
+        self.begin_segment(snapshot);
+        self.write_witness(now);
+        self.start_writes();
+        self.write_footers();
+        self.keep_spares(now);
+        self.flush();
+    }
+
+    fn flush(&mut self) {
+        if std::mem::take(&mut self.unflushed) {
+            self.disk.flush();
+        }
+    }
+
+    /// Closed batches, waiting and in flight.
+    fn busy(&self) -> usize {
+        self.closed.len() + self.frontier.in_flight()
+    }
+
+    /// The first record goes at once; what follows is gathered while that is in flight, until there is enough of it.
+    fn close_batch(&mut self) {
+        let Some(staging) = &self.staging else { return };
+        let busy = self.busy();
+        let enough = staging.bytes() >= self.config.batch_bytes && busy < self.config.depth;
+        if !staging.is_empty() && (busy == 0 || enough) {
+            self.close_staged(0);
+        }
+    }
+
+    /// Closes the staged batch and begins the next one, if the segment has room for it.
+    fn close_staged(&mut self, flags: u16) {
+        let Some(staging) = self.staging.take() else { return };
+        self.next_lsn = staging.next_lsn();
+        let sealed = self.seal(staging, flags);
+        let next = sealed.header.end_offset();
+        self.closed.push_back(sealed);
+        if let Some(head) = &mut self.head {
+            head.next_offset = next;
+        }
+        self.stage();
+    }
+
+    pub(super) fn seal(&mut self, batch: Batch, flags: u16) -> Sealed {
+        let header = Header {
+            flags,
+            shard: self.identity.shard,
+            journal_id: self.identity.journal_id,
+            incarnation: self.identity.incarnation,
+            durable_lsn: self.frontier.durable(),
+            previous: self.chain,
+            ..Header::default()
+        };
+        let sealed = batch.seal(header);
+        self.chain = sealed.header.chain();
+        sealed
+    }
+
+    /// Begins a batch at the end of the segment, if there is room for a long one.
+    pub(super) fn stage(&mut self) {
+        let most = self.batch_bytes_max().next_multiple_of(BLOCK_BYTES) as u64;
+        let Some(head) = &self.head else { return };
+        if head.next_offset + most + TAIL_BYTES > head.bytes {
+            return;
+        }
+        let (epoch, offset) = (head.epoch, head.next_offset);
+        let buffer = self.cache.staging();
+        let mut batch = Batch::new(buffer, epoch, offset, self.next_lsn);
+        for lane in self.late_lanes.drain(..) {
+            if let Some(position) = self.lanes.get(&lane) {
+                batch.lane(lane, *position);
+            }
+        }
+        self.staging = Some(batch);
+    }
+
+    pub(super) fn ticket(&mut self, task: Task) -> Ticket {
+        self.next_ticket += 1;
+        let ticket = Ticket(self.next_ticket);
+        self.tasks.insert(ticket, task);
+        self.unflushed = true;
+        ticket
+    }
+
+    fn start_writes(&mut self) {
+        while self.frontier.in_flight() < self.config.depth {
+            let Some(Sealed { buffer, header, runs }) = self.closed.pop_front() else { return };
+            let Some((file, file_number)) = self.file_of(header.epoch) else { return };
+            self.figures.batches += 1;
+            self.figures.written_bytes += buffer.len() as u64;
+            let ticket = self.ticket(Task::Batch { header, runs, file_number });
+            self.frontier.started(ticket, header.end_lsn() - 1, header.durable_lsn);
+            let durability = match planted(Canary::SkipSync) {
+                true => Durability::Later,
+                false => Durability::Durable,
+            };
+            let offset = header.offset;
+            self.disk.submit(ticket, Operation::Write { file, offset, buffer, durability });
+        }
+    }
+
+    /// File of the segment with this epoch, and the number in its name.
+    pub(super) fn file_of(&self, epoch: u64) -> Option<(FileId, u64)> {
+        if let Some(head) = &self.head
+            && head.epoch == epoch
+        {
+            return Some((head.file, head.file_number));
+        }
+        let segment = self.segments.iter().find(|segment| segment.entry.epoch == epoch)?;
+        Some((segment.file, segment.entry.file_number))
+    }
+
+    /// If nothing follows a confirm, one batch is written that bears witness of it.
+    fn write_witness(&mut self, now: Instant) {
+        let staged = self.staging.as_ref().is_some_and(|staging| !staging.is_empty());
+        let wanted = self.frontier.durable() > self.frontier.witnessed()
+            && self.head.is_some()
+            && self.busy() == 0
+            && !staged;
+        if !wanted {
+            self.witness_due = None;
+            return;
+        }
+        let due = *self.witness_due.get_or_insert(now + self.config.frontier_delay);
+        if now >= due {
+            self.witness_due = None;
+            self.write_empty_batch(FRONTIER);
+        }
+    }
+
+    /// Also at the end of a full segment: one block is kept for it.
+    fn write_empty_batch(&mut self, flags: u16) -> bool {
+        if self.staging.is_none() {
+            let Some(head) = &self.head else { return false };
+            if head.next_offset + TAIL_BYTES > head.bytes {
+                return false;
+            }
+            let (epoch, offset) = (head.epoch, head.next_offset);
+            let buffer = self.cache.staging();
+            self.staging = Some(Batch::new(buffer, epoch, offset, self.next_lsn));
+        }
+        self.figures.frontier_batches += 1;
+        self.close_staged(flags);
+        true
+    }
+
+    // --- completions
+
+    /// Takes what the disk has done.
+    pub fn reap(&mut self) -> Progress {
+        let before = self.frontier.durable();
+        let mut completed = std::mem::take(&mut self.completed);
+        self.disk.reap(&mut completed);
+        for one in completed.drain(..) {
+            self.complete(one);
+        }
+        self.completed = completed;
+        while let Some(written) = self.frontier.next_durable() {
+            self.note_durable(written);
+        }
+        self.flush();
+        let durable = self.frontier.durable();
+        Progress {
+            durable,
+            advanced: durable > before,
+            reads: std::mem::take(&mut self.reads_done),
+            failed: self.failure.clone(),
+        }
+    }
+
+    fn complete(&mut self, completed: Completed) {
+        let Completed { ticket, result, buffer } = completed;
+        let Some(task) = self.tasks.remove(&ticket) else { return };
+        match (task, result) {
+            (Task::Batch { header, runs, .. }, Ok(_)) => {
+                self.frontier.completed(ticket, Written { header, runs, buffer });
+            }
+            (Task::Batch { header, file_number, .. }, Err(error)) => {
+                self.fail(header.first_lsn, file_number, header.offset, &error);
+            }
+            (Task::Footer { .. }, Ok(_)) | (Task::Remove, _) => {}
+            (Task::Footer { epoch, offset }, Err(error)) => {
+                let number = self.file_of(epoch).map_or(0, |(_, number)| number);
+                self.fail(self.frontier.durable() + 1, number, offset, &error);
+            }
+            (Task::Read { segment, block, lsn }, result) => {
+                let result = result.map(|_| ());
+                if self.read_done(segment, block, lsn, result, buffer) {
+                    self.reads_done += 1;
+                }
+            }
+            (Task::Create { number, bytes }, Ok(Done::Created(file))) => {
+                self.no_space = None;
+                self.retry_at = None;
+                self.spares.push(Spare { file, number, bytes });
+            }
+            (Task::Create { .. }, Ok(Done::Whole)) => {}
+            (Task::Create { .. }, Err(error)) => self.no_spare(&error),
+        }
+    }
+
+    /// Nothing is written and nothing is confirmed any more.
+    fn fail(&mut self, lsn: Lsn, file_number: u64, offset: u64, error: &io::Error) {
+        let file = file_name(file_number);
+        let detail = error.to_string();
+        let failure = Failure { errno: errno(error), lsn, file, offset, detail };
+        self.failure.get_or_insert(failure);
+        self.witness_due = None;
+        self.retry_at = None;
+    }
+
+    fn note_durable(&mut self, written: Written) {
+        let Written { header, runs, buffer } = written;
+        for run in &runs {
+            self.index.insert(*run);
+        }
+        self.look_for_free |= self.figures.batches.is_multiple_of(LOOK_BATCHES);
+        if let Some(head) = &mut self.head
+            && head.epoch == header.epoch
+        {
+            head.contents.add(&runs);
+        } else if let Some(segment) =
+            self.segments.iter_mut().find(|segment| segment.entry.epoch == header.epoch)
+        {
+            segment.contents.add(&runs);
+        }
+        match buffer {
+            Some(buffer) if !runs.is_empty() => {
+                let block = super::batch::block_number(header.offset);
+                self.cache.insert(header.epoch, block, buffer);
+            }
+            Some(buffer) => self.cache.recycle(buffer),
+            None => {}
+        }
+    }
+
+    /// Every record up to this one is on stable storage.
+    pub fn durable(&self) -> Lsn {
+        self.frontier.durable()
+    }
+
+    /// When `submit` has something to do although nothing happens.
+    pub fn next_deadline(&self) -> Option<Instant> {
+        [self.witness_due, self.retry_at].into_iter().flatten().min()
+    }
+
+    /// Messages of this queue below this sequence will not be asked for again; `u64::MAX` for a deleted queue.
+    pub fn forget(&mut self, queue: u64, below: u64) {
+        self.index.forget(queue, below);
+    }
+
+    /// Figures.
+    pub fn statistics(&self) -> JournalStatistics {
+        let spares = self.spares.iter().chain(&self.surplus).map(|spare| spare.bytes);
+        let segments = self.segments.iter().map(|segment| segment.bytes);
+        JournalStatistics {
+            segments: self.segments.len() + usize::from(self.head.is_some()),
+            spares: self.spares.len(),
+            file_bytes: spares.chain(segments).chain(self.head.iter().map(|head| head.bytes)).sum(),
+            cached_bytes: self.cache.bytes(),
+            index_runs: self.index.runs(),
+            ..self.figures.clone()
+        }
+    }
+
+    // --- waiting and ending
+
+    /// See [`Disk::wait`].
+    pub fn wait(&mut self, timeout: Option<Duration>) -> io::Result<()> {
+        self.disk.wait(timeout)
+    }
+
+    /// For [`Disk::watch`], [`Disk::unwatch`] and [`Disk::waker`].
+    pub fn disk(&mut self) -> &mut D {
+        &mut self.disk
+    }
+
+    /// Writes and waits for everything that was appended, then a last witness. Gives the disk back.
+    pub fn close(mut self, snapshot: &dyn Snapshot) -> Result<D, Failure> {
+        let mut said_farewell = self.head.is_none();
+        loop {
+            if !said_farewell && self.busy() == 0 && self.staged_nothing() {
+                said_farewell = true;
+                self.write_empty_batch(FRONTIER | CLEAN);
+                self.start_writes();
+                self.flush();
+            } else if !said_farewell {
+                self.submit(snapshot, Instant::now());
+            } else {
+                self.start_writes();
+                self.flush();
+            }
+            let progress = self.reap();
+            if let Some(failure) = progress.failed {
+                return Err(failure);
+            }
+            if said_farewell && self.tasks.is_empty() && self.closed.is_empty() {
+                return Ok(self.disk);
+            }
+            if !self.tasks.is_empty() {
+                // Its error has no consequence: the completion tells.
+                let _ = self.disk.wait(Some(Duration::from_millis(100)));
+            }
+        }
+    }
+
+    fn staged_nothing(&self) -> bool {
+        self.staging.as_ref().is_none_or(Batch::is_empty)
+    }
+}

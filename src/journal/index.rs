@@ -1,0 +1,198 @@
+//! Where messages lie: runs of consecutive sequences of one queue in one batch. A cache; the records are the truth.
+
+use std::collections::{HashMap, VecDeque};
+use std::hash::{BuildHasherDefault, Hasher};
+
+use super::types::{Location, Lsn};
+
+/// Messages of one queue in one batch, with consecutive sequences.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Run {
+    pub(super) queue: u64,
+    /// Sequence of the first message.
+    pub(super) first: u64,
+    /// Messages.
+    pub(super) count: u32,
+    /// Number of the first message's record.
+    pub(super) lsn: Lsn,
+    /// Place of the first message.
+    pub(super) location: Location,
+}
+
+impl Run {
+    /// Of one message.
+    pub(super) fn new(queue: u64, first: u64, lsn: Lsn, location: Location) -> Self {
+        Self { queue, first, count: 1, lsn, location }
+    }
+
+    /// Sequence of the last message.
+    pub(super) fn last(&self) -> u64 {
+        self.first + u64::from(self.count) - 1
+    }
+}
+
+/// For keys that are numbers of our own, so that nobody can choose them to collide.
+pub(super) type QueueHash = BuildHasherDefault<NumberHasher>;
+
+/// One multiplication.
+#[derive(Debug, Default, Clone, Copy)]
+pub(super) struct NumberHasher(u64);
+
+impl Hasher for NumberHasher {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.write_u64(u64::from(*byte));
+        }
+    }
+
+    fn write_u64(&mut self, number: u64) {
+        let mixed = (self.0 ^ number).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        self.0 = mixed ^ (mixed >> 32);
+    }
+}
+
+#[derive(Debug, Default)]
+struct QueueRuns {
+    /// Nobody asks for messages below.
+    floor: u64,
+    /// By sequence.
+    runs: VecDeque<Run>,
+    /// The message found last: the next one asked for is mostly the one behind it.
+    hint: Option<Place>,
+}
+
+/// A place in a batch from where a message is looked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Place {
+    /// Sequence of the message there.
+    pub(super) sequence: u64,
+    /// Number of its record.
+    pub(super) lsn: Lsn,
+    pub(super) location: Location,
+}
+
+/// All runs of durable messages that may be asked for.
+#[derive(Debug, Default)]
+pub(super) struct Index {
+    queues: HashMap<u64, QueueRuns, QueueHash>,
+    runs: usize,
+}
+
+impl Index {
+    pub(super) fn runs(&self) -> usize {
+        self.runs
+    }
+
+    pub(super) fn insert(&mut self, run: Run) {
+        let queue = self.queues.entry(run.queue).or_default();
+        if run.last() < queue.floor {
+            return;
+        }
+        let at = match queue.runs.back() {
+            Some(back) if back.first > run.first => {
+                queue.runs.partition_point(|other| other.first < run.first)
+            }
+            _ => queue.runs.len(),
+        };
+        queue.runs.insert(at, run);
+        self.runs += 1;
+    }
+
+    /// The run with this message, and a place in its batch at or before the message.
+    pub(super) fn find(&self, queue: u64, sequence: u64) -> Option<(Run, Place)> {
+        let queue = self.queues.get(&queue)?;
+        let at = queue.runs.partition_point(|run| run.first <= sequence).checked_sub(1)?;
+        let run = *queue.runs.get(at)?;
+        if sequence > run.last() || sequence < queue.floor {
+            return None;
+        }
+        let near = queue.hint.filter(|hint| {
+            let place = hint.location;
+            (run.first..=sequence).contains(&hint.sequence)
+                && (place.segment, place.batch) == (run.location.segment, run.location.batch)
+        });
+        let start = Place { sequence: run.first, lsn: run.lsn, location: run.location };
+        Some((run, near.unwrap_or(start)))
+    }
+
+    /// The message found last.
+    pub(super) fn set_hint(&mut self, queue: u64, place: Place) {
+        if let Some(queue) = self.queues.get_mut(&queue) {
+            queue.hint = Some(place);
+        }
+    }
+
+    pub(super) fn forget(&mut self, queue: u64, below: u64) {
+        if below == u64::MAX {
+            if let Some(gone) = self.queues.remove(&queue) {
+                self.runs -= gone.runs.len();
+            }
+            return;
+        }
+        let entry = self.queues.entry(queue).or_default();
+        entry.floor = entry.floor.max(below);
+        while entry.runs.front().is_some_and(|run| run.last() < entry.floor) {
+            entry.runs.pop_front();
+            self.runs -= 1;
+        }
+    }
+
+    /// Removes what lies in a segment.
+    pub(super) fn remove_segment(&mut self, epoch: u64, queues: impl Iterator<Item = u64>) {
+        for queue in queues {
+            if let Some(entry) = self.queues.get_mut(&queue) {
+                let before = entry.runs.len();
+                entry.runs.retain(|run| run.location.segment != epoch);
+                self.runs -= before - entry.runs.len();
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn run(queue: u64, first: u64, count: u32, segment: u64) -> Run {
+        let location = Location { segment, batch: 0, record: 128 };
+        Run { queue, first, count, lsn: first, location }
+    }
+
+    #[test]
+    fn finds_what_is_there_and_nothing_else() {
+        let mut index = Index::default();
+        index.insert(run(1, 10, 5, 1));
+        index.insert(run(2, 1, 1, 1));
+        index.insert(run(1, 15, 1, 2));
+        assert_eq!(index.find(1, 14).map(|found| found.0), Some(run(1, 10, 5, 1)));
+        assert_eq!(index.find(1, 15).map(|found| found.0), Some(run(1, 15, 1, 2)));
+        assert_eq!(index.find(1, 9), None);
+        assert_eq!(index.find(1, 16), None);
+        assert_eq!(index.find(3, 1), None);
+        index.forget(1, 12);
+        assert_eq!(index.find(1, 11), None);
+        assert!(index.find(1, 12).is_some());
+        index.remove_segment(1, [1, 2].into_iter());
+        assert_eq!(index.find(1, 12), None);
+        assert_eq!(index.runs(), 1);
+        index.forget(1, u64::MAX);
+        assert_eq!(index.runs(), 0);
+    }
+
+    #[test]
+    fn a_hint_serves_only_its_batch() {
+        let mut index = Index::default();
+        index.insert(run(1, 1, 9, 1));
+        index.insert(run(1, 10, 9, 2));
+        let location = Location { segment: 1, batch: 0, record: 500 };
+        let hint = Place { sequence: 4, lsn: 4, location };
+        index.set_hint(1, hint);
+        assert_eq!(index.find(1, 6).map(|found| found.1), Some(hint));
+        assert_eq!(index.find(1, 3).map(|found| found.1.sequence), Some(1));
+        assert_eq!(index.find(1, 11).map(|found| found.1.sequence), Some(10));
+    }
+}

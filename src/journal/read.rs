@@ -1,0 +1,232 @@
+//! Messages: near ones from memory, far ones from the disk, verified.
+
+use std::io;
+
+use super::engine::{Journal, Task};
+use super::format::{self, HEADER_BYTES, Header, LANE_BYTES};
+use super::index::Place;
+use super::table::file_name;
+use super::types::{Damage, FLAG_MESSAGE, Fetch, Location, Lsn, Stored};
+use crate::disk::{BLOCK_BYTES, Buffer, Disk, Operation};
+
+/// Read at once: what follows is mostly wanted next.
+const READ_BYTES: usize = 128 << 10;
+
+/// Reads in flight at the same time.
+const READS: usize = 32;
+
+/// Places of a record in a batch that is in memory, and its number.
+struct Spot {
+    offset: usize,
+    lsn: Lsn,
+}
+
+/// The record there; it has been verified with its batch.
+fn stored(batch: &[u8], location: Location, lsn: Lsn) -> Option<Stored<'_>> {
+    let (record, _) = format::record_at(batch, location.record as usize, batch.len())?;
+    let (kind, flags, queue) = (record.kind, record.flags, record.queue);
+    let (sequence, body) = (record.sequence, record.body);
+    Some(Stored { lsn, location, kind, flags, queue, sequence, body })
+}
+
+fn records_end(header: &Header) -> usize {
+    header.length as usize - header.lanes as usize * LANE_BYTES
+}
+
+impl<D: Disk> Journal<D> {
+    /// A durable message.
+    pub fn message(&mut self, queue: u64, sequence: u64) -> Fetch<'_> {
+        let Some((run, place)) = self.index.find(queue, sequence) else { return Fetch::Missing };
+        let (segment, batch) = (run.location.segment, run.location.batch);
+        if !self.is_near(segment, batch) {
+            return self.far(segment, batch, run.lsn);
+        }
+        let Some(spot) = self.walk(place, queue, sequence) else {
+            return Fetch::Failed(self.damage(segment, batch, run.lsn, "a message is not where the index says"));
+        };
+        let record = u32::try_from(spot.offset).unwrap_or(u32::MAX);
+        let location = Location { segment, batch, record };
+        self.index.set_hint(queue, Place { sequence, lsn: spot.lsn, location });
+        let found = self.cache.get(segment, batch);
+        found.and_then(|batch| stored(batch, location, spot.lsn)).map_or(Fetch::Missing, Fetch::Ready)
+    }
+
+    /// The record at a place that `append` or a replay has told.
+    pub fn read(&mut self, location: Location) -> Fetch<'_> {
+        let Location { segment, batch, record } = location;
+        if !self.is_near(segment, batch) {
+            return self.far(segment, batch, 0);
+        }
+        let Some(bytes) = self.cache.get(segment, batch) else { return Fetch::Pending };
+        let Ok(header) = Header::decode(bytes) else { return Fetch::Missing };
+        let mut at = HEADER_BYTES;
+        let mut lsn = header.first_lsn;
+        while at < record as usize {
+            let Some((_, next)) = format::record_at(bytes, at, records_end(&header)) else { break };
+            at = next;
+            lsn += 1;
+        }
+        if at != record as usize {
+            return Fetch::Missing;
+        }
+        stored(bytes, location, lsn).map_or(Fetch::Missing, Fetch::Ready)
+    }
+
+    /// Segment and batch of a durable message; the record is the message's or one before it.
+    pub fn locate(&self, queue: u64, sequence: u64) -> Option<Location> {
+        self.index.find(queue, sequence).map(|(_, place)| place.location)
+    }
+
+    fn is_near(&self, segment: u64, batch: u32) -> bool {
+        self.cache.get(segment, batch).is_some()
+    }
+
+    /// Looks for a message from a place in its batch on.
+    fn walk(&self, from: Place, queue: u64, sequence: u64) -> Option<Spot> {
+        let Location { segment, batch, record } = from.location;
+        let bytes = self.cache.get(segment, batch)?;
+        let header = Header::decode(bytes).ok()?;
+        let (mut at, mut lsn) = (record as usize, from.lsn);
+        loop {
+            let (view, next) = format::record_at(bytes, at, records_end(&header))?;
+            let is_message = view.flags & FLAG_MESSAGE != 0;
+            if is_message && (view.queue, view.sequence) == (queue, sequence) {
+                return Some(Spot { offset: at, lsn });
+            }
+            at = next;
+            lsn += 1;
+        }
+    }
+
+    /// Begins a read, or says what came of it.
+    fn far(&mut self, segment: u64, batch: u32, lsn: Lsn) -> Fetch<'_> {
+        if let Some(damage) = self.damaged.get(&(segment, batch)) {
+            return Fetch::Failed(damage.clone());
+        }
+        let under_way = |task: &&Task| {
+            matches!(task, Task::Read { segment: s, block: b, .. } if (*s, *b) == (segment, batch))
+        };
+        let reads = self.tasks.values().filter(|task| matches!(task, Task::Read { .. })).count();
+        if reads >= READS || self.tasks.values().any(|task| under_way(&task)) {
+            return Fetch::Pending;
+        }
+        if self.begin_read(segment, batch, lsn, READ_BYTES) { Fetch::Pending } else { Fetch::Missing }
+    }
+
+    fn begin_read(&mut self, segment: u64, block: u32, lsn: Lsn, bytes: usize) -> bool {
+        let Some((file, _)) = self.file_of(segment) else { return false };
+        let offset = u64::from(block) * BLOCK_BYTES as u64;
+        let Some(left) = self.segment_bytes(segment).and_then(|bytes| bytes.checked_sub(offset))
+        else {
+            return false;
+        };
+        let bytes = bytes.min(usize::try_from(left).unwrap_or(usize::MAX));
+        if bytes < BLOCK_BYTES {
+            return false;
+        }
+        self.figures.reads += 1;
+        self.count_read(segment, 1);
+        let ticket = self.ticket(Task::Read { segment, block, lsn });
+        self.disk.submit(ticket, Operation::Read { file, offset, buffer: Buffer::new(bytes) });
+        self.disk.flush();
+        true
+    }
+
+    fn segment_bytes(&self, segment: u64) -> Option<u64> {
+        let old = self.segments.iter().find(|one| one.entry.epoch == segment);
+        let head = self.head.as_ref().filter(|head| head.epoch == segment);
+        old.map(|one| one.bytes).or_else(|| head.map(|head| head.bytes))
+    }
+
+    fn count_read(&mut self, segment: u64, by: i32) {
+        if let Some(one) = self.segments.iter_mut().find(|one| one.entry.epoch == segment) {
+            one.reads = one.reads.saturating_add_signed(by);
+        }
+    }
+
+    /// Whether somebody may ask again.
+    pub(super) fn read_done(
+        &mut self,
+        segment: u64,
+        block: u32,
+        lsn: Lsn,
+        result: io::Result<()>,
+        buffer: Option<Buffer>,
+    ) -> bool {
+        self.count_read(segment, -1);
+        let outcome = match (result, buffer) {
+            (Ok(()), Some(buffer)) => self.verified(segment, block, buffer),
+            (Ok(()), None) => Err("a read came back without its buffer".to_owned()),
+            (Err(error), _) => Err(error.to_string()),
+        };
+        match outcome {
+            Ok(Verified::Whole(buffer)) => self.cache.insert(segment, block, buffer),
+            Ok(Verified::Longer(bytes)) => {
+                return !self.begin_read(segment, block, lsn, bytes);
+            }
+            Err(what) => {
+                let damage = self.damage(segment, block, lsn, &what);
+                self.damaged.insert((segment, block), damage);
+            }
+        }
+        true
+    }
+
+    fn damage(&self, segment: u64, block: u32, lsn: Lsn, what: &str) -> Damage {
+        let file = self.file_of(segment).map_or(String::new(), |(_, number)| file_name(number));
+        let offset = u64::from(block) * BLOCK_BYTES as u64;
+        Damage { lsn, file, offset, what: what.to_owned() }
+    }
+
+    /// The batch that was read, and those behind it that are whole and durable.
+    fn verified(&self, segment: u64, block: u32, mut buffer: Buffer) -> Result<Verified, String> {
+        let start = u64::from(block) * BLOCK_BYTES as u64;
+        let mut length = 0;
+        while length + BLOCK_BYTES <= buffer.len() {
+            let rest = &buffer[length..];
+            let first = length == 0;
+            let header = match Header::decode(rest) {
+                Ok(header) => header,
+                Err(error) if first => return Err(error.text().to_owned()),
+                Err(_) => break,
+            };
+            let mine = header.epoch == segment
+                && header.offset == start + length as u64
+                && header.journal_id == self.identity.journal_id
+                && header.end_lsn() <= self.durable() + 1;
+            if !mine {
+                if first {
+                    return Err("there is a batch that does not belong here".to_owned());
+                }
+                break;
+            }
+            if header.disk_bytes() > rest.len() {
+                if first && rest.len() < self.left_in_segment(segment, start) {
+                    return Ok(Verified::Longer(header.disk_bytes()));
+                }
+                if !first {
+                    break;
+                }
+            }
+            match format::body_error(rest, &header) {
+                None => length += header.disk_bytes(),
+                Some(what) if first => return Err(what.to_owned()),
+                Some(_) => break,
+            }
+        }
+        buffer.set_length(length);
+        Ok(Verified::Whole(buffer))
+    }
+
+    fn left_in_segment(&self, segment: u64, offset: u64) -> usize {
+        let bytes = self.segment_bytes(segment).unwrap_or(0);
+        usize::try_from(bytes.saturating_sub(offset)).unwrap_or(usize::MAX)
+    }
+}
+
+enum Verified {
+    /// As long as the batches in it.
+    Whole(Buffer),
+    /// Must be read with this many bytes.
+    Longer(usize),
+}

@@ -1,0 +1,370 @@
+//! Segments: begun with a checkpoint, sealed with a footer, freed when nothing in them is needed, used again.
+
+use std::collections::HashMap;
+use std::io;
+use std::time::{Duration, Instant};
+
+use super::batch::{Batch, Sealed};
+use super::canary::{Canary, planted};
+use super::engine::{Journal, TAIL_BYTES, Task};
+use super::footer::{Footer, footer_bytes};
+use super::format::{Header, SNAPSHOT, SNAPSHOT_END, record_bytes};
+use super::index::{QueueHash, Run};
+use super::table::{Entry, KIND_FREED, KIND_SEGMENT, file_name};
+use super::types::{Lsn, RecordRef, Snapshot};
+use crate::disk::{BLOCK_BYTES, Disk, Durability, FileId, Operation, errno};
+
+/// How long after a failed attempt a segment file is asked for again.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// The segment that batches are appended to.
+#[derive(Debug)]
+pub(super) struct Head {
+    pub(super) epoch: u64,
+    pub(super) file: FileId,
+    pub(super) file_number: u64,
+    pub(super) bytes: u64,
+    pub(super) first_lsn: Lsn,
+    /// Where the batch after the last closed one goes.
+    pub(super) next_offset: u64,
+    /// Last record of its checkpoint.
+    pub(super) checkpoint_lsn: Lsn,
+    pub(super) contents: Contents,
+}
+
+/// A segment that takes no more batches.
+#[derive(Debug)]
+pub(super) struct Segment {
+    pub(super) entry: Entry,
+    pub(super) file: FileId,
+    pub(super) bytes: u64,
+    pub(super) contents: Contents,
+    /// Written, or not to be.
+    pub(super) has_footer: bool,
+    /// The record that says that it is free.
+    pub(super) freed: Option<Lsn>,
+    /// Reads in flight.
+    pub(super) reads: u32,
+}
+
+/// A file that holds nothing.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Spare {
+    pub(super) file: FileId,
+    pub(super) number: u64,
+    pub(super) bytes: u64,
+}
+
+/// Durable messages of a segment.
+#[derive(Debug, Default)]
+pub(super) struct Contents {
+    /// For the footer.
+    pub(super) runs: Vec<Run>,
+    /// First and last sequence of each queue.
+    pub(super) ranges: HashMap<u64, (u64, u64), QueueHash>,
+    /// A queue that lately needed the segment.
+    needed_by: Option<u64>,
+}
+
+impl Contents {
+    pub(super) fn add(&mut self, runs: &[Run]) {
+        for run in runs {
+            let range = self.ranges.entry(run.queue).or_insert((run.first, run.last()));
+            range.0 = range.0.min(run.first);
+            range.1 = range.1.max(run.last());
+        }
+        self.runs.extend_from_slice(runs);
+    }
+
+    fn is_needed(&mut self, snapshot: &dyn Snapshot) -> bool {
+        let asked = |queue: &u64| {
+            let range = self.ranges.get(queue);
+            range.is_some_and(|(first, last)| snapshot.is_needed(*queue, *first, *last))
+        };
+        if self.needed_by.as_ref().is_some_and(asked) {
+            return true;
+        }
+        self.needed_by = self.ranges.keys().find(|queue| asked(queue)).copied();
+        self.needed_by.is_some()
+    }
+}
+
+/// Gathers a checkpoint.
+struct Writer<'a, D: Disk> {
+    journal: &'a mut Journal<D>,
+    batch: Option<Batch>,
+    sealed: Vec<Sealed>,
+    epoch: u64,
+    #[cfg_attr(not(feature = "canary"), allow(dead_code))]
+    records: u64,
+}
+
+impl<D: Disk> Writer<'_, D> {
+    fn batch(&mut self) -> &mut Batch {
+        let epoch = self.epoch;
+        let offset = self.sealed.last().map_or(0, |sealed| sealed.header.end_offset());
+        let journal = &mut *self.journal;
+        self.batch.get_or_insert_with(|| {
+            Batch::new(journal.cache.staging(), epoch, offset, journal.next_lsn)
+        })
+    }
+
+    fn seal(&mut self, flags: u16) {
+        self.batch();
+        let Some(batch) = self.batch.take() else { return };
+        self.journal.next_lsn = batch.next_lsn();
+        let sealed = self.journal.seal(batch, flags);
+        self.sealed.push(sealed);
+    }
+
+    fn emit(&mut self, record: &RecordRef<'_>) {
+        let body: usize = record.parts.iter().map(|part| part.len()).sum();
+        let Ok(length) = u32::try_from(body) else { return };
+        let most = self.journal.config.batch_bytes;
+        let batch = self.batch();
+        if batch.count() > 0 && batch.bytes() + record_bytes(body) > most {
+            self.seal(SNAPSHOT);
+        }
+        self.batch().append(record, length);
+    }
+
+    fn emit_of_owner(&mut self, record: &RecordRef<'_>) {
+        self.records += 1;
+        if !(planted(Canary::DropCheckpointRecord) && self.records == 2) {
+            self.emit(record);
+        }
+    }
+}
+
+impl<D: Disk> Journal<D> {
+    /// Begins a segment if the last one is full, or there is none yet.
+    pub(super) fn begin_segment(&mut self, snapshot: &dyn Snapshot) {
+        if self.staging.is_some() {
+            return;
+        }
+        let Some(at) = self.spares.iter().position(|spare| spare.bytes >= self.wanted_bytes) else {
+            return;
+        };
+        let spare = self.spares[at];
+        let (lsn, chain) = (self.next_lsn, self.chain);
+        let sealed = self.write_checkpoint(snapshot);
+        let end = sealed.last().map_or(0, |sealed| sealed.header.end_offset());
+        let most = self.batch_bytes_max().next_multiple_of(BLOCK_BYTES) as u64;
+        if end + most + TAIL_BYTES > spare.bytes {
+            // The state needs a longer file.
+            self.wanted_bytes = (end + 2 * most + TAIL_BYTES).next_multiple_of(self.config.segment_bytes);
+            (self.next_lsn, self.chain) = (lsn, chain);
+            for Sealed { buffer, .. } in sealed {
+                self.cache.recycle(buffer);
+            }
+            return;
+        }
+        self.wanted_bytes = self.config.segment_bytes;
+        self.spares.remove(at);
+        if let Some((entry, head)) = self.head_entry(lsn, chain).zip(self.head.take()) {
+            let Head { file, bytes, contents, .. } = head;
+            let (has_footer, freed, reads) = (false, None, 0);
+            let segment = Segment { entry, file, bytes, contents, has_footer, freed, reads };
+            self.segments.push(segment);
+        }
+        self.head = Some(Head {
+            epoch: self.next_epoch,
+            file: spare.file,
+            file_number: spare.number,
+            bytes: spare.bytes,
+            first_lsn: lsn,
+            next_offset: end,
+            checkpoint_lsn: self.next_lsn - 1,
+            contents: Contents::default(),
+        });
+        self.next_epoch += 1;
+        self.figures.checkpoints += 1;
+        self.closed.extend(sealed);
+        self.look_for_free = true;
+        self.stage();
+    }
+
+    /// What the next checkpoint says about the present last segment.
+    fn head_entry(&self, end_lsn: Lsn, chain: u64) -> Option<Entry> {
+        let head = self.head.as_ref()?;
+        Some(Entry {
+            epoch: head.epoch,
+            incarnation: self.identity.incarnation,
+            file_number: head.file_number,
+            first_lsn: head.first_lsn,
+            end_lsn,
+            end_offset: head.next_offset,
+            chain,
+        })
+    }
+
+    fn write_checkpoint(&mut self, snapshot: &dyn Snapshot) -> Vec<Sealed> {
+        let epoch = self.next_epoch;
+        let live = self.segments.iter().filter(|segment| segment.freed.is_none());
+        let mut entries: Vec<Entry> = live.map(|segment| segment.entry).collect();
+        entries.extend(self.head_entry(self.next_lsn, self.chain));
+        let lanes: Vec<(u64, u64)> = self.lanes.iter().map(|(lane, at)| (*lane, *at)).collect();
+        let mut writer =
+            Writer { journal: self, batch: None, sealed: Vec::new(), epoch, records: 0 };
+        for (lane, position) in lanes {
+            writer.batch().lane(lane, position);
+        }
+        for entry in entries {
+            let body = entry.encode();
+            writer.emit(&RecordRef {
+                kind: KIND_SEGMENT,
+                flags: 0,
+                queue: 0,
+                sequence: entry.epoch,
+                parts: &[&body],
+            });
+        }
+        snapshot.write(&mut |record| writer.emit_of_owner(&record));
+        writer.seal(SNAPSHOT | SNAPSHOT_END);
+        writer.sealed
+    }
+
+    /// Whether the last segment's checkpoint is durable, so that what comes before it matters for its messages only.
+    fn checkpoint_is_durable(&self) -> bool {
+        self.head.as_ref().is_some_and(|head| self.durable() >= head.checkpoint_lsn)
+    }
+
+    /// Says of segments that they are free, and takes the files of those of which that is durable and witnessed.
+    pub(super) fn free_segments(&mut self, snapshot: &dyn Snapshot) {
+        self.take_freed();
+        let starving = self.no_space.is_some();
+        if !(self.look_for_free || starving) || !self.checkpoint_is_durable() || !self.has_room() {
+            return;
+        }
+        self.look_for_free = false;
+        let durable = self.durable();
+        for at in 0..self.segments.len() {
+            let segment = &mut self.segments[at];
+            let done = segment.freed.is_none() && segment.entry.end_lsn <= durable + 1;
+            if !done || segment.contents.is_needed(snapshot) {
+                continue;
+            }
+            let epoch = segment.entry.epoch;
+            let freed = self.append(RecordRef {
+                kind: KIND_FREED,
+                flags: 0,
+                queue: 0,
+                sequence: epoch,
+                parts: &[],
+            });
+            let Ok((lsn, _)) = freed else {
+                self.look_for_free = true;
+                return;
+            };
+            let segment = &mut self.segments[at];
+            segment.freed = Some(lsn);
+            let queues: Vec<u64> = segment.contents.ranges.keys().copied().collect();
+            segment.contents = Contents::default();
+            self.index.remove_segment(epoch, queues.into_iter());
+            self.cache.remove_segment(epoch);
+            self.damaged.retain(|(segment, _), _| *segment != epoch);
+        }
+    }
+
+    /// A recovery that finds the record must also know, without this segment, that its own checkpoint counts: hence the witness.
+    fn take_freed(&mut self) {
+        let witnessed = self.frontier.witnessed();
+        let mut at = 0;
+        while let Some(segment) = self.segments.get(at) {
+            let early = planted(Canary::ReuseEarly);
+            let free = segment.freed.is_some_and(|lsn| lsn <= witnessed || early);
+            if !free || segment.reads > 0 || self.is_writing_footer(segment.entry.epoch) {
+                at += 1;
+                continue;
+            }
+            let Segment { entry, file, bytes, .. } = self.segments.remove(at);
+            self.figures.freed += 1;
+            self.surplus.push(Spare { file, number: entry.file_number, bytes });
+        }
+    }
+
+    fn is_writing_footer(&self, epoch: u64) -> bool {
+        let mut tasks = self.tasks.values();
+        tasks.any(|task| matches!(task, Task::Footer { epoch: other, .. } if *other == epoch))
+    }
+
+    /// Makes files ready ahead of need, and removes what is too much.
+    pub(super) fn keep_spares(&mut self, now: Instant) {
+        let fits = |spare: &Spare, wanted: u64| spare.bytes >= wanted;
+        while self.spares.len() < self.config.spares.max(1) || self.wants_longer() {
+            let wanted = self.wanted_bytes;
+            let Some(at) = self.surplus.iter().position(|spare| fits(spare, wanted)) else { break };
+            let spare = self.surplus.remove(at);
+            self.spares.push(spare);
+        }
+        let creating = self.tasks.values().any(|task| matches!(task, Task::Create { .. }));
+        let wanted = self.spares.len() < self.config.spares || self.wants_longer();
+        if wanted && !creating && self.retry_at.is_none_or(|at| now >= at) {
+            self.retry_at = None;
+            let (number, bytes) = (self.next_file, self.wanted_bytes);
+            self.next_file += 1;
+            let ticket = self.ticket(Task::Create { number, bytes });
+            self.disk.submit(ticket, Operation::Create { name: file_name(number), bytes });
+        }
+        if !wanted {
+            self.no_space = None;
+            self.retry_at = None;
+        }
+        // Before that the free files may still tell something to a recovery.
+        if self.checkpoint_is_durable() && self.spares.len() >= self.config.spares {
+            while let Some(spare) = self.surplus.pop() {
+                let ticket = self.ticket(Task::Remove);
+                self.disk.submit(ticket, Operation::Remove { file: spare.file });
+            }
+        }
+    }
+
+    /// A segment is to be begun and no file is long enough.
+    fn wants_longer(&self) -> bool {
+        self.staging.is_none() && self.spares.iter().all(|spare| spare.bytes < self.wanted_bytes)
+    }
+
+    /// A segment file could not be made: that is no failure.
+    pub(super) fn no_spare(&mut self, error: &io::Error) {
+        self.no_space = Some((errno(error), error.to_string()));
+        self.retry_at = Some(self.now + RETRY);
+    }
+
+    /// Footers of segments that are durable as a whole.
+    pub(super) fn write_footers(&mut self) {
+        if !self.checkpoint_is_durable() {
+            return;
+        }
+        let durable = self.durable();
+        for at in 0..self.segments.len() {
+            let segment = &mut self.segments[at];
+            let due = !segment.has_footer && segment.freed.is_none();
+            if !due || segment.entry.end_lsn > durable + 1 {
+                continue;
+            }
+            segment.has_footer = true;
+            let runs = std::mem::take(&mut segment.contents.runs);
+            let Entry { epoch, incarnation, first_lsn, end_lsn, end_offset, chain, .. } =
+                segment.entry;
+            let (file, file_bytes) = (segment.file, segment.bytes);
+            // Without room there is no footer: the segment is read when the journal is opened.
+            let bytes = footer_bytes(runs.len()) as u64;
+            if bytes + end_offset > file_bytes {
+                continue;
+            }
+            let footer = Footer { epoch, incarnation, first_lsn, end_lsn, end_offset, chain, runs };
+            let header = Header {
+                shard: self.identity.shard,
+                journal_id: self.identity.journal_id,
+                incarnation: self.identity.incarnation,
+                durable_lsn: durable,
+                ..Header::default()
+            };
+            let buffer = footer.encode(header, file_bytes);
+            let offset = file_bytes - buffer.len() as u64;
+            let ticket = self.ticket(Task::Footer { epoch, offset });
+            let durability = Durability::Durable;
+            self.disk.submit(ticket, Operation::Write { file, offset, buffer, durability });
+        }
+    }
+}

@@ -1,0 +1,41 @@
+//! Planted bugs, in tests only: each must be caught, or the tests prove nothing.
+
+/// A bug that can be planted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(not(test), allow(dead_code))]
+pub(super) enum Canary {
+    /// A message is given out before it is durable.
+    DispatchBeforeDurable,
+    /// An acknowledgement covers the next message as well, also one that does not exist.
+    AckAhead,
+    /// The count of deliveries does not get into the journal.
+    LoseCount,
+    /// A leased message stays available.
+    DeliverTwice,
+    /// A checkpoint takes what is acknowledged for open.
+    Resurrect,
+}
+
+#[cfg(test)]
+thread_local! {
+    static PLANTED: std::cell::Cell<Option<Canary>> = const { std::cell::Cell::new(None) };
+}
+
+/// Plants a bug in what this thread does from now on.
+#[cfg(test)]
+pub(super) fn plant(canary: Option<Canary>) {
+    PLANTED.set(canary);
+}
+
+/// Whether this bug is planted.
+#[cfg(test)]
+pub(super) fn planted(canary: Canary) -> bool {
+    PLANTED.get() == Some(canary)
+}
+
+/// Whether this bug is planted.
+#[cfg(not(test))]
+#[inline(always)]
+pub(super) const fn planted(_canary: Canary) -> bool {
+    false
+}

@@ -1,0 +1,178 @@
+//! One consumer handle and its lease table.
+
+use std::collections::VecDeque;
+
+use super::types::HandleId;
+
+/// What an entry of a lease table is used for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum LeaseState {
+    Free,
+    /// The message is with the consumer.
+    Held,
+    /// Acknowledged, but that is not durable yet: a broker that takes over must not give the message to another one.
+    Settling,
+}
+
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Lease {
+    pub(super) sequence: u64,
+    /// Monotonic; `u64::MAX`: as long as the consumer lives.
+    pub(super) deadline_ns: u64,
+    /// Number of the delivery.
+    pub(super) attempt: u32,
+    /// Payload and metadata.
+    pub(super) bytes: u32,
+    pub(super) state: LeaseState,
+}
+
+const FREE: Lease =
+    Lease { sequence: 0, deadline_ns: u64::MAX, attempt: 0, bytes: 0, state: LeaseState::Free };
+
+/// Where one who only looks is.
+#[derive(Debug)]
+pub(super) struct Browser {
+    /// Messages in front of `next` that were not acknowledged when it began.
+    pub(super) open: VecDeque<u64>,
+    pub(super) next: u64,
+}
+
+#[derive(Debug)]
+pub(super) struct Consumer {
+    pub(super) handle: HandleId,
+    /// Tells apart successive users of one number.
+    pub(super) generation: u32,
+    /// `u32::MAX` after the queue was deleted.
+    pub(super) queue: u32,
+    /// Index in the queue's groups.
+    pub(super) group: usize,
+    pub(super) credit: u32,
+    pub(super) browser: Option<Browser>,
+    /// No room in its ring.
+    pub(super) blocked: bool,
+    /// Wants to hear when nothing is left.
+    pub(super) drained_wanted: bool,
+    /// Entry in the timers: no lease ends before it.
+    pub(super) armed_ns: Option<u64>,
+    /// Leases that are held.
+    pub(super) held: u32,
+    leases: Vec<Lease>,
+    free: Vec<u32>,
+    leases_max: u32,
+}
+
+impl Consumer {
+    pub(super) fn new(handle: HandleId, generation: u32, queue: u32, group: usize) -> Self {
+        Self {
+            handle,
+            generation,
+            queue,
+            group,
+            credit: 0,
+            browser: None,
+            blocked: false,
+            drained_wanted: true,
+            armed_ns: None,
+            held: 0,
+            leases: Vec::new(),
+            free: Vec::new(),
+            leases_max: 0,
+        }
+    }
+
+    pub(super) fn set_leases_max(&mut self, leases_max: u32) {
+        self.leases_max = leases_max;
+    }
+
+    pub(super) fn set_credit(&mut self, credit: u32) {
+        self.credit = credit.min(self.leases_max);
+    }
+
+    pub(super) fn has_capacity(&self) -> bool {
+        !self.blocked
+            && self.held < self.credit
+            && (!self.free.is_empty() || self.leases.len() < self.leases_max as usize)
+    }
+
+    /// A free entry. Only if [`Self::has_capacity`].
+    pub(super) fn claim(&mut self) -> u32 {
+        self.free.pop().unwrap_or_else(|| {
+            self.leases.push(FREE);
+            u32::try_from(self.leases.len() - 1).unwrap_or(u32::MAX)
+        })
+    }
+
+    /// A certain entry, of an adopted table.
+    pub(super) fn claim_entry(&mut self, slot: u32) -> bool {
+        if slot >= self.leases_max {
+            return false;
+        }
+        while self.leases.len() <= slot as usize {
+            self.free.push(u32::try_from(self.leases.len()).unwrap_or(u32::MAX));
+            self.leases.push(FREE);
+        }
+        match self.free.iter().position(|free| *free == slot) {
+            Some(at) => {
+                self.free.swap_remove(at);
+                true
+            }
+            None => false,
+        }
+    }
+
+    /// Puts an entry back that was claimed and not used.
+    pub(super) fn unclaim(&mut self, slot: u32) {
+        self.free.push(slot);
+    }
+
+    pub(super) fn hold(&mut self, slot: u32, lease: Lease) {
+        self.leases[slot as usize] = lease;
+        self.held += 1;
+    }
+
+    /// The lease that a token names.
+    pub(super) fn find(&self, slot: u32, sequence: u64, attempt: u32) -> Option<Lease> {
+        self.leases.get(slot as usize).copied().filter(|lease| {
+            lease.state == LeaseState::Held
+                && lease.sequence == sequence
+                && lease.attempt == attempt
+        })
+    }
+
+    pub(super) fn set_deadline(&mut self, slot: u32, deadline_ns: u64) {
+        if let Some(lease) = self.leases.get_mut(slot as usize) {
+            lease.deadline_ns = deadline_ns;
+        }
+    }
+
+    /// Held to settling.
+    pub(super) fn settle(&mut self, slot: u32) {
+        if let Some(lease) = self.leases.get_mut(slot as usize)
+            && lease.state == LeaseState::Held
+        {
+            lease.state = LeaseState::Settling;
+            self.held -= 1;
+        }
+    }
+
+    /// Held or settling to free.
+    pub(super) fn release(&mut self, slot: u32) {
+        let Some(lease) = self.leases.get_mut(slot as usize) else { return };
+        match lease.state {
+            LeaseState::Free => return,
+            LeaseState::Held => self.held -= 1,
+            LeaseState::Settling => {}
+        }
+        *lease = FREE;
+        self.free.push(slot);
+    }
+
+    /// Held leases with their entries.
+    pub(super) fn held_leases(&self) -> impl Iterator<Item = (u32, Lease)> + '_ {
+        let used = if self.held == 0 { 0 } else { self.leases.len() };
+        (0u32..)
+            .zip(&self.leases[..used])
+            .filter(|(_, lease)| lease.state == LeaseState::Held)
+            .map(|(slot, lease)| (slot, *lease))
+    }
+}

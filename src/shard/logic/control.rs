@@ -1,0 +1,333 @@
+//! Requests of the control thread: one after the other, each answered once it is durable.
+
+use ringmain_client::protocol::ErrorCode;
+use ringmain_client::wire::Outcome;
+
+use super::consumer::LeaseState;
+use super::effects::{Effect, Item, NO_SLOT};
+use super::group::Waiter;
+use super::handles::NO_QUEUE;
+use super::queue::Queue;
+use super::record::{self, kind};
+use super::redrive::RedriveJob;
+use super::time::Timer;
+use super::types::{ControlResult, Lsn, Port, QueueDefinition, QueueEdit, RecordRef};
+use super::{AppendError, Log, Logic};
+
+/// A request that is not in the log yet.
+#[derive(Debug)]
+pub(super) struct Command {
+    pub(super) request: u64,
+    pub(super) what: What,
+}
+
+#[derive(Debug)]
+pub(super) enum What {
+    Create(QueueDefinition),
+    Edit(u64, QueueEdit),
+    Delete(u64),
+    Purge(u64),
+    Redrive(u64, u64),
+}
+
+/// Why a command ended without a record.
+enum Stop {
+    /// No room: later.
+    Later,
+    Answer(ControlResult),
+}
+
+impl From<AppendError> for Stop {
+    fn from(error: AppendError) -> Self {
+        match error {
+            AppendError::Full => Self::Later,
+            AppendError::TooLarge { .. } => refused(ErrorCode::Invalid, error.to_string()),
+            AppendError::Failed { errno } => Self::Answer(ControlResult::JournalFailed(errno)),
+        }
+    }
+}
+
+fn refused(code: ErrorCode, message: impl Into<String>) -> Stop {
+    Stop::Answer(ControlResult::Refused(code, message.into()))
+}
+
+impl Logic {
+    /// Creates a queue with its default group. The id is new: at least [`Self::next_queue_id`].
+    pub fn create_queue(&mut self, log: &mut dyn Log, request: u64, definition: QueueDefinition) {
+        self.command(log, request, What::Create(definition));
+    }
+
+    /// Changes the delivery rules of a queue.
+    pub fn edit_queue(&mut self, log: &mut dyn Log, request: u64, queue: u64, edit: QueueEdit) {
+        self.command(log, request, What::Edit(queue, edit));
+    }
+
+    /// Deletes a queue. Publishes that come from now on are completed with `QueueDeleted`; the caller closes the handles.
+    pub fn delete_queue(&mut self, log: &mut dyn Log, request: u64, queue: u64) {
+        self.command(log, request, What::Delete(queue));
+    }
+
+    /// Discards everything that was published so far, for all groups, also what is leased.
+    pub fn purge(&mut self, log: &mut dyn Log, request: u64, queue: u64) {
+        self.command(log, request, What::Purge(queue));
+    }
+
+    /// Moves messages of a dead-letter queue back, oldest first, at most `count` (0: all that are there now). Those of which
+    /// nobody knows where they came from stay.
+    pub fn redrive(&mut self, log: &mut dyn Log, request: u64, queue: u64, count: u64) {
+        self.command(log, request, What::Redrive(queue, count));
+    }
+
+    fn command(&mut self, log: &mut dyn Log, request: u64, what: What) {
+        self.commands.push_back(Command { request, what });
+        if self.flush_gathered(log) {
+            self.run_commands(log);
+        }
+    }
+
+    /// Carries out what waits, in order. `false`: the journal has no room.
+    pub(super) fn run_commands(&mut self, log: &mut dyn Log) -> bool {
+        while let Some(command) = self.commands.pop_front() {
+            let request = command.request;
+            let done = match self.failed {
+                Some(errno) => Err(Stop::Answer(ControlResult::JournalFailed(errno))),
+                None => self.run_command(log, &command),
+            };
+            match done {
+                Ok(()) => {}
+                Err(Stop::Later) => {
+                    self.commands.push_front(command);
+                    return false;
+                }
+                Err(Stop::Answer(result)) => {
+                    self.effects.push_behind(Effect::Control { request, result });
+                }
+            }
+        }
+        true
+    }
+
+    fn run_command(&mut self, log: &mut dyn Log, command: &Command) -> Result<(), Stop> {
+        let request = command.request;
+        match &command.what {
+            What::Create(definition) => self.create(log, request, definition),
+            What::Edit(queue, edit) => self.edit(log, request, *queue, edit),
+            What::Delete(queue) => self.delete(log, request, *queue),
+            What::Purge(queue) => self.purge_now(log, request, *queue),
+            What::Redrive(queue, count) => {
+                let index = self.live(*queue)?;
+                let end = self.queues.get(index).map_or(0, |queue| queue.durable_end);
+                let left = if *count == 0 { u64::MAX } else { *count };
+                let job = RedriveJob { request, queue: index, next: 1, end, left, moved: 0 };
+                self.redrives.push_back(job);
+                Ok(())
+            }
+        }
+    }
+
+    fn live(&self, id: u64) -> Result<u32, Stop> {
+        self.by_id
+            .get(&id)
+            .copied()
+            .filter(|index| self.queues.get(*index).is_some_and(|queue| !queue.deleted))
+            .ok_or_else(|| refused(ErrorCode::NotFound, format!("queue {id} does not exist")))
+    }
+
+    fn create(
+        &mut self,
+        log: &mut dyn Log,
+        request: u64,
+        definition: &QueueDefinition,
+    ) -> Result<(), Stop> {
+        if definition.id < self.next_queue_id {
+            let message = format!("queue id {} was used before", definition.id);
+            return Err(refused(ErrorCode::Internal, message));
+        }
+        if self.by_name.contains_key(&definition.name) {
+            let message = format!("queue {} exists", definition.name);
+            return Err(refused(ErrorCode::Exists, message));
+        }
+        self.check_dead_letter(definition)?;
+        let body = record::encode(definition);
+        let lsn = self.append(log, kind::QUEUE_CREATED, definition.id, &body)?;
+        self.add_queue(Queue::new(definition.clone()));
+        self.effects.push(lsn, Effect::Control { request, result: ControlResult::Done });
+        Ok(())
+    }
+
+    fn append(&self, log: &mut dyn Log, kind: u8, queue: u64, body: &[u8]) -> Result<Lsn, Stop> {
+        let record = RecordRef { kind, flags: 0, queue, sequence: 0, parts: &[body] };
+        Ok(log.append(record)?.0)
+    }
+
+    pub(super) fn add_queue(&mut self, queue: Queue) -> u32 {
+        let (id, name) = (queue.definition.id, queue.definition.name.clone());
+        let index = self.queues.insert(queue);
+        self.by_id.insert(id, index);
+        self.by_name.insert(name, index);
+        self.next_queue_id = self.next_queue_id.max(id.saturating_add(1));
+        index
+    }
+
+    /// The dead-letter queue must be there and take everything that this queue takes.
+    fn check_dead_letter(&self, definition: &QueueDefinition) -> Result<(), Stop> {
+        let name = &definition.dead_letter;
+        if name.is_empty() {
+            return Ok(());
+        }
+        if *name == definition.name {
+            let message =
+                format!("dead-letter={name}: a queue cannot be its own dead-letter queue");
+            return Err(refused(ErrorCode::Invalid, message));
+        }
+        let Some(target) = self.by_name.get(name).and_then(|index| self.queues.get(*index)) else {
+            let message = format!(
+                "dead-letter={name}: there is no such brokered queue of the same durability; create it first"
+            );
+            return Err(refused(ErrorCode::NotFound, message));
+        };
+        if target.definition.max_message < definition.max_message {
+            let message = format!(
+                "dead-letter={name}: it takes messages of at most {} bytes, this queue of {}; create it with \
+                 --max-message {}",
+                target.definition.max_message, definition.max_message, definition.max_message
+            );
+            return Err(refused(ErrorCode::Invalid, message));
+        }
+        Ok(())
+    }
+
+    fn edit(
+        &mut self,
+        log: &mut dyn Log,
+        request: u64,
+        id: u64,
+        edit: &QueueEdit,
+    ) -> Result<(), Stop> {
+        let index = self.live(id)?;
+        let Some(queue) = self.queues.get(index) else { return Err(Stop::Later) };
+        let mut definition = queue.definition.clone();
+        if let Some(max_deliveries) = edit.max_deliveries {
+            definition.max_deliveries = max_deliveries;
+        }
+        if let Some(name) = &edit.dead_letter {
+            definition.dead_letter.clone_from(name);
+            self.check_dead_letter(&definition)?;
+        }
+        if let Some(lease_ms) = edit.lease_ms {
+            definition.lease_ms = lease_ms;
+        }
+        let lsn = self.append(log, kind::QUEUE_EDITED, id, &record::encode(&definition))?;
+        if let Some(queue) = self.queues.get_mut(index) {
+            queue.definition = definition;
+        }
+        self.mark(index);
+        self.effects.push(lsn, Effect::Control { request, result: ControlResult::Done });
+        Ok(())
+    }
+
+    fn delete(&mut self, log: &mut dyn Log, request: u64, id: u64) -> Result<(), Stop> {
+        let index = self.live(id)?;
+        let name = self.queues.get(index).map_or("", |queue| queue.definition.name.as_str());
+        let user = self.queues.iter().find(|(_, queue)| {
+            !queue.deleted && !name.is_empty() && queue.definition.dead_letter == name
+        });
+        if let Some((_, user)) = user {
+            let user = &user.definition.name;
+            let message = format!(
+                "queue {name} is the dead-letter queue of {user}: change that with `ringmain queue edit {user}` first"
+            );
+            return Err(refused(ErrorCode::Busy, message));
+        }
+        let lsn = self.append(log, kind::QUEUE_DELETED, id, &[])?;
+        if let Some(queue) = self.queues.get_mut(index) {
+            queue.deleted = true;
+            self.by_name.remove(&queue.definition.name);
+        }
+        self.effects.push(lsn, Effect::Deleted { queue: index });
+        self.effects.push_behind(Effect::Control { request, result: ControlResult::Done });
+        Ok(())
+    }
+
+    /// The deletion is durable.
+    pub(super) fn drop_queue(&mut self, index: u32, port: &mut dyn Port, log: &mut dyn Log) {
+        let Some(queue) = self.queues.remove(index) else { return };
+        self.by_id.remove(&queue.definition.id);
+        for (number, group) in queue.groups.iter().enumerate() {
+            if let Some(armed_ns) = group.armed_ns {
+                self.timers.remove(&(armed_ns, Timer::Group(index, number)));
+            }
+            for waiter in group.doomed.values().filter_map(|doomed| doomed.waiter) {
+                self.answer(waiter, port, Outcome::QueueDeleted, 0);
+            }
+        }
+        self.dirty.retain(|dirty| *dirty != index);
+        for (_, producer) in self.producers.iter_mut().filter(|(_, one)| one.queue == index) {
+            producer.queue = NO_QUEUE;
+        }
+        let mut armed = Vec::new();
+        for (number, consumer) in self.consumers.iter_mut().filter(|(_, one)| one.queue == index) {
+            consumer.queue = NO_QUEUE;
+            armed.push((number, consumer.armed_ns.take()));
+        }
+        for (number, armed_ns) in armed {
+            self.disarm_consumer(number, armed_ns);
+        }
+        for job in &mut self.redrives {
+            if job.queue == index {
+                job.queue = NO_QUEUE;
+            }
+        }
+        log.forget(queue.definition.id, u64::MAX);
+    }
+
+    fn purge_now(&mut self, log: &mut dyn Log, request: u64, id: u64) -> Result<(), Stop> {
+        let index = self.live(id)?;
+        let below = self.queues.get(index).map_or(1, |queue| queue.next_sequence);
+        let lsn = self.append(log, kind::PURGED, id, &below.to_le_bytes())?;
+        let messages = self.messages(index, below);
+        let items = self.discard_all(index, below);
+        if let Some(queue) = self.queues.get_mut(index) {
+            queue.purging += 1;
+        }
+        self.mark(index);
+        self.effects.push(lsn, Effect::Purged { queue: index, items });
+        let result = ControlResult::Purged(messages);
+        self.effects.push_behind(Effect::Control { request, result });
+        Ok(())
+    }
+
+    /// Everything below is done with, for all groups: leases are lost, who waits for a rejection is answered when it is durable.
+    fn discard_all(&mut self, index: u32, below: u64) -> u32 {
+        let mut items = 0;
+        let Some(queue) = self.queues.get_mut(index) else { return 0 };
+        for group in &mut queue.groups {
+            for (sequence, doomed) in &group.doomed {
+                if let Some(waiter) = doomed.waiter {
+                    let item = Item { queue: index, sequence: *sequence, waiter, slot: NO_SLOT };
+                    self.effects.items.push_back(item);
+                    items += 1;
+                }
+            }
+            group.discard_below(below);
+            group.leased = 0;
+            group.bytes = 0;
+            for number in &group.consumers {
+                let Some(consumer) = self.consumers.get_mut(*number) else { continue };
+                let held: Vec<_> = consumer
+                    .held_leases()
+                    .filter(|(_, lease)| lease.state == LeaseState::Held)
+                    .collect();
+                for (slot, lease) in held {
+                    consumer.settle(slot);
+                    let generation = consumer.generation;
+                    let waiter = Waiter { consumer: *number, generation, request: 0 };
+                    let sequence = lease.sequence;
+                    self.effects.items.push_back(Item { queue: index, sequence, waiter, slot });
+                    items += 1;
+                }
+            }
+        }
+        items
+    }
+}

@@ -1,0 +1,254 @@
+//! Messages that no consumer could do anything with: moved to the dead-letter queue, or discarded and counted.
+
+use ringmain_client::wire::Outcome;
+
+use super::dispatch::Step;
+use super::effects::{Effect, Item, NO_SLOT};
+use super::group::{Doomed, Waiter};
+use super::headers;
+use super::record::{List, MessageBody, kind};
+use super::types::{FLAG_MESSAGE, Lsn, Port, RecordRef};
+use super::{AppendError, Log, Logic, Message};
+
+/// A message that is to be written to another queue and taken out of this one, in one atomic group.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Transfer {
+    pub(super) from: u32,
+    pub(super) group: u32,
+    pub(super) sequence: u64,
+    pub(super) to: u32,
+    /// The record that takes it out.
+    pub(super) kind: u8,
+    pub(super) flags: u16,
+    /// Bytes of metadata at the start of the scratch memory; the payload follows.
+    pub(super) metadata_bytes: usize,
+}
+
+/// No consumer: nothing is to be freed or answered.
+const NOBODY: Waiter = Waiter { consumer: u32::MAX, generation: 0, request: 0 };
+
+impl Logic {
+    /// Moves or discards the doomed messages of a group.
+    pub(super) fn move_doomed(
+        &mut self,
+        index: u32,
+        group_index: usize,
+        log: &mut dyn Log,
+        port: &mut dyn Port,
+        budget: &mut u32,
+    ) -> Step {
+        loop {
+            let Some(queue) = self.queues.get(index) else { return Step::Done };
+            let group = &queue.groups[group_index];
+            let Some((&sequence, &doomed)) = group.doomed.first_key_value() else {
+                return Step::Done;
+            };
+            if self.failed.is_some() || group.stalled.is_some() {
+                return Step::Done;
+            }
+            if *budget == 0 {
+                return Step::More;
+            }
+            *budget -= 1;
+            if !self.flush_gathered(log) {
+                return Step::Later;
+            }
+            let moved = match self.dead_letter_queue(index) {
+                None => self.discard(index, group_index, sequence, log),
+                Some(None) => return Step::Done,
+                Some(Some(to)) => self.dead_letter(index, group_index, to, sequence, doomed, log),
+            };
+            match moved {
+                Ok(()) => self.doomed_is_gone(index, group_index, sequence, doomed),
+                Err(Stop::Later) => return Step::Later,
+                Err(Stop::Lost(what)) => {
+                    self.stall(index, group_index, what, port);
+                    return Step::Done;
+                }
+            }
+        }
+    }
+
+    /// `None`: there is none. `Some(None)`: it is missing, nothing can be moved.
+    fn dead_letter_queue(&self, index: u32) -> Option<Option<u32>> {
+        let name = &self.queues.get(index)?.definition.dead_letter;
+        if name.is_empty() {
+            return None;
+        }
+        Some(self.by_name.get(name).copied())
+    }
+
+    fn doomed_is_gone(&mut self, index: u32, group_index: usize, sequence: u64, doomed: Doomed) {
+        let Some(queue) = self.queues.get_mut(index) else { return };
+        let end = queue.next_sequence;
+        let group = &mut queue.groups[group_index];
+        let bytes = group.mean_bytes(end);
+        group.doomed.remove(&sequence);
+        group.settle(bytes, end);
+        let waiter = doomed.waiter.unwrap_or(NOBODY);
+        self.effects.items.push_back(Item { queue: index, sequence, waiter, slot: NO_SLOT });
+    }
+
+    fn stall(&mut self, index: u32, group_index: usize, what: String, port: &mut dyn Port) {
+        const EIO: u64 = 5;
+        let Some(queue) = self.queues.get_mut(index) else { return };
+        let group = &mut queue.groups[group_index];
+        group.stalled = Some(what);
+        let waiters: Vec<_> =
+            group.doomed.values_mut().filter_map(|doomed| doomed.waiter.take()).collect();
+        for waiter in waiters {
+            self.answer(waiter, port, Outcome::JournalFailed, EIO);
+        }
+    }
+
+    fn discard(
+        &mut self,
+        index: u32,
+        group_index: usize,
+        sequence: u64,
+        log: &mut dyn Log,
+    ) -> Result<(), Stop> {
+        let group = self.group_id(index, group_index);
+        let Some(queue) = self.queues.get_mut(index) else { return Err(Stop::Later) };
+        let mut list = List::default();
+        list.begin(group);
+        list.range(sequence);
+        let record = RecordRef {
+            kind: kind::DISCARDED,
+            flags: 0,
+            queue: queue.definition.id,
+            sequence: 0,
+            parts: &[list.as_bytes()],
+        };
+        let (lsn, _) = log.append(record).map_err(|_| Stop::Later)?;
+        queue.discarded += 1;
+        self.effects.push(lsn, Effect::Settled { queue: index, items: 1 });
+        Ok(())
+    }
+
+    fn dead_letter(
+        &mut self,
+        index: u32,
+        group_index: usize,
+        to: u32,
+        sequence: u64,
+        doomed: Doomed,
+        log: &mut dyn Log,
+    ) -> Result<(), Stop> {
+        let group = self.group_id(index, group_index);
+        let Some(queue) = self.queues.get(index) else { return Err(Stop::Later) };
+        let definition = &queue.definition;
+        let body = read(log, definition.id, &definition.name, sequence)?;
+        let scratch = &mut self.scratch;
+        scratch.clear();
+        headers::copy_without_ours(body.metadata, scratch);
+        let reason = if doomed.rejected { "rejected" } else { "max-deliveries" };
+        headers::push(scratch, headers::REASON, reason);
+        headers::push(scratch, headers::ORIGIN_QUEUE, &definition.name);
+        headers::push(scratch, headers::ORIGIN_SEQUENCE, &sequence.to_string());
+        headers::push(scratch, headers::DELIVERIES, &doomed.count.to_string());
+        let metadata_bytes = scratch.len();
+        scratch.extend_from_slice(body.payload);
+        let flags = body.flags;
+        let kind = kind::MOVED;
+        let transfer = Transfer { from: index, group, sequence, to, kind, flags, metadata_bytes };
+        self.transfer(transfer, log)?;
+        if let Some(queue) = self.queues.get_mut(index) {
+            queue.dead_lettered += 1;
+        }
+        Ok(())
+    }
+
+    /// Writes what is in the scratch memory to another queue and takes the message out of its own: both or neither. The caller adds
+    /// the item.
+    pub(super) fn transfer(&mut self, transfer: Transfer, log: &mut dyn Log) -> Result<(), Stop> {
+        let Some(from) = self.queues.get(transfer.from) else { return Err(Stop::Later) };
+        let from_id = from.definition.id;
+        let Some(to) = self.queues.get_mut(transfer.to) else { return Err(Stop::Later) };
+        let (metadata, payload) = self.scratch.split_at(transfer.metadata_bytes);
+        let body = MessageBody {
+            published_ns: self.now.realtime_ns.max(to.published_ns),
+            lane: 0,
+            position: 0,
+            span: 0,
+            flags: transfer.flags,
+            metadata,
+            payload,
+        };
+        let mut list = List::default();
+        list.begin(transfer.group);
+        list.range(transfer.sequence);
+        let message = RecordRef {
+            kind: kind::MESSAGE,
+            flags: FLAG_MESSAGE,
+            queue: to.definition.id,
+            sequence: to.next_sequence,
+            parts: &[&body.header(), metadata, payload],
+        };
+        let taken_out = RecordRef {
+            kind: transfer.kind,
+            flags: 0,
+            queue: from_id,
+            sequence: 0,
+            parts: &[list.as_bytes()],
+        };
+        log.begin();
+        let both = both(log, message, taken_out);
+        let (stored, settled) = match both {
+            Ok(lsns) => {
+                log.commit();
+                lsns
+            }
+            Err(error) => {
+                log.abort();
+                return Err(error.into());
+            }
+        };
+        let sequence = to.next_sequence;
+        to.appended(body.published_ns, self.scratch.len());
+        self.effects.push_stored(stored, transfer.to, sequence, None, 0, 0);
+        self.effects.push(settled, Effect::Settled { queue: transfer.from, items: 1 });
+        Ok(())
+    }
+}
+
+fn both(
+    log: &mut dyn Log,
+    first: RecordRef<'_>,
+    second: RecordRef<'_>,
+) -> Result<(Lsn, Lsn), AppendError> {
+    let (first, _) = log.append(first)?;
+    let (second, _) = log.append(second)?;
+    Ok((first, second))
+}
+
+/// Why a message was not moved.
+#[derive(Debug)]
+pub(super) enum Stop {
+    Later,
+    Lost(String),
+}
+
+impl From<AppendError> for Stop {
+    fn from(error: AppendError) -> Self {
+        match error {
+            AppendError::Full | AppendError::Failed { .. } => Self::Later,
+            AppendError::TooLarge { .. } => Self::Lost(error.to_string()),
+        }
+    }
+}
+
+/// Reads a message that is to be moved.
+pub(super) fn read<'a>(
+    log: &'a mut dyn Log,
+    queue: u64,
+    name: &str,
+    sequence: u64,
+) -> Result<MessageBody<'a>, Stop> {
+    let lost = |what: &str| Stop::Lost(format!("message {sequence} of queue {name}: {what}"));
+    match log.message(queue, sequence) {
+        Message::Pending => Err(Stop::Later),
+        Message::Lost(what) => Err(lost(&what)),
+        Message::Ready(body) => MessageBody::parse(body).ok_or_else(|| lost("malformed record")),
+    }
+}

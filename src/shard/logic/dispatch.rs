@@ -1,0 +1,348 @@
+//! Who gets what.
+
+use ringmain_client::wire::{DeliveryHeader, LeaseToken};
+
+use super::consumer::{Consumer, Lease, LeaseState};
+use super::group::{ASIDE_NS, Delayed};
+use super::queue::Queue;
+use super::record::MessageBody;
+use super::returns::NS_PER_MS;
+use super::slab::Slab;
+use super::types::{Delivered, HandleId, Now, Port};
+use super::{Log, Logic, Message, canary};
+
+/// Messages that one call gives out at most.
+const BUDGET: u32 = 1024;
+
+/// How looking at a queue ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Step {
+    /// Nothing more can be done until something happens.
+    Done,
+    /// A message is being read, or the journal has no room: to be tried again next turn.
+    Later,
+    /// The budget is used up.
+    More,
+}
+
+/// What became of one message.
+enum Given {
+    To(u32, u64),
+    Aside,
+    Blocked,
+    Later,
+    Lost(String),
+}
+
+impl Logic {
+    /// There is room in the delivery ring of a handle that answered [`Delivered::Full`].
+    pub fn room(&mut self, handle: HandleId) {
+        let Some(&super::handles::HandleRef::Consumer(number)) = self.handles.get(&handle) else {
+            return;
+        };
+        if let Some(consumer) = self.consumers.get_mut(number)
+            && consumer.blocked
+        {
+            consumer.blocked = false;
+            let queue = consumer.queue;
+            self.mark(queue);
+        }
+    }
+
+    /// Gives out what is durable, a bounded number of messages. `true`: there is more to do at once.
+    pub fn dispatch(&mut self, log: &mut dyn Log, port: &mut dyn Port, now: Now) -> bool {
+        self.now = now;
+        if !self.started {
+            return false;
+        }
+        let mut budget = BUDGET;
+        self.step_redrives(log, &mut budget);
+        // Those that have to wait are looked at once a call.
+        let mut left = self.dirty.len();
+        while left > 0
+            && let Some(index) = self.dirty.pop_front()
+        {
+            left -= 1;
+            if let Some(queue) = self.queues.get_mut(index) {
+                queue.dirty = false;
+            }
+            match self.dispatch_queue(index, log, port, &mut budget) {
+                Step::Done => {}
+                Step::Later => self.mark(index),
+                Step::More => {
+                    self.mark(index);
+                    return true;
+                }
+            }
+        }
+        budget == 0
+    }
+
+    fn dispatch_queue(
+        &mut self,
+        index: u32,
+        log: &mut dyn Log,
+        port: &mut dyn Port,
+        budget: &mut u32,
+    ) -> Step {
+        let mut step = Step::Done;
+        let groups = match self.queues.get(index) {
+            Some(queue) if !queue.deleted => queue.groups.len(),
+            _ => return Step::Done,
+        };
+        for group in 0..groups {
+            for part in [
+                self.give_out(index, group, log, port, budget),
+                self.move_doomed(index, group, log, port, budget),
+            ] {
+                match part {
+                    Step::Done => {}
+                    Step::Later => step = Step::Later,
+                    Step::More => return Step::More,
+                }
+            }
+            self.report_drained(index, group, port);
+        }
+        match self.browse(index, log, port, budget) {
+            Step::Done => step,
+            other => other,
+        }
+    }
+
+    /// Messages of one group to its consumers in turn.
+    fn give_out(
+        &mut self,
+        index: u32,
+        group_index: usize,
+        log: &mut dyn Log,
+        port: &mut dyn Port,
+        budget: &mut u32,
+    ) -> Step {
+        let now = self.now;
+        loop {
+            let Some(queue) = self.queues.get_mut(index) else { return Step::Done };
+            let end = Self::dispatch_end(queue);
+            let limit = queue.definition.max_deliveries;
+            let group = &mut queue.groups[group_index];
+            if group.stalled.is_some() {
+                return Step::Done;
+            }
+            let (sequence, count) = match group.ready.first_key_value() {
+                Some((&sequence, &count)) => (sequence, count),
+                None if group.fresh < end => (group.fresh, 0),
+                None => return Step::Done,
+            };
+            if limit > 0 && count >= limit {
+                // The limit was lowered since it came back.
+                group.ready.remove(&sequence);
+                let doomed = super::group::Doomed { count, rejected: false, waiter: None };
+                group.doomed.insert(sequence, doomed);
+                continue;
+            }
+            let Some(number) = next_consumer(group, &self.consumers) else { return Step::Done };
+            if *budget == 0 {
+                return Step::More;
+            }
+            *budget -= 1;
+            let consumers = &mut self.consumers;
+            match give(queue, consumers, number, (sequence, count), log, port, now) {
+                Given::To(number, deadline_ns) => {
+                    let group = &mut queue.groups[group_index];
+                    let again = canary::planted(canary::Canary::DeliverTwice) && sequence % 7 == 3;
+                    if sequence == group.fresh {
+                        group.fresh += 1;
+                        if again {
+                            group.ready.insert(sequence, 0);
+                        }
+                    } else if !again {
+                        group.ready.remove(&sequence);
+                    }
+                    group.leased += 1;
+                    queue.redelivered += u64::from(count > 0);
+                    self.arm_consumer(number, deadline_ns);
+                }
+                Given::Aside => {
+                    let group = &mut queue.groups[group_index];
+                    group.take(sequence);
+                    group.delay(sequence, Delayed { count, due_ns: ASIDE_NS });
+                }
+                Given::Blocked => {}
+                Given::Later => return Step::Later,
+                Given::Lost(what) => {
+                    queue.groups[group_index].stalled = Some(what);
+                    return Step::Done;
+                }
+            }
+        }
+    }
+
+    /// Tells those who want to know that nothing is left: nothing to be given out, nothing with others that may come back.
+    fn report_drained(&mut self, index: u32, group_index: usize, port: &mut dyn Port) {
+        let Some(queue) = self.queues.get(index) else { return };
+        let group = &queue.groups[group_index];
+        if !group.ready.is_empty() || !group.doomed.is_empty() || group.fresh < queue.durable_end {
+            return;
+        }
+        for number in &group.consumers {
+            if let Some(consumer) = self.consumers.get_mut(*number)
+                && consumer.drained_wanted
+                && u64::from(consumer.held) == group.leased
+            {
+                consumer.drained_wanted = false;
+                port.drained(consumer.handle);
+            }
+        }
+    }
+
+    /// Messages to those who only look.
+    fn browse(
+        &mut self,
+        index: u32,
+        log: &mut dyn Log,
+        port: &mut dyn Port,
+        budget: &mut u32,
+    ) -> Step {
+        let Some(queue) = self.queues.get(index) else { return Step::Done };
+        let mut step = Step::Done;
+        for number in &queue.browsers {
+            let Some(consumer) = self.consumers.get_mut(*number) else { continue };
+            match show(queue, consumer, log, port, budget) {
+                Step::Done => {}
+                Step::Later => step = Step::Later,
+                Step::More => return Step::More,
+            }
+        }
+        step
+    }
+}
+
+/// The consumer whose turn it is, of those that can take a message.
+fn next_consumer(group: &mut super::group::Group, consumers: &Slab<Consumer>) -> Option<u32> {
+    let members = group.consumers.len();
+    for step in 0..members {
+        let at = (group.turn + step) % members;
+        let number = group.consumers[at];
+        if consumers.get(number).is_some_and(Consumer::has_capacity) {
+            group.turn = (at + 1) % members;
+            return Some(number);
+        }
+    }
+    None
+}
+
+/// One message to one consumer. The lease is in the table before the message is in the ring.
+fn give(
+    queue: &Queue,
+    consumers: &mut Slab<Consumer>,
+    number: u32,
+    (sequence, count): (u64, u32),
+    log: &mut dyn Log,
+    port: &mut dyn Port,
+    now: Now,
+) -> Given {
+    let definition = &queue.definition;
+    let lost = |what: &str| {
+        Given::Lost(format!("message {sequence} of queue {}: {what}", definition.name))
+    };
+    let body = match log.message(definition.id, sequence) {
+        Message::Pending => return Given::Later,
+        Message::Lost(what) => return lost(&what),
+        Message::Ready(body) => match MessageBody::parse(body) {
+            Some(body) => body,
+            None => return lost("malformed record"),
+        },
+    };
+    let Some(consumer) = consumers.get_mut(number) else { return Given::Blocked };
+    let handle = consumer.handle;
+    let slot = consumer.claim();
+    let attempt = count + 1;
+    port.lease(handle, slot, Some((attempt, sequence)));
+    let header = DeliveryHeader {
+        lease: LeaseToken { slot, attempt, sequence },
+        published_ns: body.published_ns,
+        lease_ms: definition.lease_ms,
+    };
+    match port.deliver(handle, header, body.flags, body.metadata, body.payload) {
+        Delivered::Sent => {}
+        refused => {
+            port.lease(handle, slot, None);
+            consumer.unclaim(slot);
+            if refused == Delivered::TooLarge {
+                return Given::Aside;
+            }
+            consumer.blocked = true;
+            return Given::Blocked;
+        }
+    }
+    let deadline_ns = match definition.lease_ms {
+        0 => u64::MAX,
+        ms => now.monotonic_ns.saturating_add(ms.saturating_mul(NS_PER_MS)),
+    };
+    let bytes = u32::try_from(body.metadata.len() + body.payload.len()).unwrap_or(u32::MAX);
+    let state = LeaseState::Held;
+    consumer.hold(slot, Lease { sequence, deadline_ns, attempt, bytes, state });
+    Given::To(number, deadline_ns)
+}
+
+/// Messages to one who only looks, as far as there is room.
+fn show(
+    queue: &Queue,
+    consumer: &mut Consumer,
+    log: &mut dyn Log,
+    port: &mut dyn Port,
+    budget: &mut u32,
+) -> Step {
+    let handle = consumer.handle;
+    if consumer.blocked {
+        return Step::Done;
+    }
+    let Some(browser) = &mut consumer.browser else { return Step::Done };
+    loop {
+        let sequence = match browser.open.front() {
+            Some(&sequence) => sequence,
+            None if browser.next < queue.durable_end => browser.next,
+            None => break,
+        };
+        if *budget == 0 {
+            return Step::More;
+        }
+        *budget -= 1;
+        // What was purged meanwhile is not shown, nor what cannot be read.
+        let gone = queue
+            .groups
+            .iter()
+            .all(|group| sequence < group.fresh && group.leased == 0 && !group.has_back(sequence));
+        let message = if gone {
+            Message::Lost(String::new())
+        } else {
+            log.message(queue.definition.id, sequence)
+        };
+        match message {
+            Message::Pending => return Step::Later,
+            Message::Lost(_) => {}
+            Message::Ready(body) => {
+                if let Some(body) = MessageBody::parse(body) {
+                    let header = DeliveryHeader {
+                        lease: LeaseToken { slot: 0, attempt: 0, sequence },
+                        published_ns: body.published_ns,
+                        lease_ms: 0,
+                    };
+                    let given =
+                        port.deliver(handle, header, body.flags, body.metadata, body.payload);
+                    if given == Delivered::Full {
+                        consumer.blocked = true;
+                        return Step::Done;
+                    }
+                }
+            }
+        }
+        if browser.open.pop_front().is_none() {
+            browser.next += 1;
+        }
+    }
+    if consumer.drained_wanted {
+        consumer.drained_wanted = false;
+        port.drained(handle);
+    }
+    Step::Done
+}

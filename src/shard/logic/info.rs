@@ -1,0 +1,62 @@
+//! What is known about the queues.
+
+use super::Logic;
+use super::types::{BrokeredInfo, QueueDefinition};
+
+impl Logic {
+    /// Ids below this one may have been used.
+    pub fn next_queue_id(&self) -> u64 {
+        self.next_queue_id
+    }
+
+    /// Definitions of all queues, in the order of their names.
+    pub fn queues(&self) -> impl Iterator<Item = &QueueDefinition> + '_ {
+        self.by_name.values().filter_map(|index| Some(&self.queues.get(*index)?.definition))
+    }
+
+    /// Figures of a queue; of the default group where it says so.
+    pub fn info(&self, queue: u64) -> Option<BrokeredInfo> {
+        let index = *self.by_id.get(&queue)?;
+        let queue = self.queues.get(index).filter(|queue| !queue.deleted)?;
+        let group = queue.groups.first()?;
+        let definition = &queue.definition;
+        let fresh = queue.durable_end.saturating_sub(group.fresh);
+        Some(BrokeredInfo {
+            next_sequence: queue.next_sequence,
+            messages: self.messages(index, queue.durable_end),
+            message_bytes: queue.groups.iter().map(|group| group.bytes).max().unwrap_or(0),
+            ready: group.ready.len() as u64 + group.doomed.len() as u64 + fresh,
+            unacknowledged: group.leased,
+            delayed: group.delayed.len() as u64,
+            redelivered: queue.redelivered,
+            dead_lettered: queue.dead_lettered,
+            discarded: queue.discarded,
+            max_deliveries: definition.max_deliveries,
+            dead_letter: definition.dead_letter.clone(),
+            lease_ms: definition.lease_ms,
+            shard: self.shard,
+        })
+    }
+
+    /// Groups that cannot go on because a message cannot be read: queue, group, what and where.
+    pub fn stalls(&self) -> impl Iterator<Item = (u64, &str, &str)> + '_ {
+        self.queues.iter().flat_map(|(_, queue)| {
+            queue.groups.iter().filter_map(|group| {
+                let what = group.stalled.as_deref()?;
+                Some((queue.definition.id, group.name.as_str(), what))
+            })
+        })
+    }
+
+    /// Messages below `end` that some group has not acknowledged.
+    pub(super) fn messages(&self, index: u32, end: u64) -> u64 {
+        let Some(queue) = self.queues.get(index) else { return 0 };
+        match &queue.groups[..] {
+            [group] => group.open(end),
+            _ => {
+                let (open, fresh) = self.there(index, 1);
+                open.len() as u64 + end.saturating_sub(fresh)
+            }
+        }
+    }
+}

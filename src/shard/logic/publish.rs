@@ -1,0 +1,94 @@
+//! The way of a message into the log.
+
+use ringmain_client::wire::Outcome;
+
+use super::effects::Effect;
+use super::handles::{HandleRef, NO_QUEUE, push_lane};
+use super::record::{MESSAGE_HEADER_BYTES, MessageBody, kind};
+use super::types::{FLAG_MESSAGE, HandleId, Now, RecordRef, Refusal};
+use super::{AppendError, Log, Logic};
+
+impl Logic {
+    /// A message from a lane that the caller will not have stored, with the reason. As [`Self::publish`] otherwise.
+    pub fn refuse(&mut self, handle: HandleId, position: u64, outcome: Outcome, detail: u64) {
+        self.effects.push_behind(Effect::Refused { handle, position, outcome, detail });
+    }
+
+    /// A message from a lane, from `position` to `next_position`. Whatever becomes of it, its completion comes through
+    /// [`super::Port::completed`], in the order of the lane, from [`Self::on_durable`] or [`Self::on_failed`].
+    ///
+    /// # Errors
+    /// [`Refusal::Full`]: it was not taken and stays in the lane. [`Refusal::Unknown`]: no such producer.
+    #[allow(clippy::too_many_arguments)]
+    pub fn publish(
+        &mut self,
+        log: &mut dyn Log,
+        handle: HandleId,
+        position: u64,
+        next_position: u64,
+        flags: u16,
+        metadata: &[u8],
+        payload: &[u8],
+        now: Now,
+    ) -> Result<(), Refusal> {
+        let Some(&HandleRef::Producer(index)) = self.handles.get(&handle) else {
+            return Err(Refusal::Unknown);
+        };
+        let producer = self.producers.get_mut(index).ok_or(Refusal::Unknown)?;
+        let refused = |outcome, detail| Effect::Refused { handle, position, outcome, detail };
+        let queue = match self.queues.get_mut(producer.queue) {
+            Some(queue) if producer.queue != NO_QUEUE && !queue.deleted => queue,
+            _ => {
+                self.effects.push_behind(refused(Outcome::QueueDeleted, 0));
+                return Ok(());
+            }
+        };
+        if let Some(errno) = self.failed {
+            let detail = u64::from(errno.unsigned_abs());
+            self.effects.push_behind(refused(Outcome::JournalFailed, detail));
+            return Ok(());
+        }
+        if metadata.len() > usize::from(u16::MAX) {
+            self.effects.push_behind(refused(Outcome::Invalid, 0));
+            return Ok(());
+        }
+        let span = next_position.wrapping_sub(position);
+        let body = MessageBody {
+            published_ns: now.realtime_ns.max(queue.published_ns),
+            lane: producer.lane,
+            position,
+            span: u32::try_from(span).unwrap_or(u32::MAX),
+            flags,
+            metadata,
+            payload,
+        };
+        let sequence = queue.next_sequence;
+        let record = RecordRef {
+            kind: kind::MESSAGE,
+            flags: FLAG_MESSAGE,
+            queue: queue.definition.id,
+            sequence,
+            parts: &[&body.header(), metadata, payload],
+        };
+        match log.append(record) {
+            Ok((lsn, _)) => {
+                queue.appended(body.published_ns, metadata.len() + payload.len());
+                push_lane(&mut producer.runs, position, span, sequence);
+                let queue = producer.queue;
+                self.effects.push_stored(lsn, queue, sequence, Some(handle), position, span);
+            }
+            Err(AppendError::Full) => return Err(Refusal::Full),
+            Err(AppendError::TooLarge { limit_bytes }) => {
+                let limit = limit_bytes.saturating_sub(
+                    MESSAGE_HEADER_BYTES + crate::journal::format::RECORD_HEADER_BYTES,
+                );
+                self.effects.push_behind(refused(Outcome::TooLarge, limit as u64));
+            }
+            Err(AppendError::Failed { errno }) => {
+                let detail = u64::from(errno.unsigned_abs());
+                self.effects.push_behind(refused(Outcome::JournalFailed, detail));
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,369 @@
+//! The bodies of the records that the logic writes. docs/brokered.md has the list; golden files hold the bytes.
+//!
+//! Fixed fields are little-endian; lists of sequences are variable-length numbers (seven bits a byte, low ones first), each
+//! sequence as its distance from the one before it.
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use super::types::QueueDefinition;
+
+/// Kinds of records. Numbers are never used again.
+pub mod kind {
+    /// A message: [`super::MessageBody`].
+    pub const MESSAGE: u8 = 1;
+    /// [`super::QueueDefinition`].
+    pub const QUEUE_CREATED: u8 = 2;
+    /// The whole new [`super::QueueDefinition`].
+    pub const QUEUE_EDITED: u8 = 3;
+    /// No body.
+    pub const QUEUE_DELETED: u8 = 4;
+    /// [`super::GroupCreated`].
+    pub const GROUP_CREATED: u8 = 5;
+    /// Done with: group, then ranges.
+    pub const ACKNOWLEDGED: u8 = 6;
+    /// Back from a consumer: group, then [`super::Returned`] entries.
+    pub const RETURNED: u8 = 7;
+    /// As `ACKNOWLEDGED`, after the copy in the dead-letter queue, in the same atomic group.
+    pub const MOVED: u8 = 8;
+    /// As `ACKNOWLEDGED`: discarded after the last delivery.
+    pub const DISCARDED: u8 = 9;
+    /// Everything below a sequence is discarded for all groups: u64.
+    pub const PURGED: u8 = 10;
+    /// Checkpoint: [`super::ShardState`].
+    pub const SHARD_STATE: u8 = 32;
+    /// Checkpoint: [`super::QueueState`].
+    pub const QUEUE_STATE: u8 = 33;
+    /// Checkpoint: [`super::GroupState`].
+    pub const GROUP_STATE: u8 = 34;
+    /// Checkpoint: group, then [`super::OpenRun`] entries.
+    pub const OPEN_MESSAGES: u8 = 35;
+    /// Checkpoint: [`super::LaneState`].
+    pub const LANE_STATE: u8 = 36;
+}
+
+/// First byte of every body other than a message's.
+const FORM: u8 = 1;
+
+/// Bytes in front of metadata and payload in a message.
+pub const MESSAGE_HEADER_BYTES: usize = 32;
+
+/// Lists are cut into records of about this many bytes.
+pub(super) const LIST_BYTES: usize = 8 * 1024;
+
+/// What is in a message record.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MessageBody<'a> {
+    /// When the shard took it: nanoseconds since 1970.
+    pub published_ns: u64,
+    /// The lane it came from; 0: none.
+    pub lane: u64,
+    /// Its position there.
+    pub position: u64,
+    /// Slots that it took there.
+    pub span: u32,
+    /// Flags of the message.
+    pub flags: u16,
+    /// As the producer sent it.
+    pub metadata: &'a [u8],
+    /// As the producer sent it.
+    pub payload: &'a [u8],
+}
+
+impl<'a> MessageBody<'a> {
+    /// The bytes in front of metadata and payload.
+    pub(super) fn header(&self) -> [u8; MESSAGE_HEADER_BYTES] {
+        let mut bytes = [0; MESSAGE_HEADER_BYTES];
+        // A ring's metadata is at most 65,535 bytes long; the logic refuses more.
+        let metadata = u16::try_from(self.metadata.len()).unwrap_or(u16::MAX);
+        bytes[0..8].copy_from_slice(&self.published_ns.to_le_bytes());
+        bytes[8..16].copy_from_slice(&self.lane.to_le_bytes());
+        bytes[16..24].copy_from_slice(&self.position.to_le_bytes());
+        bytes[24..28].copy_from_slice(&self.span.to_le_bytes());
+        bytes[28..30].copy_from_slice(&self.flags.to_le_bytes());
+        bytes[30..32].copy_from_slice(&metadata.to_le_bytes());
+        bytes
+    }
+
+    /// Reads a body; `None` if it is malformed.
+    pub fn parse(body: &'a [u8]) -> Option<Self> {
+        let (header, rest) = body.split_first_chunk::<MESSAGE_HEADER_BYTES>()?;
+        let u64_at = |at: usize| {
+            let mut bytes = [0; 8];
+            bytes.copy_from_slice(&header[at..at + 8]);
+            u64::from_le_bytes(bytes)
+        };
+        let span = u32::from_le_bytes([header[24], header[25], header[26], header[27]]);
+        let metadata_bytes = usize::from(u16::from_le_bytes([header[30], header[31]]));
+        let (metadata, payload) = rest.split_at_checked(metadata_bytes)?;
+        Some(Self {
+            published_ns: u64_at(0),
+            lane: u64_at(8),
+            position: u64_at(16),
+            span,
+            flags: u16::from_le_bytes([header[28], header[29]]),
+            metadata,
+            payload,
+        })
+    }
+}
+
+/// A new group.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct GroupCreated {
+    pub(super) group: u32,
+    pub(super) name: String,
+    /// It gets what is there from this sequence on.
+    pub(super) from: u64,
+}
+
+/// One message that came back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Returned {
+    pub(super) sequence: u64,
+    /// Deliveries so far.
+    pub(super) count: u32,
+    /// A consumer rejected it.
+    pub(super) rejected: bool,
+    /// Not before so many milliseconds from then on.
+    pub(super) delay_ms: u64,
+}
+
+/// Neighbouring messages in the same state.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct OpenRun {
+    pub(super) first: u64,
+    pub(super) messages: u64,
+    pub(super) count: u32,
+    pub(super) rejected: bool,
+    pub(super) delay_ms: u64,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct ShardState {
+    pub(super) shard: u32,
+    pub(super) next_queue_id: u64,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct QueueState {
+    pub(super) definition: QueueDefinition,
+    pub(super) next_sequence: u64,
+    pub(super) next_group: u32,
+    pub(super) published_ns: u64,
+    pub(super) redelivered: u64,
+    pub(super) dead_lettered: u64,
+    pub(super) discarded: u64,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct GroupState {
+    pub(super) group: u32,
+    pub(super) name: String,
+    /// First sequence that was never given out.
+    pub(super) fresh: u64,
+    /// Payload and metadata bytes of its messages, as far as known.
+    pub(super) bytes: u64,
+}
+
+/// See [`super::LaneRun`]: first position, stride, count, first sequence.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct LaneState {
+    pub(super) lane: u64,
+    pub(super) runs: Vec<(u64, u64, u32, u64)>,
+}
+
+/// A structure as a body.
+pub(super) fn encode<T: Serialize>(value: &T) -> Vec<u8> {
+    postcard::to_extend(value, vec![FORM]).expect("structures of this file can be encoded")
+}
+
+/// A structure from a body.
+pub(super) fn decode<T: DeserializeOwned>(body: &[u8]) -> Result<T, String> {
+    let Some((&FORM, rest)) = body.split_first() else {
+        return Err(match body.first() {
+            Some(form) => format!("record form {form}: this program knows form {FORM}"),
+            None => "empty record".to_owned(),
+        });
+    };
+    match postcard::take_from_bytes(rest) {
+        Ok((value, [])) => Ok(value),
+        _ => Err("malformed record".to_owned()),
+    }
+}
+
+fn put(out: &mut Vec<u8>, mut value: u64) {
+    while value >= 0x80 {
+        #[allow(clippy::cast_possible_truncation)]
+        out.push(value as u8 | 0x80);
+        value >>= 7;
+    }
+    #[allow(clippy::cast_possible_truncation)]
+    out.push(value as u8);
+}
+
+/// A signed distance with its sign in the lowest bit; distances wrap.
+const fn fold(distance: u64) -> u64 {
+    let sign = if distance >> 63 == 1 { u64::MAX } else { 0 };
+    (distance << 1) ^ sign
+}
+
+const fn unfold(folded: u64) -> u64 {
+    let sign = if folded & 1 == 1 { u64::MAX } else { 0 };
+    (folded >> 1) ^ sign
+}
+
+/// Reads numbers off the front.
+struct Numbers<'a>(&'a [u8]);
+
+impl Numbers<'_> {
+    fn next(&mut self) -> Option<u64> {
+        let mut value = 0u64;
+        for shift in (0..64).step_by(7) {
+            let (&byte, rest) = self.0.split_first()?;
+            self.0 = rest;
+            let bits = u64::from(byte & 0x7f);
+            if shift == 63 && bits > 1 {
+                return None;
+            }
+            value |= bits << shift;
+            if byte < 0x80 {
+                return Some(value);
+            }
+        }
+        None
+    }
+
+    fn next_u32(&mut self) -> Option<u32> {
+        u32::try_from(self.next()?).ok()
+    }
+}
+
+/// A list of sequences on its way into a record.
+#[derive(Debug, Default)]
+pub(super) struct List {
+    bytes: Vec<u8>,
+    /// Sequence behind the last entry.
+    end: u64,
+    /// Where the last range is, and how long: it can still grow.
+    open: Option<(usize, u64)>,
+}
+
+impl List {
+    pub(super) fn begin(&mut self, group: u32) {
+        self.bytes.clear();
+        self.bytes.push(FORM);
+        put(&mut self.bytes, u64::from(group));
+        self.end = 0;
+        self.open = None;
+    }
+
+    pub(super) fn as_bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    pub(super) fn is_full(&self) -> bool {
+        self.bytes.len() >= LIST_BYTES
+    }
+
+    fn sequence(&mut self, sequence: u64) {
+        put(&mut self.bytes, fold(sequence.wrapping_sub(self.end)));
+        self.end = sequence.wrapping_add(1);
+    }
+
+    /// One sequence; neighbours become a range.
+    pub(super) fn range(&mut self, sequence: u64) {
+        if let Some((at, messages)) = self.open
+            && sequence == self.end
+        {
+            self.bytes.truncate(at);
+            put(&mut self.bytes, messages + 1);
+            self.end += 1;
+            self.open = Some((at, messages + 1));
+            return;
+        }
+        self.sequence(sequence);
+        self.open = Some((self.bytes.len(), 1));
+        put(&mut self.bytes, 1);
+    }
+
+    pub(super) fn returned(&mut self, entry: &Returned) {
+        self.sequence(entry.sequence);
+        put(&mut self.bytes, u64::from(entry.count) << 1 | u64::from(entry.rejected));
+        put(&mut self.bytes, entry.delay_ms);
+    }
+
+    pub(super) fn open_run(&mut self, run: &OpenRun) {
+        self.sequence(run.first);
+        self.end = run.first.wrapping_add(run.messages);
+        put(&mut self.bytes, run.messages);
+        put(&mut self.bytes, u64::from(run.count) << 1 | u64::from(run.rejected));
+        put(&mut self.bytes, run.delay_ms);
+    }
+}
+
+/// The group in front of a list, and the list.
+fn list(body: &[u8]) -> Option<(u32, Numbers<'_>)> {
+    let (&form, rest) = body.split_first()?;
+    let mut numbers = Numbers(rest);
+    let group = numbers.next_u32()?;
+    (form == FORM).then_some((group, numbers))
+}
+
+const MALFORMED: &str = "malformed list of sequences";
+
+/// Group and ranges (first, messages) of a body.
+pub(super) fn read_ranges(
+    body: &[u8],
+    mut take: impl FnMut(u32, u64, u64) -> Result<(), String>,
+) -> Result<(), String> {
+    let (group, mut numbers) = list(body).ok_or(MALFORMED)?;
+    let mut end = 0u64;
+    while !numbers.0.is_empty() {
+        let first = end.wrapping_add(unfold(numbers.next().ok_or(MALFORMED)?));
+        let messages = numbers.next().ok_or(MALFORMED)?;
+        end = first.checked_add(messages).ok_or(MALFORMED)?;
+        take(group, first, messages)?;
+    }
+    Ok(())
+}
+
+/// Group and entries of a body.
+pub(super) fn read_returned(
+    body: &[u8],
+    mut take: impl FnMut(u32, Returned) -> Result<(), String>,
+) -> Result<(), String> {
+    let (group, mut numbers) = list(body).ok_or(MALFORMED)?;
+    let mut end = 0u64;
+    while !numbers.0.is_empty() {
+        let sequence = end.wrapping_add(unfold(numbers.next().ok_or(MALFORMED)?));
+        let (count, rejected) = count(&mut numbers)?;
+        let delay_ms = numbers.next().ok_or(MALFORMED)?;
+        end = sequence.checked_add(1).ok_or(MALFORMED)?;
+        take(group, Returned { sequence, count, rejected, delay_ms })?;
+    }
+    Ok(())
+}
+
+/// Group and runs of a body.
+pub(super) fn read_open_runs(
+    body: &[u8],
+    mut take: impl FnMut(u32, OpenRun) -> Result<(), String>,
+) -> Result<(), String> {
+    let (group, mut numbers) = list(body).ok_or(MALFORMED)?;
+    let mut end = 0u64;
+    while !numbers.0.is_empty() {
+        let first = end.wrapping_add(unfold(numbers.next().ok_or(MALFORMED)?));
+        let messages = numbers.next().ok_or(MALFORMED)?;
+        let (count, rejected) = count(&mut numbers)?;
+        let delay_ms = numbers.next().ok_or(MALFORMED)?;
+        end = first.checked_add(messages).ok_or(MALFORMED)?;
+        take(group, OpenRun { first, messages, count, rejected, delay_ms })?;
+    }
+    Ok(())
+}
+
+fn count(numbers: &mut Numbers<'_>) -> Result<(u32, bool), String> {
+    let packed = numbers.next().ok_or(MALFORMED)?;
+    Ok((u32::try_from(packed >> 1).map_err(|_| MALFORMED)?, packed & 1 == 1))
+}

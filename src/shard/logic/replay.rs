@@ -1,0 +1,265 @@
+//! The state from the records of a journal.
+//!
+//! Records that the state already contains change nothing: a checkpoint may overlap with what follows it.
+
+use super::group::{Delayed, Doomed, Group};
+use super::handles::push_lane;
+use super::queue::Queue;
+use super::record::{
+    self, GroupCreated, GroupState, LaneState, MessageBody, OpenRun, QueueState, Returned,
+    ShardState, kind,
+};
+use super::returns::NS_PER_MS;
+use super::types::{QueueDefinition, Replay, Stored};
+use super::{LaneRun, Logic};
+
+/// More messages than this cannot be with consumers at a time: 254 handles with 4096 leases. What claims more is damaged.
+const SKIPPED_MAX: u64 = 1 << 24;
+
+impl Replay for Logic {
+    fn checkpoint_begin(&mut self) {
+        let before = std::mem::replace(self, Self::new(self.shard));
+        // Of nested beginnings only the first has a state before it that counts.
+        let before = match before.before_checkpoint {
+            Some(before) => before,
+            None => Box::new(before),
+        };
+        self.before_checkpoint = Some(before);
+    }
+
+    fn record(&mut self, record: Stored<'_>) -> Result<(), String> {
+        self.replay(&record).map_err(|what| {
+            format!("record of kind {} for queue {}: {what}", record.kind, record.queue)
+        })
+    }
+
+    fn checkpoint_end(&mut self) {
+        self.before_checkpoint = None;
+    }
+}
+
+impl Logic {
+    fn replay(&mut self, record: &Stored<'_>) -> Result<(), String> {
+        let body = record.body;
+        match record.kind {
+            kind::MESSAGE => self.replay_message(record.queue, record.sequence, body),
+            kind::QUEUE_CREATED => {
+                let definition: QueueDefinition = record::decode(body)?;
+                if definition.id >= self.next_queue_id {
+                    self.add_queue(Queue::new(definition));
+                }
+                Ok(())
+            }
+            kind::QUEUE_EDITED => {
+                let definition: QueueDefinition = record::decode(body)?;
+                self.with_queue(record.queue, |queue| {
+                    queue.definition = definition;
+                    Ok(())
+                })
+            }
+            kind::QUEUE_DELETED => {
+                if let Some(index) = self.by_id.remove(&record.queue)
+                    && let Some(queue) = self.queues.remove(index)
+                {
+                    self.by_name.remove(&queue.definition.name);
+                }
+                Ok(())
+            }
+            kind::GROUP_CREATED => self.replay_group(record.queue, &record::decode(body)?),
+            kind::ACKNOWLEDGED | kind::MOVED | kind::DISCARDED => {
+                self.with_queue(record.queue, |queue| settled(queue, record.kind, body))
+            }
+            kind::RETURNED => self.with_queue(record.queue, |queue| {
+                record::read_returned(body, |group, entry| returned(queue, group, &entry))
+            }),
+            kind::PURGED => {
+                let below = u64::from_le_bytes(body.try_into().map_err(|_| "malformed record")?);
+                self.with_queue(record.queue, |queue| {
+                    for group in &mut queue.groups {
+                        group.discard_below(below.min(queue.next_sequence));
+                        let end = queue.next_sequence;
+                        group.bytes = group.bytes.min(group.mean_bytes(end) * group.open(end));
+                        group.settle(0, end);
+                    }
+                    Ok(())
+                })
+            }
+            kind::SHARD_STATE => {
+                let state: ShardState = record::decode(body)?;
+                if state.shard != self.shard {
+                    return Err(format!("of shard {}, this is shard {}", state.shard, self.shard));
+                }
+                self.next_queue_id = self.next_queue_id.max(state.next_queue_id);
+                Ok(())
+            }
+            kind::QUEUE_STATE => self.replay_queue(record::decode(body)?),
+            kind::GROUP_STATE => {
+                let state: GroupState = record::decode(body)?;
+                self.with_queue(record.queue, |queue| group_state(queue, &state))
+            }
+            kind::OPEN_MESSAGES => self.with_queue(record.queue, |queue| {
+                record::read_open_runs(body, |group, run| open_run(queue, group, &run))
+            }),
+            kind::LANE_STATE => {
+                let state: LaneState = record::decode(body)?;
+                let runs = self.lanes.entry(state.lane).or_default();
+                runs.extend(state.runs.into_iter().map(
+                    |(first_position, stride, count, first_sequence)| LaneRun {
+                        first_position,
+                        stride,
+                        count,
+                        first_sequence,
+                    },
+                ));
+                Ok(())
+            }
+            kind => Err(format!("kind {kind} is not known to this version")),
+        }
+    }
+
+    /// A queue that is unknown was deleted, or never was.
+    fn with_queue(
+        &mut self,
+        id: u64,
+        change: impl FnOnce(&mut Queue) -> Result<(), String>,
+    ) -> Result<(), String> {
+        match self.by_id.get(&id).and_then(|index| self.queues.get_mut(*index)) {
+            Some(queue) => change(queue),
+            None if id < self.next_queue_id => Ok(()),
+            None => Err("the queue was never created".to_owned()),
+        }
+    }
+
+    fn replay_message(&mut self, id: u64, sequence: u64, body: &[u8]) -> Result<(), String> {
+        let message = MessageBody::parse(body).ok_or("malformed message")?;
+        let (lane, position, span) = (message.lane, message.position, u64::from(message.span));
+        let mut new = false;
+        self.with_queue(id, |queue| {
+            if sequence > queue.next_sequence {
+                let next = queue.next_sequence;
+                return Err(format!("message {sequence} follows message {}", next - 1));
+            }
+            new = sequence == queue.next_sequence;
+            if new {
+                let bytes = message.metadata.len() + message.payload.len();
+                queue.appended(message.published_ns.max(queue.published_ns), bytes);
+            }
+            Ok(())
+        })?;
+        if new && lane != 0 {
+            push_lane(self.lanes.entry(lane).or_default(), position, span, sequence);
+        }
+        Ok(())
+    }
+
+    fn replay_group(&mut self, id: u64, created: &GroupCreated) -> Result<(), String> {
+        let Some(&index) = self.by_id.get(&id) else { return self.with_queue(id, |_| Ok(())) };
+        let known = self
+            .queues
+            .get(index)
+            .is_some_and(|queue| queue.groups.iter().any(|group| group.id == created.group));
+        if !known {
+            self.create_group(index, created);
+        }
+        Ok(())
+    }
+
+    fn replay_queue(&mut self, state: QueueState) -> Result<(), String> {
+        if self.by_id.contains_key(&state.definition.id) {
+            return Err("the queue is there twice".to_owned());
+        }
+        let mut queue = Queue::new(state.definition);
+        queue.groups.clear();
+        queue.next_sequence = state.next_sequence.max(1);
+        queue.next_group = state.next_group;
+        queue.published_ns = state.published_ns;
+        queue.redelivered = state.redelivered;
+        queue.dead_lettered = state.dead_lettered;
+        queue.discarded = state.discarded;
+        self.add_queue(queue);
+        Ok(())
+    }
+}
+
+fn group_of(queue: &mut Queue, id: u32) -> Result<&mut Group, String> {
+    queue.group_by_id(id).ok_or_else(|| format!("group {id} was never created"))
+}
+
+fn group_state(queue: &mut Queue, state: &GroupState) -> Result<(), String> {
+    if queue.group_by_id(state.group).is_some() || state.fresh > queue.next_sequence {
+        return Err("impossible group".to_owned());
+    }
+    let mut group = Group::new(state.group, &state.name, state.fresh);
+    group.bytes = state.bytes;
+    queue.groups.push(group);
+    Ok(())
+}
+
+fn open_run(queue: &mut Queue, id: u32, run: &OpenRun) -> Result<(), String> {
+    let group = group_of(queue, id)?;
+    if run.first == 0 || run.first + run.messages > group.fresh || run.messages > SKIPPED_MAX {
+        return Err("impossible range of messages".to_owned());
+    }
+    let (count, rejected, delay_ms) = (run.count, run.rejected, run.delay_ms);
+    for sequence in run.first..run.first + run.messages {
+        put_back(group, &Returned { sequence, count, rejected, delay_ms });
+    }
+    Ok(())
+}
+
+/// The limit of deliveries is looked at when it is given out.
+fn put_back(group: &mut Group, entry: &Returned) {
+    let Returned { sequence, count, rejected, delay_ms } = *entry;
+    if rejected {
+        group.doomed.insert(sequence, Doomed { count, rejected, waiter: None });
+    } else if delay_ms > 0 {
+        let due_ns = delay_ms.saturating_mul(NS_PER_MS).min(u64::MAX / 2);
+        group.delay(sequence, Delayed { count, due_ns });
+    } else {
+        group.ready.insert(sequence, count);
+    }
+}
+
+/// Acknowledged, moved or discarded.
+fn settled(queue: &mut Queue, kind: u8, body: &[u8]) -> Result<(), String> {
+    let end = queue.next_sequence;
+    let mut messages = 0;
+    record::read_ranges(body, |id, first, count| {
+        let group = group_of(queue, id)?;
+        if first == 0
+            || first + count > end
+            || count > SKIPPED_MAX
+            || first.saturating_sub(group.fresh) > SKIPPED_MAX
+        {
+            return Err(format!("messages {first} to {} do not exist", first + count - 1));
+        }
+        for sequence in first..first + count {
+            let mean = group.mean_bytes(end);
+            if group.take(sequence).is_some() {
+                group.settle(mean, end);
+                messages += 1;
+            }
+        }
+        Ok(())
+    })?;
+    match kind {
+        kind::MOVED => queue.dead_lettered += messages,
+        kind::DISCARDED => queue.discarded += messages,
+        _ => {}
+    }
+    Ok(())
+}
+
+fn returned(queue: &mut Queue, id: u32, entry: &Returned) -> Result<(), String> {
+    let end = queue.next_sequence;
+    let group = group_of(queue, id)?;
+    let sequence = entry.sequence;
+    if sequence == 0 || sequence >= end || sequence.saturating_sub(group.fresh) > SKIPPED_MAX {
+        return Err(format!("message {sequence} does not exist"));
+    }
+    // What is done with stays so.
+    if group.take(sequence).is_some() {
+        put_back(group, entry);
+    }
+    Ok(())
+}

@@ -1,0 +1,164 @@
+//! The state as the records of a checkpoint.
+//!
+//! All that was appended has had its effect. Leases are not in it: after a restart a message is with nobody, unless its consumer
+//! lives and the lease is adopted.
+
+use super::consumer::Consumer;
+use super::group::{ASIDE_NS, Group};
+use super::queue::Queue;
+use super::record::{
+    self, GroupState, LIST_BYTES, LaneState, List, OpenRun, QueueState, ShardState, kind,
+};
+use super::returns::NS_PER_MS;
+use super::types::{RecordRef, Snapshot};
+use super::{LaneRun, Logic, canary};
+
+/// Runs of a lane in one record.
+const LANE_RUNS: usize = LIST_BYTES / 40;
+
+impl Snapshot for Logic {
+    fn write(&self, emit: &mut dyn FnMut(RecordRef<'_>)) {
+        let shard = ShardState { shard: self.shard, next_queue_id: self.next_queue_id };
+        put(emit, kind::SHARD_STATE, 0, &record::encode(&shard));
+        // By id: a checkpoint is the same for the same state.
+        let mut queues: Vec<_> = self.queues.iter().filter(|(_, one)| !one.deleted).collect();
+        queues.sort_unstable_by_key(|(_, queue)| queue.definition.id);
+        for (_, queue) in queues {
+            self.write_queue(queue, emit);
+        }
+        for (lane, runs) in &self.lanes {
+            write_lane(*lane, runs.iter(), emit);
+        }
+        let mut producers: Vec<_> = self.producers.iter().map(|(_, producer)| producer).collect();
+        producers.sort_unstable_by_key(|producer| producer.lane);
+        for producer in producers {
+            write_lane(producer.lane, producer.runs.iter(), emit);
+        }
+    }
+
+    /// What an acknowledgement, a purge or a deletion cancels is needed until that is durable.
+    fn is_needed(&self, queue: u64, first: u64, last: u64) -> bool {
+        let Some(&index) = self.by_id.get(&queue) else { return false };
+        let Some(queue) = self.queues.get(index) else { return false };
+        if queue.deleted || queue.purging > 0 {
+            return true;
+        }
+        let range = first..=last;
+        let in_group = |group: &Group| {
+            last >= group.fresh
+                || group.ready.range(range.clone()).next().is_some()
+                || group.delayed.range(range.clone()).next().is_some()
+                || group.doomed.range(range.clone()).next().is_some()
+                || self.members(group).any(|consumer| {
+                    consumer.held_leases().any(|(_, lease)| range.contains(&lease.sequence))
+                })
+        };
+        let settling = || {
+            let mut items = self.effects.items.iter();
+            items.any(|item| item.queue == index && range.contains(&item.sequence))
+        };
+        queue.groups.iter().any(in_group) || settling()
+    }
+}
+
+impl Logic {
+    fn members<'a>(&'a self, group: &'a Group) -> impl Iterator<Item = &'a Consumer> + 'a {
+        group.consumers.iter().filter_map(|number| self.consumers.get(*number))
+    }
+
+    fn write_queue(&self, queue: &Queue, emit: &mut dyn FnMut(RecordRef<'_>)) {
+        let id = queue.definition.id;
+        let state = QueueState {
+            definition: queue.definition.clone(),
+            next_sequence: queue.next_sequence,
+            next_group: queue.next_group,
+            published_ns: queue.published_ns,
+            redelivered: queue.redelivered,
+            dead_lettered: queue.dead_lettered,
+            discarded: queue.discarded,
+        };
+        put(emit, kind::QUEUE_STATE, id, &record::encode(&state));
+        for group in &queue.groups {
+            let mut fresh = group.fresh;
+            if canary::planted(canary::Canary::Resurrect) {
+                fresh = fresh.saturating_sub(3).max(1);
+            }
+            let (name, bytes) = (group.name.clone(), group.bytes);
+            let state = GroupState { group: group.id, name, fresh, bytes };
+            put(emit, kind::GROUP_STATE, id, &record::encode(&state));
+            self.write_open(id, group, emit);
+        }
+    }
+
+    /// The messages that are neither fresh nor done with, neighbours in the same state as one entry.
+    fn write_open(&self, id: u64, group: &Group, emit: &mut dyn FnMut(RecordRef<'_>)) {
+        let now_ns = self.now.monotonic_ns;
+        let one = |first, count, rejected, delay_ms| OpenRun {
+            first,
+            messages: 1,
+            count,
+            rejected,
+            delay_ms,
+        };
+        let ready = group.ready.iter().map(|(sequence, count)| one(*sequence, *count, false, 0));
+        let delayed = group.delayed.iter().map(|(sequence, delayed)| {
+            let left_ns = match delayed.due_ns {
+                ASIDE_NS => 0,
+                due_ns => due_ns.saturating_sub(now_ns),
+            };
+            one(*sequence, delayed.count, false, left_ns.div_ceil(NS_PER_MS))
+        });
+        let doomed = group
+            .doomed
+            .iter()
+            .map(|(sequence, doomed)| one(*sequence, doomed.count, doomed.rejected, 0));
+        let leased = self.members(group).flat_map(|consumer| {
+            consumer
+                .held_leases()
+                .map(|(_, lease)| one(lease.sequence, lease.attempt - 1, false, 0))
+        });
+        let mut open: Vec<OpenRun> = ready.chain(delayed).chain(doomed).chain(leased).collect();
+        open.sort_unstable_by_key(|run| run.first);
+        let mut list = List::default();
+        list.begin(group.id);
+        let mut used = false;
+        let mut runs = open.into_iter().peekable();
+        while let Some(mut run) = runs.next() {
+            while let Some(next) = runs.next_if(|next| continues(&run, next)) {
+                run.messages += next.messages;
+            }
+            list.open_run(&run);
+            used = true;
+            if list.is_full() {
+                put(emit, kind::OPEN_MESSAGES, id, list.as_bytes());
+                list.begin(group.id);
+                used = false;
+            }
+        }
+        if used {
+            put(emit, kind::OPEN_MESSAGES, id, list.as_bytes());
+        }
+    }
+}
+
+fn continues(run: &OpenRun, next: &OpenRun) -> bool {
+    run.first + run.messages == next.first
+        && (run.count, run.rejected, run.delay_ms) == (next.count, next.rejected, next.delay_ms)
+}
+
+fn write_lane<'a>(
+    lane: u64,
+    runs: impl Iterator<Item = &'a LaneRun>,
+    emit: &mut dyn FnMut(RecordRef<'_>),
+) {
+    let runs: Vec<_> =
+        runs.map(|run| (run.first_position, run.stride, run.count, run.first_sequence)).collect();
+    for runs in runs.chunks(LANE_RUNS) {
+        let state = LaneState { lane, runs: runs.to_vec() };
+        put(emit, kind::LANE_STATE, 0, &record::encode(&state));
+    }
+}
+
+fn put(emit: &mut dyn FnMut(RecordRef<'_>), kind: u8, queue: u64, body: &[u8]) {
+    emit(RecordRef { kind, flags: 0, queue, sequence: 0, parts: &[body] });
+}

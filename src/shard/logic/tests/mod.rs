@@ -1,0 +1,4 @@
+//! The logic against a plain model of a broker, with a log and clients in memory.
+
+mod cases;
+mod memory;

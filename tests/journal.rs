@@ -1,0 +1,138 @@
+//! The journal on a simulated disk: what goes in comes out, also after it was opened again.
+
+#[path = "journal/owner.rs"]
+mod owner;
+
+use std::time::{Duration, Instant};
+
+use owner::Owner;
+use ringmain::disk::simulated::{SimulatedDisk, Simulation};
+use ringmain::journal::{AppendError, Config, Fetch, Journal, Ready};
+
+fn config() -> Config {
+    Config {
+        segment_bytes: 64 << 10,
+        batch_bytes: 8 << 10,
+        cache_bytes: 32 << 10,
+        journal_id: 7,
+        ..Config::default()
+    }
+}
+
+fn open(simulation: &Simulation) -> (Journal<SimulatedDisk>, Owner) {
+    let mut owner = Owner::default();
+    let (journal, report) = Journal::open(simulation.disk(), config(), &mut owner).expect("opens");
+    assert_eq!(report.last_lsn, journal.durable());
+    (journal, owner)
+}
+
+/// Lets everything that was begun come to its end.
+fn settle(journal: &mut Journal<SimulatedDisk>, owner: &Owner) {
+    for _ in 0..100 {
+        journal.submit(owner, Instant::now());
+        let progress = journal.reap();
+        assert_eq!(progress.failed, None);
+    }
+    assert_eq!(journal.durable(), journal.last_lsn());
+}
+
+fn fetch(journal: &mut Journal<SimulatedDisk>, queue: u64, sequence: u64) -> Option<Vec<u8>> {
+    for _ in 0..10 {
+        match journal.message(queue, sequence) {
+            Fetch::Ready(stored) => {
+                assert_eq!((stored.queue, stored.sequence), (queue, sequence));
+                return Some(stored.body.to_vec());
+            }
+            Fetch::Missing => return None,
+            Fetch::Failed(damage) => panic!("{damage}"),
+            Fetch::Pending => {
+                journal.reap();
+            }
+        }
+    }
+    panic!("a read does not come to its end");
+}
+
+#[test]
+fn records_survive_reopening() {
+    let simulation = Simulation::new();
+    let (mut journal, mut owner) = open(&simulation);
+    assert_eq!(journal.is_ready(), Ready::Full);
+    settle(&mut journal, &owner);
+    assert_eq!(journal.is_ready(), Ready::Ready);
+    for number in 0..500 {
+        owner.publish(&mut journal, number % 3, &[number as u8; 300]).expect("there is room");
+        journal.lane(number % 3, number);
+        settle(&mut journal, &owner);
+    }
+    assert!(journal.statistics().segments > 2, "{:?}", journal.statistics());
+    for queue in 0..3 {
+        for (sequence, body) in owner.messages(queue) {
+            assert_eq!(fetch(&mut journal, queue, sequence).as_ref(), Some(&body));
+        }
+    }
+    assert!(journal.statistics().reads > 0, "some are far");
+    drop(journal.close(&owner).expect("a healthy disk"));
+    let (mut journal, again) = open(&simulation);
+    assert_eq!(again.state(), owner.state());
+    assert_eq!(journal.lanes().get(&2), Some(&497));
+    for queue in 0..3 {
+        for (sequence, body) in owner.messages(queue) {
+            assert_eq!(fetch(&mut journal, queue, sequence).as_ref(), Some(&body));
+        }
+    }
+    owner = again;
+    settle(&mut journal, &owner);
+    owner.publish(&mut journal, 9, b"after").expect("there is room");
+    settle(&mut journal, &owner);
+    assert_eq!(fetch(&mut journal, 9, 1), Some(b"after".to_vec()));
+}
+
+#[test]
+fn space_comes_back_when_everything_is_acknowledged() {
+    let simulation = Simulation::new();
+    let (mut journal, mut owner) = open(&simulation);
+    settle(&mut journal, &owner);
+    for _ in 0..3_000 {
+        let sequence = owner.publish(&mut journal, 1, &[5; 200]).expect("there is room");
+        owner.acknowledge(&mut journal, 1, sequence).expect("there is room");
+        settle_witnessed(&mut journal, &owner);
+    }
+    let statistics = journal.statistics();
+    assert!(statistics.freed > 5, "{statistics:?}");
+    assert!(simulation.files().len() <= 6, "{:?}", simulation.files());
+    drop(journal);
+    let (_, again) = open(&simulation);
+    assert_eq!(again.state(), owner.state());
+}
+
+fn settle_witnessed(journal: &mut Journal<SimulatedDisk>, owner: &Owner) {
+    let mut now = Instant::now();
+    for _ in 0..6 {
+        now += Duration::from_millis(20);
+        journal.submit(owner, now);
+        journal.reap();
+    }
+}
+
+#[test]
+fn groups_are_taken_back_and_limits_are_told() {
+    let simulation = Simulation::new();
+    let (mut journal, mut owner) = open(&simulation);
+    settle(&mut journal, &owner);
+    owner.publish(&mut journal, 1, b"one").expect("there is room");
+    let before = journal.last_lsn();
+    journal.begin();
+    let mut draft = Owner::default();
+    draft.publish(&mut journal, 1, b"draft").expect("there is room");
+    let too_long = vec![0; 1 << 20];
+    let error = draft.publish(&mut journal, 1, &too_long);
+    assert_eq!(error, Err(AppendError::TooLarge { limit_bytes: config().group_bytes_max() }));
+    journal.abort();
+    assert_eq!(journal.last_lsn(), before);
+    owner.publish(&mut journal, 1, b"two").expect("there is room");
+    settle(&mut journal, &owner);
+    assert_eq!(fetch(&mut journal, 1, 1), Some(b"one".to_vec()));
+    assert_eq!(fetch(&mut journal, 1, 2), Some(b"two".to_vec()));
+    assert_eq!(fetch(&mut journal, 1, 3), None);
+}
