@@ -55,10 +55,12 @@ impl Broker {
             }
             Request::QueueInfo { name } => self.queue_info(&user, &name),
             Request::Attach { name, role, options: _ } => self.attach(session, &user, &name, role),
-            Request::EditQueue { name, .. } | Request::Redrive { name, .. } => refuse(
-                ErrorCode::Invalid,
-                format!("queue {name} is direct: only brokered queues have delivery rules"),
-            ),
+            Request::EditQueue { name, .. } | Request::Redrive { name, .. } => {
+                self.find(&name)?;
+                let text =
+                    format!("queue {name} is direct: only brokered queues have delivery rules");
+                refuse(ErrorCode::Invalid, text)
+            }
             Request::Detach { handle } => self.detach(session, handle),
             Request::RegisterDoorbell => self.register_doorbell(session, descriptors),
             Request::BindDoorbell { handle, doorbell } => {

@@ -130,7 +130,7 @@ impl<D: Disk> Shard<D> {
 
     /// The logic knows it: now its rings.
     fn open(&mut self, new: NewHandle) -> ControlResult {
-        let (key, adopted, lane, role) = (new.key, new.adopted, new.lane, new.role());
+        let (key, adopted, role) = (new.key, new.adopted, new.role());
         let link = match self.handles.sessions.get(&new.session) {
             Some(session) => session.link.clone(),
             None => {
@@ -157,7 +157,7 @@ impl<D: Disk> Shard<D> {
         let place = self.handles.insert(handle);
         if adopted {
             match role {
-                Role::Produce => self.adopt_lane(place, lane),
+                Role::Produce => self.adopt_lane(place),
                 Role::Consume => self.adopt_leases(place),
             }
         }
@@ -166,7 +166,7 @@ impl<D: Disk> Shard<D> {
     }
 
     /// What the journal has of a lane is completed if it was not, and not taken again.
-    fn adopt_lane(&mut self, place: usize, lane: u64) {
+    fn adopt_lane(&mut self, place: usize) {
         let Some(handle) = self.handles.get_mut(place) else { return };
         let runs = self.logic.lane_runs(handle.key, handle.up_position());
         let completed = handle.last_completed();

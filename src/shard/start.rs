@@ -145,7 +145,11 @@ fn open(start: Start, text: &mut String) -> Result<(Shard<Disked>, Started), Sta
         0 => String::new(),
         torn => format!(", {torn} torn batches cut off"),
     };
-    let end = if report.clean { "closed cleanly" } else { "not closed cleanly" };
+    let end = match (report.segments, report.clean) {
+        (0, _) => "new",
+        (_, true) => "closed cleanly",
+        (_, false) => "not closed cleanly",
+    };
     *text = format!(
         "shard {number}: {how}; {} segments, last LSN {}, {end}{cut}{text}",
         report.segments, report.last_lsn
