@@ -18,6 +18,8 @@
 //! # }
 //! ```
 
+mod brokered;
+
 use std::future::poll_fn;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::task::{Poll, ready};
@@ -33,6 +35,8 @@ use crate::layout::metadata::Metadata;
 use crate::ring::{Kernel, TryReceiveError, TrySendError};
 use crate::sys::clock::monotonic_ns;
 use crate::{ClientError, Closed, Consumer, Guard, Producer, ReceiveError, Received, SendError};
+
+pub use brokered::{AsyncBrokeredConsumer, AsyncBrokeredProducer};
 
 /// How often a process that may not issue membarrier looks at its ring.
 const POLL: Duration = Duration::from_millis(1);
@@ -64,6 +68,8 @@ impl AsRawFd for Alarm {
 #[derive(Debug)]
 struct Bell {
     place: BellPlace,
+    /// Its number.
+    doorbell: u32,
     readable: AsyncFd<OwnedFd>,
     alarm: AsyncFd<Alarm>,
     /// The alarm is set. It is left to run when a wait ends, so that short waits do not set it each time.
@@ -95,8 +101,20 @@ impl Bell {
         // SAFETY: as above; the timer owns its descriptor.
         let alarm = unsafe { AsyncFd::register_with_interest(Alarm(timer), Interest::READABLE) }
             .map_err(std::io::Error::from)?;
-        ring.line().set_doorbell(doorbell, place.bit());
-        Ok(Self { place, readable, alarm, ticking: false, armed: false })
+        let bell = Self { place, doorbell, readable, alarm, ticking: false, armed: false };
+        bell.set_doorbell(ring);
+        Ok(bell)
+    }
+
+    /// Whoever wakes this side of a ring rings here.
+    fn set_doorbell<R: Side>(&self, ring: &R) {
+        ring.line().set_doorbell(self.doorbell, self.place.bit());
+    }
+
+    /// No longer.
+    fn take_off<R: Side>(&mut self, ring: &R) {
+        self.retract(ring);
+        ring.line().set_doorbell(0, 0);
     }
 
     /// Asks to be rung; the caller looks at its ring once more before it waits.

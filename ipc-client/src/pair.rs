@@ -11,11 +11,11 @@
 //! client                                      shard
 //!  a  publish into `up`, or release `down`     1  for each READY word that is not 0: swap it to 0, then look at
 //!     (Release)                                   the handle's rings
-//!  b  READY = 1  (Release)                     2  ASLEEP = 1
+//!  b  READY = 1  (Release)                     2  ASLEEP = number of this sleep
 //!  c  light barrier                            3  heavy barrier
-//!  d  ASLEEP? no: done                         4  step 1 for all READY words once more; one was set: go to 6
+//!  d  ASLEEP = 0, or rung for: done            4  step 1 for all READY words once more; one was set: go to 6
 //!  e  write the eventfd                        5  sleep until the eventfd is readable (or the disk is done)
-//!                                              6  ASLEEP = 0
+//!                                              6  ASLEEP = 0, then from the start
 //! ```
 //!
 //! No message is overlooked:
@@ -25,6 +25,9 @@
 //! - The heavy barrier forces a full fence on every processor that runs a registered process somewhere between its b and its
 //!   d (`membarrier`; or both barriers are sequentially consistent fences). So either d sees the ASLEEP of 2, and e ends
 //!   the sleep of 5 whether it has begun or not, because an eventfd keeps what was written; or 4 sees the READY of b.
+//! - One ring a sleep is enough: a client that finds at d the number of a sleep for which it has rung already may leave it at
+//!   that. The ring came after 2, so this sleep is over or about to be, and before the next one 4 looks again, behind
+//!   a barrier. So a client that publishes while the shard is on its way out of its sleep makes no system call for each message.
 //! - A client may skip b to e after releasing `down` slots while nobody waits for them: a shard that finds no room in `down`
 //!   announces so in its own half of the ring's [`crate::ring::Park`] and looks for room once more behind a heavy
 //!   barrier (that of 3 serves) before it relies on being told; the client looks at that bit behind a light barrier.
@@ -348,17 +351,25 @@ impl ShardPage {
         (region.len() >= shard_page::BYTES).then_some(Self(region))
     }
 
-    /// Client, step d, behind the light barrier.
+    /// Client, step d, behind the light barrier: the number of the sleep, 0 while the shard is awake.
     #[inline]
-    pub fn is_asleep(&self) -> bool {
+    pub fn sleep(&self) -> u32 {
         // Relaxed: ordered by the barriers, see the module.
-        self.0.u32_at(shard_page::ASLEEP).load(Ordering::Relaxed) != 0
+        self.0.u32_at(shard_page::ASLEEP).load(Ordering::Relaxed)
     }
 
     /// Shard, steps 2 and 6; the heavy barrier of step 3 follows a `true`.
     pub fn set_asleep(&self, asleep: bool) {
+        let mut number = 0;
+        if asleep {
+            let sleeps = self.0.u32_at(shard_page::SLEEPS);
+            // Relaxed: the shard alone reads and writes it. A number comes again after four thousand million sleeps, and
+            // nobody who rang for it is that late.
+            number = sleeps.load(Ordering::Relaxed).wrapping_add(1).max(1);
+            sleeps.store(number, Ordering::Relaxed);
+        }
         // Relaxed: ordered by the barriers, see the module.
-        self.0.u32_at(shard_page::ASLEEP).store(u32::from(asleep), Ordering::Relaxed);
+        self.0.u32_at(shard_page::ASLEEP).store(number, Ordering::Relaxed);
     }
 
     /// After the journal failed: the errno, and the first LSN that was not confirmed.

@@ -45,7 +45,7 @@ pub struct BrokeredConsumer {
     leases: u32,
     max_message: usize,
     /// Something was submitted since the last [`Self::flush`].
-    unflushed: bool,
+    pub(crate) unflushed: bool,
     /// `Send`, not `Sync`.
     not_sync: PhantomData<Cell<()>>,
 }
@@ -175,7 +175,7 @@ impl BrokeredConsumer {
         if self.attachment.is_forked() {
             return Err(ReceiveError::UsedAfterFork);
         }
-        delivery.consumer = 0;
+        delivery.forget();
         match self.inbox.try_receive(&self.attachment, until_drained, delivery) {
             Err(ReceiveError::Empty) => self.receive_later(delivery, timeout, until_drained),
             found => found,

@@ -68,6 +68,11 @@ impl Delivery {
         (lease_ms != 0).then(|| Duration::from_millis(lease_ms))
     }
 
+    /// No delivery of any consumer any more; its memory stays for the next one.
+    pub(crate) fn forget(&mut self) {
+        self.consumer = 0;
+    }
+
     pub(super) fn token(&self) -> LeaseToken {
         self.header.lease
     }

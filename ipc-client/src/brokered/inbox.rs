@@ -214,7 +214,7 @@ impl Inbox {
     }
 
     /// A number for a request that wants an answer.
-    pub(super) fn next_request(&mut self) -> u64 {
+    pub(crate) fn next_request(&mut self) -> u64 {
         self.requests += 1;
         self.answer = None;
         self.requests

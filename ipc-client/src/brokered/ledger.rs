@@ -232,6 +232,14 @@ impl Ledger {
         Ok(Some(told))
     }
 
+    /// The same, and `None` inside once nothing is unsettled.
+    pub(crate) fn tell_or_end(&mut self) -> Option<Result<Option<SettledRun>, ConfirmError>> {
+        match self.tell() {
+            Ok(None) if !self.unsettled.is_empty() => None,
+            told => Some(told),
+        }
+    }
+
     /// What became of a message, once it is settled or never will be.
     pub(crate) fn settled(&self, receipt: &Receipt) -> Option<Result<Confirmation, ConfirmError>> {
         match self.look_up(receipt) {

@@ -19,6 +19,16 @@ pub use producer::BrokeredProducer;
 pub use receipt::{Confirmation, Level, Receipt, Receipts, SettledRun};
 pub(crate) use shard_link::ShardLinks;
 
+/// What [`crate::async_io`] builds on.
+#[cfg(feature = "tokio")]
+pub(crate) mod internal {
+    pub(crate) use super::consumer::milliseconds;
+    pub(crate) use super::inbox::Found;
+    pub(crate) use super::ledger::Ledger;
+    pub(crate) use super::producer::{Ends, Lacks, NotSent};
+    pub(crate) use super::waiting::{ForNews, ForRoom};
+}
+
 use crate::protocol::StartAt;
 use crate::sync::atomic::{AtomicU64, Ordering};
 use crate::wait::WaitPolicy;

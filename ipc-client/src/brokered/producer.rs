@@ -608,10 +608,7 @@ impl BrokeredProducer {
     /// # Errors
     /// As [`Self::try_next_settled`], and [`ConfirmError::Timeout`].
     pub fn next_settled(&mut self, timeout: Duration) -> Result<Option<SettledRun>, ConfirmError> {
-        self.look_until(Some(timeout), |ledger| match ledger.tell() {
-            Ok(None) if ledger.unsettled() != 0 => None,
-            told => Some(told),
-        })
+        self.look_until(Some(timeout), Ledger::tell_or_end)
     }
 
     /// Takes completions until `found` finds something in the ledger.

@@ -1,5 +1,6 @@
 //! How a client tells a shard that there is something for it. See [`crate::pair`] for why no wake-up is lost.
 
+use std::cell::Cell;
 use std::io;
 use std::mem::ManuallyDrop;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
@@ -104,6 +105,8 @@ pub(super) struct ShardEnd {
     ready: Link,
     page: ShardPage,
     ready_index: u32,
+    /// The sleep that this handle has rung for last.
+    rung_for: Cell<u32>,
     link: Arc<ShardLink>,
 }
 
@@ -128,7 +131,9 @@ impl ShardEnd {
         let ready = Link::new(region(&link.mappings.link));
         let page = ShardPage::new(region(&link.mappings.page));
         match (ready, page) {
-            (Some(ready), Some(page)) => Ok(Self { ready, page, ready_index, link }),
+            (Some(ready), Some(page)) => {
+                Ok(Self { ready, page, ready_index, rung_for: Cell::new(0), link })
+            }
             _ => Err(protocol("link or shard page too short".to_owned())),
         }
     }
@@ -138,15 +143,17 @@ impl ShardEnd {
     pub(super) fn notify(&self, kernel: &HostKernel) {
         self.ready.set_ready(self.ready_index);
         kernel.light_barrier();
-        if self.page.is_asleep() {
-            self.wake();
+        let sleep = self.page.sleep();
+        if sleep != 0 && sleep != self.rung_for.get() {
+            self.ring(sleep);
         }
     }
 
     #[cold]
     #[inline(never)]
-    fn wake(&self) {
+    fn ring(&self, sleep: u32) {
         self.link.bell.signal();
+        self.rung_for.set(sleep);
     }
 
     /// The errno, if the journal of the shard failed.

@@ -82,8 +82,11 @@ pub mod link {
 
 /// Offsets in a shard's page: all its clients map it read-only.
 pub mod shard_page {
-    /// u32: not zero while the shard sleeps or is about to. Whoever then has something for it writes 1 to its eventfd.
+    /// u32: the number of the sleep, not zero, while the shard sleeps or is about to. Whoever then has something for it writes 1
+    /// to its eventfd, once for each sleep.
     pub const ASLEEP: usize = 0x000;
+    /// u32: number of the last sleep.
+    pub const SLEEPS: usize = 0x004;
     /// Not zero after the journal failed: the errno (at least 1).
     pub const FAILED_ERRNO: usize = 0x080;
     /// Then: the first LSN that was not confirmed.

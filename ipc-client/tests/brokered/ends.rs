@@ -9,10 +9,10 @@ use std::time::Duration;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{
-    AddressFamily, Backlog, MsgFlags, SockFlag, SockType, UnixAddr, accept4, bind, listen, socket,
+    AddressFamily, Backlog, SockFlag, SockType, UnixAddr, accept4, bind, listen, socket,
 };
 use ringmain_client::raw::layout::pair::{link, shard_page};
-use ringmain_client::raw::layout::{LAYOUT_VERSION, control};
+use ringmain_client::raw::layout::{LAYOUT_VERSION, control, doorbell};
 use ringmain_client::raw::pair::{Link, Pair, PairGeometry, ShardPage};
 use ringmain_client::raw::protocol::frame::CONTROL;
 use ringmain_client::raw::protocol::{
@@ -72,6 +72,25 @@ struct Store {
     handles: Mutex<Vec<HandleKey>>,
     ends: Mutex<Sender<Attach>>,
     detached: Mutex<Vec<HandleKey>>,
+    doorbells: Doorbells,
+}
+
+type Doorbells = Arc<Mutex<Vec<Doorbell>>>;
+
+/// A doorbell of a client's async handles.
+#[derive(Debug)]
+struct Doorbell {
+    memory: Region,
+    eventfd: EventFd,
+}
+
+impl Doorbell {
+    fn ring(&self, bit: u32) {
+        let word = doorbell::PENDING + bit as usize / 64 * 8;
+        let order = ringmain_client::raw::sync::atomic::Ordering::SeqCst;
+        self.memory.u64_at(word).fetch_or(1 << (bit % 64), order);
+        self.eventfd.signal();
+    }
 }
 
 /// A handle that was given out.
@@ -118,6 +137,7 @@ impl Daemon {
             handles: Mutex::default(),
             ends: Mutex::new(sender),
             detached: Mutex::default(),
+            doorbells: Doorbells::default(),
         };
         let folder = tempfile::tempdir().expect("a folder");
         let mut daemon = Self { folder, store: Arc::new(store), attaches, broker: None };
@@ -218,18 +238,17 @@ fn serve(listener: &OwnedFd, store: &Arc<Store>, stop: &AtomicBool) {
 }
 
 fn answer(connection: &OwnedFd, store: &Arc<Store>, buffer: &mut [u8]) -> bool {
-    let _ = MsgFlags::empty();
     let Ok(received) = receive_packet(connection.as_fd(), buffer, Blocking::Return) else {
         return false;
     };
     let request: Request = CONTROL.decode(&buffer[..received.length]).expect("a request");
-    let (reply, descriptors) = reply(request, store);
+    let (reply, descriptors) = reply(request, received.descriptors, store);
     let borrowed: Vec<BorrowedFd<'_>> = descriptors.iter().map(AsFd::as_fd).collect();
     let packet = CONTROL.encode(&reply).expect("short");
     send_packet(connection.as_fd(), &packet, &borrowed, Blocking::Wait).is_ok()
 }
 
-fn reply(request: Request, store: &Arc<Store>) -> (Reply, Vec<OwnedFd>) {
+fn reply(request: Request, beside: Vec<OwnedFd>, store: &Arc<Store>) -> (Reply, Vec<OwnedFd>) {
     let reply = match request {
         Request::Hello { handles, .. } => {
             let known = store.handles.lock().expect("no panic");
@@ -244,7 +263,16 @@ fn reply(request: Request, store: &Arc<Store>) -> (Reply, Vec<OwnedFd>) {
             store.detached.lock().expect("no panic").push(handle);
             Reply::Done
         }
-        Request::RegisterDoorbell => Reply::Doorbell { doorbell: 1 },
+        Request::RegisterDoorbell => {
+            let [memory, eventfd] = <[_; 2]>::try_from(beside).expect("two descriptors");
+            let bell = Doorbell {
+                memory: map(memory.as_fd(), doorbell::BYTES),
+                eventfd: EventFd::from_descriptor(eventfd).expect("an eventfd"),
+            };
+            let mut doorbells = store.doorbells.lock().expect("no panic");
+            doorbells.push(bell);
+            Reply::Doorbell { doorbell: u32::try_from(doorbells.len()).expect("few") }
+        }
         _ => Reply::Done,
     };
     (reply, Vec::new())
@@ -265,7 +293,8 @@ fn attach(
         PairGeometry::new(role, slots, slot_size, max_message, record_slots, leases).expect("fits");
     let client = create_sealed("ringmain-test", geometry.client_file_bytes()).expect("memory");
     let shard = create_sealed("ringmain-test", geometry.shard_file_bytes()).expect("memory");
-    let end = End::new(geometry, &client, &shard, key, number, sizes.wake_mode);
+    let doorbells = Arc::clone(&store.doorbells);
+    let end = End::new(geometry, &client, &shard, key, number, sizes.wake_mode, doorbells);
     repair::init_control(&end.pair.control(), key.queue, Kind::Spsc, &geometry.up());
     store.handles.lock().expect("no panic").push(key);
     store.ends.lock().expect("no panic").send(Attach { key, options, end }).expect("a test");
@@ -344,6 +373,7 @@ pub(crate) struct End {
     pub(crate) up: Consumer,
     pub(crate) down: Producer,
     kernel: HostKernel,
+    doorbells: Doorbells,
 }
 
 impl End {
@@ -354,22 +384,29 @@ impl End {
         key: HandleKey,
         ready_index: u32,
         wake_mode: WakeMode,
+        doorbells: Doorbells,
     ) -> Self {
         let client = map(client.as_fd(), geometry.client_file_bytes());
         let shard = map(shard.as_fd(), geometry.shard_file_bytes());
         let pair = Pair::new(geometry, client, shard).expect("the right lengths");
-        Self::over(pair, key, ready_index, HostKernel::new(wake_mode))
+        Self::over(pair, key, ready_index, HostKernel::new(wake_mode), doorbells)
     }
 
-    fn over(pair: Pair, key: HandleKey, ready_index: u32, kernel: HostKernel) -> Self {
+    fn over(
+        pair: Pair,
+        key: HandleKey,
+        ready_index: u32,
+        kernel: HostKernel,
+        doorbells: Doorbells,
+    ) -> Self {
         let up = Consumer::new(pair.up(), pair.geometry().up(), key.handle).expect("in order");
         let down = Producer::new(pair.down(), pair.geometry().down(), key.handle).expect("so");
-        Self { pair, key, ready_index, up, down, kernel }
+        Self { pair, key, ready_index, up, down, kernel, doorbells }
     }
 
     /// As another shard would take it over.
     pub(crate) fn taken_over(self) -> Self {
-        Self::over(self.pair, self.key, self.ready_index, self.kernel)
+        Self::over(self.pair, self.key, self.ready_index, self.kernel, self.doorbells)
     }
 
     /// Sends bytes to the client; whether there was room.
@@ -393,6 +430,10 @@ impl End {
         for park in [self.down.peer_park(), self.up.peer_park()] {
             if park.any_sleeper() {
                 wake_sleepers(park, &self.kernel, 1);
+                if let Some((doorbell, bit)) = park.doorbell_of(0) {
+                    let doorbells = self.doorbells.lock().expect("no panic");
+                    doorbells[doorbell as usize - 1].ring(bit);
+                }
             }
         }
     }
