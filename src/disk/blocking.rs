@@ -27,7 +27,7 @@ pub struct BlockingDisk {
 }
 
 impl BlockingDisk {
-    /// A folder that exists.
+    /// A folder that exists. Nothing is tried out: it opens a full disk as well, and is right for looking at a journal offline.
     ///
     /// # Errors
     /// The kernel's, of opening the folder or of what it takes to wait.

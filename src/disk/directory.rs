@@ -184,13 +184,14 @@ impl Directory {
         if bytes == 0 || !bytes.is_multiple_of(BLOCK_BYTES as u64) {
             return Err(invalid("create", name, "the length is no multiple of a block"));
         }
+        // The folder has one owner: what is not there now is not there when the file is made.
+        match fs::symlink_metadata(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(failed("stat", name, error)),
+            Ok(_) => return Err(failed("create", name, Errno::EEXIST.into())),
+        }
         let hidden = self.path.join(format!(".{name}{MAKING}"));
         let made = self.make(&hidden, name, bytes).and_then(|file| {
-            match fs::symlink_metadata(&path) {
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                Err(error) => return Err(failed("stat", name, error)),
-                Ok(_) => return Err(failed("create", name, Errno::EEXIST.into())),
-            }
             fs::rename(&hidden, &path).map_err(|error| failed("rename", name, error))?;
             Ok(file)
         });

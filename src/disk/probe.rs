@@ -14,12 +14,15 @@ use super::open::OnFiles;
 use super::uring::{self, UringDisk};
 use super::{
     Availability, BLOCK_BYTES, Backend, BlockingDisk, Buffer, Durability, FileId, Operation,
-    SyncMode, Ticket, transfer,
+    SyncMode, Ticket, errno, transfer,
 };
 
 /// The self-test stops after this time, and after one write of each kind at the earliest.
 const TEST_TIME: Duration = Duration::from_millis(150);
 const TEST_BYTES: u64 = 1 << 20;
+
+/// On a disk that is nearly full this much has to do.
+const TEST_BYTES_LEAST: u64 = 4 * BLOCK_BYTES as u64;
 
 /// Below this many writes the figures only decide if they are far apart.
 const ENOUGH: usize = 8;
@@ -51,7 +54,7 @@ impl Latency {
     }
 }
 
-/// What the self-test measured with one block at a time, and what follows from it.
+/// What the self-test measured with one block at a time, and what follows from it. Without a sample where the disk had no room for it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct SyncFigures {
     /// A write that is durable by itself (`RWF_DSYNC`); none where the file system refuses it.
@@ -66,6 +69,10 @@ impl fmt::Display for SyncFigures {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let micros = |latency: Latency| latency.p50_ns / 1000;
         let later = micros(self.fdatasync);
+        if self.fdatasync.samples == 0 {
+            return f
+                .write_str("no room for a self-test, so write + fdatasync, which always works");
+        }
         match self.dsync {
             None => write!(f, "RWF_DSYNC is refused here, write + fdatasync takes {later} us"),
             Some(dsync) => write!(
@@ -87,14 +94,26 @@ pub fn probe_sync_modes(path: &Path) -> io::Result<SyncFigures> {
 }
 
 pub(super) fn measure(directory: &Directory) -> io::Result<SyncFigures> {
-    let scratch = directory.scratch(TEST_BYTES)?;
+    let tried = directory.scratch(TEST_BYTES).or_else(|error| match errno(&error) {
+        libc::ENOSPC | libc::EDQUOT => directory.scratch(TEST_BYTES_LEAST),
+        _ => Err(error),
+    });
+    let scratch = match tried {
+        Ok(scratch) => scratch,
+        // A full disk is no reason not to start.
+        Err(error) if matches!(errno(&error), libc::ENOSPC | libc::EDQUOT) => {
+            let (dsync, fdatasync) = (None, Latency::default());
+            return Ok(SyncFigures { dsync, fdatasync, chosen: SyncMode::Fdatasync });
+        }
+        Err(error) => return Err(error),
+    };
     let buffer = Buffer::new(BLOCK_BYTES);
     let start = Instant::now();
     let mut offset = 0;
     let mut write = |mode| {
         let begin = Instant::now();
         let written = transfer::write(&scratch.file, offset, &buffer, Some(mode));
-        offset = (offset + BLOCK_BYTES as u64) % TEST_BYTES;
+        offset = (offset + BLOCK_BYTES as u64) % scratch.bytes;
         written.map(|()| begin.elapsed())
     };
     let (mut dsync, mut fdatasync) = (Some(Vec::new()), Vec::new());
@@ -199,7 +218,7 @@ impl RawWrites {
             for one in completed.drain(..) {
                 done += 1;
                 self.buffers.extend(one.buffer);
-                failure = failure.or(one.result.err());
+                failure = failure.or_else(|| one.result.err());
             }
         }
         match failure {

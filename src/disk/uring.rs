@@ -450,8 +450,11 @@ impl Disk for UringDisk {
     }
 
     fn flush(&mut self) {
-        let entered = self.ring.as_mut().map(Ring::enter);
-        if let Some(Err(error)) = entered {
+        let Some(ring) = &mut self.ring else { return };
+        if ring.queued.is_empty() && ring.uring.submission().is_empty() {
+            return;
+        }
+        if let Err(error) = ring.enter() {
             self.abandon(&error);
         }
     }
@@ -548,6 +551,57 @@ mod tests {
         assert_eq!(Ring::entries(&mut flight, 1, SyncMode::Fdatasync).len(), 1);
         flight.synced = Some(0);
         assert!(matches!(flight.judge(), Step::Finished));
+    }
+
+    /// The sleep with something in flight, which is one in the ring: here with an operation that never ends.
+    #[test]
+    fn the_ring_hears_wakes_and_time_outs() {
+        if availability() != Availability::Allowed {
+            eprintln!("skipped: {}", availability());
+            return;
+        }
+        let folder = tempfile::tempdir().unwrap();
+        let mut disk = UringDisk::new(folder.path(), SyncMode::Dsync).unwrap();
+        let mut ring = Ring::new(SyncMode::Dsync).unwrap();
+        ring.flights.insert(7, flight(&disk.files.directory, 1));
+        disk.ring = Some(ring);
+        let begin = Instant::now();
+        disk.wait(Some(Duration::from_millis(10))).unwrap();
+        assert!(begin.elapsed() >= Duration::from_millis(10));
+        let (go, gone) = std::sync::mpsc::channel();
+        let (waker, eventfd) = (disk.waker(), std::sync::Arc::new(eventfd()));
+        disk.watch(eventfd.as_fd()).unwrap();
+        let other = eventfd.clone();
+        let thread = std::thread::spawn(move || {
+            for pause in gone {
+                std::thread::sleep(Duration::from_micros(pause % 7 * 50));
+                if pause % 2 == 0 { waker.wake() } else { other.signal() }
+            }
+        });
+        for round in 0..200_u64 {
+            go.send(round).unwrap();
+            // One wake ends one wait, and no wait ends without one: else this hangs, or the next one would not sleep.
+            disk.wait(None).unwrap();
+        }
+        drop(go);
+        thread.join().unwrap();
+        let begin = Instant::now();
+        disk.wait(Some(Duration::from_millis(10))).unwrap();
+        assert!(begin.elapsed() >= Duration::from_millis(10));
+        disk.submit(Ticket(3), Operation::Create { name: "a".to_owned(), bytes: 4096 });
+        let mut completed = Vec::new();
+        while completed.is_empty() {
+            disk.wait(None).unwrap();
+            disk.reap(&mut completed);
+        }
+        assert!(matches!(completed[0].result, Ok(Done::Created(_))));
+        if let Some(ring) = &mut disk.ring {
+            ring.flights.clear();
+        }
+    }
+
+    fn eventfd() -> ringmain_client::sys::eventfd::EventFd {
+        ringmain_client::sys::eventfd::EventFd::new().unwrap()
     }
 
     #[test]

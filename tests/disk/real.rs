@@ -88,6 +88,17 @@ fn fills_up_and_recovers(path: &Path, bytes: u64) {
         assert!(full.to_string().contains("second"), "{full}");
         assert_eq!(disk.list().unwrap(), [("first".to_owned(), bytes)], "{name}");
         drop(disk);
+        // Not a block is left: a journal there must open all the same.
+        let rest = path.join("rest");
+        let filled_up = io::copy(&mut io::repeat(1), &mut File::create(&rest).unwrap());
+        assert_eq!(filled_up.unwrap_err().raw_os_error(), Some(libc::ENOSPC));
+        let (mut disk, description) = open_disk(path, Backend::Auto).unwrap();
+        assert_eq!(description.sync_mode, SyncMode::Fdatasync, "{description}");
+        assert!(description.to_string().contains("no room"), "{description}");
+        let first = disk.open("first").unwrap();
+        disk.write(first, 0, &filled(4, 1)).unwrap();
+        drop(disk);
+        fs::remove_file(rest).unwrap();
         let mut disk = open(path).unwrap();
         let file = disk.open("first").unwrap();
         // The first file's room is its own.

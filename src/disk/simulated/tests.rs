@@ -205,8 +205,9 @@ fn faults_hit_the_call_they_are_meant_for() {
     let file = disk.create("a", 8192).unwrap();
     simulation.fail(Site::BeginWrite, 2, Fault::Short);
     simulation.fail_call(4, Fault::Error(libc::ENOSPC));
-    for number in 1..=2 {
-        disk.submit(Ticket(number), write(file, 0, filled(number as u8, 2), Durability::Durable));
+    for byte in 1..=2 {
+        let write = write(file, 0, filled(byte, 2), Durability::Durable);
+        disk.submit(Ticket(byte.into()), write);
     }
     disk.submit(Ticket(3), Operation::Create { name: "b".to_owned(), bytes: 4096 });
     disk.flush();
