@@ -3,12 +3,13 @@
 use super::Logic;
 use super::consumer::{Lease, LeaseState};
 use super::handles::HandleRef;
+use super::record::Returned;
 use super::returns::NS_PER_MS;
 use super::types::{HandleId, Now};
 
 impl Logic {
-    /// Before [`Self::start`]: an entry in the lease table of an adopted consumer. `false`: its message is done with, or another
-    /// consumer has it with a higher attempt, or the entry makes no sense: it is to be freed.
+    /// Before [`Self::start`]: an entry in the lease table of an adopted consumer. `false`: its message is done with, or
+    /// another consumer has it, or the entry makes no sense: it is to be freed.
     pub fn adopt_lease(
         &mut self,
         handle: HandleId,
@@ -28,27 +29,10 @@ impl Logic {
             return false;
         }
         let lease_ms = queue.definition.lease_ms;
-        let other = queue.groups[group_index].consumers.iter().find_map(|other| {
-            let consumer = self.consumers.get(*other)?;
-            let (slot, lease) =
-                consumer.held_leases().find(|(_, lease)| lease.sequence == sequence)?;
-            Some((*other, slot, lease))
-        });
-        match other {
-            Some((_, _, lease)) if lease.attempt >= attempt => return false,
-            Some((other, slot, _)) => {
-                if let Some(consumer) = self.consumers.get_mut(other) {
-                    consumer.release(slot);
-                }
-                self.unlease(index, group_index);
-            }
-            None => {
-                let Some(queue) = self.queues.get_mut(index) else { return false };
-                let group = &mut queue.groups[group_index];
-                if sequence < group.fresh && !group.has_back(sequence) {
-                    return false;
-                }
-            }
+        let group = &queue.groups[group_index];
+        // Done with, or another consumer has it: an entry is freed before its message is given to the next.
+        if sequence < group.fresh && !group.has_back(sequence) {
+            return false;
         }
         let Some(consumer) = self.consumers.get_mut(number) else { return false };
         if !consumer.claim_entry(slot) {
@@ -62,9 +46,16 @@ impl Logic {
         consumer.hold(slot, Lease { sequence, deadline_ns, attempt, bytes: 0, state });
         self.arm_consumer(number, deadline_ns);
         if let Some(queue) = self.queues.get_mut(index) {
+            let queue_id = queue.definition.id;
             let group = &mut queue.groups[group_index];
-            group.take(sequence);
+            let known = group.take(sequence).unwrap_or(0);
             group.leased += 1;
+            let (group, count) = (group.id, attempt - 1);
+            if count > known {
+                // Its last return did not get into the journal.
+                let entry = Returned { sequence, count, rejected: false, delay_ms: 0 };
+                self.gather_returned(index, queue_id, group, entry, None);
+            }
         }
         true
     }
@@ -94,6 +85,7 @@ impl Logic {
             }
         }
         for (index, number) in groups {
+            self.doom_exhausted(index, number);
             self.arm_group(index, number);
             self.mark(index);
         }

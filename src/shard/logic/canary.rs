@@ -17,6 +17,17 @@ pub(super) enum Canary {
 }
 
 #[cfg(test)]
+impl Canary {
+    pub(super) const ALL: [Self; 5] = [
+        Self::DispatchBeforeDurable,
+        Self::AckAhead,
+        Self::LoseCount,
+        Self::DeliverTwice,
+        Self::Resurrect,
+    ];
+}
+
+#[cfg(test)]
 thread_local! {
     static PLANTED: std::cell::Cell<Option<Canary>> = const { std::cell::Cell::new(None) };
 }

@@ -218,8 +218,13 @@ impl Logic {
             definition.lease_ms = lease_ms;
         }
         let lsn = self.append(log, kind::QUEUE_EDITED, id, &record::encode(&definition))?;
+        let mut groups = 0;
         if let Some(queue) = self.queues.get_mut(index) {
             queue.definition = definition;
+            groups = queue.groups.len();
+        }
+        for group in 0..groups {
+            self.doom_exhausted(index, group);
         }
         self.mark(index);
         self.effects.push(lsn, Effect::Control { request, result: ControlResult::Done });

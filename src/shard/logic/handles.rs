@@ -210,7 +210,7 @@ impl Logic {
         let mut group = Group::new(created.group, &created.name, fresh);
         group.ready = open.into_iter().map(|sequence| (sequence, 0)).collect();
         group.bytes = bytes.unwrap_or(0) * group.open(queue.next_sequence);
-        queue.next_group = queue.next_group.max(created.group + 1);
+        queue.next_group = queue.next_group.max(created.group.saturating_add(1));
         queue.groups.push(group);
         queue.groups.len() - 1
     }

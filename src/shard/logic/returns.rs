@@ -3,7 +3,7 @@
 use super::Logic;
 use super::consumer::Lease;
 use super::effects::{Item, NO_SLOT};
-use super::group::{Delayed, Doomed, Waiter};
+use super::group::{Delayed, Doomed, Group, Waiter};
 use super::record::Returned;
 use super::types::Port;
 
@@ -36,10 +36,11 @@ impl Logic {
         let limit = queue.definition.max_deliveries;
         let queue_id = queue.definition.id;
         let Some(group) = queue.groups.get_mut(group_index) else { return };
-        let Return { sequence, count, rejected, delay_ms, .. } = back;
-        let exhausted = limit > 0 && count >= limit;
+        let Return { sequence, count, rejected, .. } = back;
+        let doomed = rejected || limit > 0 && count >= limit;
+        let delay_ms = if doomed { 0 } else { back.delay_ms };
         let mut waiter = waiter;
-        if rejected || exhausted {
+        if doomed {
             // Who rejects hears when the message has been moved.
             let waiter = if rejected { waiter.take() } else { None };
             group.doomed.insert(sequence, Doomed { count, rejected, waiter });
@@ -58,6 +59,21 @@ impl Logic {
             let item = waiter.map(|waiter| Item { queue: index, sequence, waiter, slot: NO_SLOT });
             self.gather_returned(index, queue_id, group_id, entry, item);
         }
+    }
+
+    /// Messages that have had all their deliveries are moved, after a restart or an edit of the limit.
+    pub(super) fn doom_exhausted(&mut self, index: u32, group_index: usize) {
+        let Some(queue) = self.queues.get_mut(index) else { return };
+        let limit = queue.definition.max_deliveries;
+        let Some(group) = queue.groups.get_mut(group_index).filter(|_| limit > 0) else { return };
+        let Group { ready, doomed, .. } = group;
+        ready.retain(|sequence, count| {
+            let left = *count < limit;
+            if !left {
+                doomed.insert(*sequence, Doomed { count: *count, rejected: false, waiter: None });
+            }
+            left
+        });
     }
 
     pub(super) fn group_id(&self, index: u32, group: usize) -> u32 {

@@ -36,8 +36,11 @@ impl Snapshot for Logic {
         }
     }
 
-    /// What an acknowledgement, a purge or a deletion cancels is needed until that is durable.
+    /// What an acknowledgement, a purge or a deletion cancels is needed until that is durable; after a failure nothing is any more.
     fn is_needed(&self, queue: u64, first: u64, last: u64) -> bool {
+        if self.failed.is_some() {
+            return true;
+        }
         let Some(&index) = self.by_id.get(&queue) else { return false };
         let Some(queue) = self.queues.get(index) else { return false };
         if queue.deleted || queue.purging > 0 {

@@ -165,3 +165,374 @@ fn a_message_is_confirmed_delivered_and_acknowledged() {
     world.up(consumer, ack(delivered[0].1, 10));
     assert_eq!(answers(&world.turn()), [(10, Outcome::LeaseLost)]);
 }
+
+#[test]
+fn consumers_take_turns_and_never_have_more_than_their_credit() {
+    let mut world = World::new(&[definition(1, "orders")]);
+    let producer = world.producer(1);
+    let fast = world.consumer(1, 2, &consumer(8));
+    let slow = world.consumer(1, 3, &consumer(2));
+    for _ in 0..12 {
+        world.send(producer, b"m");
+    }
+    let events = world.turn();
+    let of = |handle| deliveries(&events).iter().filter(|(to, _, _)| *to == handle).count();
+    assert_eq!((of(fast), of(slow)), (8, 2));
+    assert_eq!(sequences(&events), (1..=10).collect::<Vec<_>>());
+    let info = world.logic.info(1).expect("queue");
+    assert_eq!((info.ready, info.unacknowledged), (2, 10));
+    // A full ring is not asked again before there is room.
+    world.port.room.insert(fast, 0);
+    for (handle, lease, _) in deliveries(&events) {
+        if handle == fast {
+            world.up(fast, ack(lease, 0));
+        }
+    }
+    assert_eq!(sequences(&world.turn()), []);
+    world.port.room.remove(&fast);
+    assert_eq!(sequences(&world.turn()), []);
+    world.logic.room(fast);
+    assert_eq!(sequences(&world.turn()), [11, 12]);
+}
+
+#[test]
+fn leases_end_and_unseen_messages_are_not_counted() {
+    let mut world = World::new(&[definition(1, "orders")]);
+    let producer = world.producer(1);
+    let first = world.consumer(1, 2, &consumer(1));
+    world.send(producer, b"m");
+    assert_eq!(world.logic.next_deadline(), None);
+    let lease = deliveries(&world.turn())[0].1;
+    assert_eq!(world.logic.next_deadline(), Some(30_000_000_000));
+    world.up(first, Up::Extend { lease, request: 3, lease_ms: 40_000 });
+    world.ms = 30_000;
+    assert_eq!(answers(&world.turn()), [(3, Outcome::Done)]);
+    world.ms = 40_000;
+    let again = deliveries(&world.turn());
+    assert_eq!((again[0].0, again[0].1.attempt), (first, 2));
+    world.up(first, ack(lease, 4));
+    assert_eq!(answers(&world.turn()), [(4, Outcome::LeaseLost)]);
+    // Its process dies without having looked at it.
+    world.port.unseen.insert((first, again[0].1.slot));
+    world.logic.close_handle(&mut world.port, first, at_ms(world.ms));
+    let second = world.consumer(1, 3, &consumer(1));
+    let third = deliveries(&world.turn());
+    assert_eq!((third[0].0, third[0].1.attempt), (second, 2));
+    world.logic.close_handle(&mut world.port, second, at_ms(world.ms));
+    world.consumer(1, 4, &consumer(1));
+    assert_eq!(deliveries(&world.turn())[0].1.attempt, 3);
+    // Nobody wakes up for leases that are acknowledged.
+    assert!(world.logic.next_deadline().is_some());
+    assert_eq!(world.logic.info(1).expect("queue").redelivered, 3);
+}
+
+#[test]
+fn delayed_messages_come_when_they_are_due() {
+    let mut world = World::new(&[definition(1, "orders")]);
+    let producer = world.producer(1);
+    let consumer = world.consumer(1, 2, &consumer(4));
+    world.send(producer, b"one");
+    world.send(producer, b"two");
+    let delivered = deliveries(&world.turn());
+    world.up(consumer, Up::Nack { lease: delivered[0].1, request: 1, delay_ms: 500 });
+    world.up(consumer, ack(delivered[1].1, 0));
+    assert_eq!(answers(&world.turn()), [(1, Outcome::Done)]);
+    assert_eq!(world.logic.info(1).expect("queue").delayed, 1);
+    assert_eq!(world.logic.next_deadline(), Some(500_000_000));
+    world.ms = 499;
+    assert_eq!(sequences(&world.turn()), []);
+    world.ms = 500;
+    let again = deliveries(&world.turn());
+    assert_eq!((again[0].1.sequence, again[0].1.attempt), (1, 2));
+}
+
+#[test]
+fn dead_letters_say_why_and_go_back() {
+    let mut orders = definition(2, "orders");
+    (orders.max_deliveries, orders.dead_letter) = (2, "dead".to_owned());
+    let mut world = World::new(&[definition(1, "dead"), orders]);
+    let producer = world.producer(2);
+    let worker = world.consumer(2, 2, &consumer(4));
+    let metadata = Metadata { headers: vec![("a".into(), b"b".to_vec())], ..Metadata::default() };
+    let mut encoded = Vec::new();
+    metadata.encode(&mut encoded).expect("short");
+    world.send_with(producer, &encoded, b"poison");
+    world.send(producer, b"rejected");
+    let delivered = deliveries(&world.turn());
+    world.up(worker, Up::Reject { lease: delivered[1].1, request: 7 });
+    world.up(worker, Up::Nack { lease: delivered[0].1, request: 0, delay_ms: 0 });
+    let events = world.turn();
+    assert_eq!(answers(&events), [(7, Outcome::Done)]);
+    let again = deliveries(&events);
+    assert_eq!((again[0].1.sequence, again[0].1.attempt), (1, 2));
+    world.up(worker, Up::Nack { lease: again[0].1, request: 0, delay_ms: 0 });
+    world.turn();
+    let info = world.logic.info(2).expect("queue");
+    assert_eq!((info.messages, info.dead_lettered, info.message_bytes), (0, 2, 0));
+
+    let mut spec = consumer(0);
+    spec.browse = true;
+    let viewer = world.consumer(1, 9, &spec);
+    let events = world.turn();
+    assert_eq!(events.last(), Some(&Event::Drained { handle: viewer }));
+    let letters: Vec<_> = events
+        .iter()
+        .filter_map(|event| match event {
+            Event::Delivered { metadata, payload, header, .. } => {
+                assert_eq!(header.lease.attempt, 0);
+                let metadata = Metadata::decode(metadata).expect("ours");
+                let headers = metadata.headers.into_iter();
+                let text = |value: Vec<u8>| String::from_utf8(value).expect("text");
+                Some((headers.map(|(name, value)| (name, text(value))).collect(), payload.clone()))
+            }
+            _ => None,
+        })
+        .collect();
+    let expect = |headers: &[(&str, &str)], payload: &[u8]| {
+        let headers: Vec<_> =
+            headers.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+        (headers, payload.to_vec())
+    };
+    let rejected = expect(
+        &[
+            ("ringmain-reason", "rejected"),
+            ("ringmain-origin-queue", "orders"),
+            ("ringmain-origin-sequence", "2"),
+            ("ringmain-deliveries", "1"),
+        ],
+        b"rejected",
+    );
+    let poison = expect(
+        &[
+            ("a", "b"),
+            ("ringmain-reason", "max-deliveries"),
+            ("ringmain-origin-queue", "orders"),
+            ("ringmain-origin-sequence", "1"),
+            ("ringmain-deliveries", "2"),
+        ],
+        b"poison",
+    );
+    assert_eq!(letters, [rejected, poison]);
+
+    // Back again, without our headers, as new messages.
+    world.logic.redrive(&mut world.log, 50, 1, 0);
+    let events = world.turn();
+    assert!(events.contains(&Event::Control { request: 50, result: ControlResult::Redriven(2) }));
+    let back: Vec<_> = events
+        .iter()
+        .filter_map(|event| match event {
+            Event::Delivered { metadata, payload, header, .. } if header.lease.attempt > 0 => {
+                Some((header.lease.sequence, metadata.clone(), payload.clone()))
+            }
+            _ => None,
+        })
+        .collect();
+    assert_eq!(back, [(3, vec![], b"rejected".to_vec()), (4, encoded, b"poison".to_vec())]);
+    assert_eq!(world.logic.info(1).expect("queue").messages, 0);
+}
+
+#[test]
+fn control_requests_are_refused_with_a_reason() {
+    let mut orders = definition(2, "orders");
+    orders.dead_letter = "dead".to_owned();
+    let mut world = World::new(&[definition(1, "dead"), orders]);
+    let mut small = definition(3, "small");
+    small.max_message = 64;
+    let cases: [(&dyn Fn(&mut World), ErrorCode); 6] = [
+        (&|world| world.logic.delete_queue(&mut world.log, 1, 1), ErrorCode::Busy),
+        (&|world| world.logic.purge(&mut world.log, 1, 9), ErrorCode::NotFound),
+        (
+            &|world| world.logic.create_queue(&mut world.log, 1, definition(2, "new")),
+            ErrorCode::Internal,
+        ),
+        (
+            &|world| world.logic.create_queue(&mut world.log, 1, definition(3, "orders")),
+            ErrorCode::Exists,
+        ),
+        (
+            &|world| {
+                let edit = QueueEdit { dead_letter: Some("x".into()), ..QueueEdit::default() };
+                world.logic.edit_queue(&mut world.log, 1, 1, edit);
+            },
+            ErrorCode::NotFound,
+        ),
+        (
+            &|world| {
+                let edit = QueueEdit { dead_letter: Some("dead".into()), ..QueueEdit::default() };
+                world.logic.edit_queue(&mut world.log, 1, 1, edit);
+            },
+            ErrorCode::Invalid,
+        ),
+    ];
+    for (number, (request, code)) in cases.into_iter().enumerate() {
+        request(&mut world);
+        let events = world.turn();
+        assert!(
+            matches!(&events[..], [Event::Control { request: 1, result: ControlResult::Refused(found, _) }]
+                if *found == code),
+            "case {number}: {events:?}"
+        );
+    }
+    assert_eq!(world.log.records.len(), 2);
+    world.logic.create_queue(&mut world.log, 1, small);
+    world.turn();
+    let edit = QueueEdit { dead_letter: Some("small".into()), ..QueueEdit::default() };
+    world.logic.edit_queue(&mut world.log, 1, 2, edit);
+    let events = world.turn();
+    let Event::Control { result: ControlResult::Refused(ErrorCode::Invalid, text), .. } =
+        &events[0]
+    else {
+        panic!("{events:?}");
+    };
+    assert!(text.contains("--max-message 65536"), "{text}");
+}
+
+#[test]
+fn a_deleted_queue_refuses_and_is_gone_after_a_restart() {
+    let mut world = World::new(&[definition(1, "orders")]);
+    let producer = world.producer(1);
+    let consumer = world.consumer(1, 2, &consumer(1));
+    world.send(producer, b"stored");
+    let lease = deliveries(&world.turn())[0].1;
+    world.logic.delete_queue(&mut world.log, 5, 1);
+    world.send(producer, b"too late");
+    assert!(world.logic.is_needed(1, 1, 1), "the deletion is not durable");
+    world.up(consumer, ack(lease, 6));
+    let events = world.turn();
+    assert_eq!(answers(&events), [(6, Outcome::QueueDeleted)]);
+    assert!(events.contains(&Event::Control { request: 5, result: ControlResult::Done }));
+    let refused = Event::Completed {
+        handle: producer,
+        position: 2,
+        sequence: 0,
+        outcome: Outcome::QueueDeleted,
+    };
+    assert!(events.contains(&refused));
+    assert!(!world.logic.is_needed(1, 1, 1));
+    world.send(producer, b"later still");
+    assert_eq!(world.turn().len(), 1);
+    world.logic.close_handle(&mut world.port, consumer, at_ms(0));
+    world.logic.close_handle(&mut world.port, producer, at_ms(0));
+    world.logic.create_queue(&mut world.log, 7, definition(2, "orders"));
+    world.turn();
+    let logic = world.log.replay(false, 0).expect("replay");
+    assert_eq!(logic.queues().map(|queue| queue.id).collect::<Vec<_>>(), [2]);
+    assert_eq!(logic.next_queue_id(), 3);
+}
+
+#[test]
+fn without_room_everything_waits_and_nothing_is_lost() {
+    let mut world = World::new(&[definition(1, "orders")]);
+    let producer = world.producer(1);
+    let consumer = world.consumer(1, 2, &consumer(4));
+    world.send(producer, b"m");
+    let lease = deliveries(&world.turn())[0].1;
+    world.log.full = true;
+    let now = at_ms(0);
+    let refused = world.logic.publish(&mut world.log, producer, 9, 10, 0, &[], b"m", now);
+    assert_eq!(refused, Err(Refusal::Full));
+    world.up(consumer, ack(lease, 1));
+    world.logic.create_queue(&mut world.log, 2, definition(2, "new"));
+    assert_eq!(world.turn(), []);
+    world.log.full = false;
+    let events = world.turn();
+    assert_eq!(answers(&events), [(1, Outcome::Done)]);
+    assert!(events.contains(&Event::Control { request: 2, result: ControlResult::Done }));
+}
+
+#[test]
+fn after_a_failure_everybody_is_told_and_reading_goes_on() {
+    let mut world = World::new(&[definition(1, "orders")]);
+    let producer = world.producer(1);
+    let consumer = world.consumer(1, 2, &consumer(1));
+    for payload in [b"one", b"two"] {
+        world.send(producer, payload);
+    }
+    let lease = deliveries(&world.turn())[0].1;
+    world.send(producer, b"lost");
+    world.up(consumer, ack(lease, 4));
+    world.logic.flush(&mut world.log);
+    world.log.failed = true;
+    world.logic.create_queue(&mut world.log, 8, definition(2, "new"));
+    world.logic.on_failed(5, &mut world.port);
+    world.send(producer, b"never");
+    world.log.cut(3);
+    let events = world.turn();
+    assert_eq!(answers(&events), [(4, Outcome::JournalFailed)]);
+    assert!(
+        events.contains(&Event::Control { request: 8, result: ControlResult::JournalFailed(5) })
+    );
+    for position in [4, 6] {
+        let outcome = Outcome::JournalFailed;
+        let failed = Event::Completed { handle: producer, position, sequence: 0, outcome };
+        assert!(events.contains(&failed), "{position}");
+    }
+    // The next durable message, not the one that is not.
+    assert_eq!(sequences(&events), [2]);
+    let lease = deliveries(&events)[0].1;
+    world.up(consumer, ack(lease, 5));
+    let events = world.turn();
+    assert_eq!(answers(&events), [(5, Outcome::JournalFailed)]);
+    assert_eq!(sequences(&events), []);
+    assert!(world.logic.is_needed(1, 1, 2), "nothing is freed any more");
+}
+
+#[test]
+fn every_group_sees_every_message_that_is_there() {
+    let mut world = World::new(&[definition(1, "orders")]);
+    let producer = world.producer(1);
+    let worker = world.consumer(1, 2, &consumer(4));
+    for _ in 0..3 {
+        world.send(producer, b"m");
+    }
+    let delivered = deliveries(&world.turn());
+    world.up(worker, ack(delivered[1].1, 0));
+    world.turn();
+    let mut spec = consumer(8);
+    spec.group = "audit".to_owned();
+    world.consumer(1, 3, &spec);
+    let audit = deliveries(&world.turn());
+    assert_eq!(audit.iter().map(|(_, lease, _)| lease.sequence).collect::<Vec<_>>(), [1, 3]);
+    (spec.group, spec.from) = ("late".to_owned(), StartAt::New);
+    world.consumer(1, 4, &spec);
+    world.send(producer, b"m");
+    assert_eq!(sequences(&world.turn()), [4, 4, 4]);
+    world.up(worker, ack(delivered[0].1, 0));
+    world.up(worker, ack(delivered[2].1, 0));
+    world.turn();
+    assert!(world.logic.is_needed(1, 1, 1) && !world.logic.is_needed(1, 2, 2));
+    assert_eq!(world.logic.info(1).expect("queue").messages, 3);
+}
+
+#[test]
+fn what_fits_no_ring_is_set_aside_and_what_cannot_be_read_stalls() {
+    let mut world = World::new(&[definition(1, "orders")]);
+    let producer = world.producer(1);
+    world.consumer(1, 2, &consumer(8));
+    world.send(producer, &[0; 61_000]);
+    world.send(producer, b"fits");
+    assert_eq!(sequences(&world.turn()), [2]);
+    assert_eq!(world.logic.info(1).expect("queue").delayed, 1);
+    assert_eq!(world.logic.next_deadline(), Some(30_000_000_000));
+    world.log.lost.insert((1, 3));
+    world.send(producer, b"rotten");
+    world.send(producer, b"behind");
+    assert_eq!(sequences(&world.turn()), []);
+    let stalls: Vec<_> = world.logic.stalls().collect();
+    assert_eq!(stalls, [(1, "", "message 3 of queue orders: rotten")]);
+}
+
+#[test]
+fn many_messages_need_no_entries() {
+    let mut world = World::new(&[definition(1, "orders")]);
+    let producer = world.producer(1);
+    for _ in 0..100_000 {
+        world.send(producer, b"m");
+    }
+    world.turn();
+    world.logic.released(producer, u64::MAX);
+    world.log.write_checkpoint(&world.logic);
+    let (_, records) = world.log.checkpoint.take().expect("written");
+    let bytes: usize = records.iter().map(|record| record.body.len()).sum();
+    assert!(bytes < 256, "{bytes} bytes");
+}

@@ -1,0 +1,249 @@
+//! A plain broker: every message has a state in every group, and that is all. It is told what is asked for, and judges
+//! everything that comes out.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use ringmain_client::wire::{LeaseToken, Outcome, Up};
+
+use crate::shard::logic::HandleId;
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum State {
+    /// With nobody. It may be given out from one time on, and must be from another.
+    Back {
+        count: u32,
+        may_ms: u64,
+        must_ms: u64,
+    },
+    With {
+        handle: HandleId,
+        slot: u32,
+        attempt: u32,
+        deadline_ms: u64,
+    },
+    /// To be moved to the dead-letter queue or discarded.
+    Doomed {
+        count: u32,
+    },
+}
+
+#[derive(Debug, Clone, Default)]
+pub(super) struct Group {
+    /// Messages that are not done with.
+    pub(super) open: BTreeMap<u64, State>,
+}
+
+#[derive(Debug, Clone, Default)]
+pub(super) struct Queue {
+    pub(super) payloads: BTreeMap<u64, Vec<u8>>,
+    pub(super) next: u64,
+    /// Messages below it are durable.
+    pub(super) durable: u64,
+    pub(super) groups: BTreeMap<String, Group>,
+    pub(super) max_deliveries: u32,
+    pub(super) lease_ms: u64,
+}
+
+/// What a crash brings back. Who is attached and who waits is the test's.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Model {
+    pub(super) queues: BTreeMap<u64, Queue>,
+    /// Per lane: position and sequence of what is journaled.
+    pub(super) lanes: BTreeMap<u64, VecDeque<(u64, u64)>>,
+}
+
+fn back(count: u32) -> State {
+    State::Back { count, may_ms: 0, must_ms: 0 }
+}
+
+impl Queue {
+    pub(super) fn new(max_deliveries: u32, lease_ms: u64) -> Self {
+        let groups = BTreeMap::from([(String::new(), Group::default())]);
+        Self { next: 1, durable: 1, groups, max_deliveries, lease_ms, ..Self::default() }
+    }
+
+    pub(super) fn stored(&mut self, payload: &[u8]) -> u64 {
+        let sequence = self.next;
+        self.next += 1;
+        self.payloads.insert(sequence, payload.to_vec());
+        for group in self.groups.values_mut() {
+            group.open.insert(sequence, back(0));
+        }
+        sequence
+    }
+
+    pub(super) fn add_group(&mut self, name: &str, from: u64) {
+        if self.groups.contains_key(name) {
+            return;
+        }
+        let there = self.groups.values().flat_map(|group| group.open.keys().copied());
+        let open = there
+            .filter(|sequence| *sequence >= from)
+            .map(|sequence| (sequence, back(0)))
+            .collect();
+        self.groups.insert(name.to_owned(), Group { open });
+    }
+
+    fn returned(&self, count: u32, rejected: bool, may_ms: u64) -> State {
+        if rejected || self.max_deliveries > 0 && count >= self.max_deliveries {
+            State::Doomed { count }
+        } else {
+            State::Back { count, may_ms, must_ms: may_ms }
+        }
+    }
+
+    /// Messages that are with a consumer and fulfil a condition come back.
+    pub(super) fn come_back(
+        &mut self,
+        which: impl Fn(&HandleId, u32, u64) -> bool,
+        seen: impl Fn(&HandleId, u32) -> bool,
+    ) {
+        let mut changed = Vec::new();
+        for (name, group) in &self.groups {
+            for (sequence, state) in &group.open {
+                if let State::With { handle, slot, attempt, deadline_ms } = state
+                    && which(handle, *slot, *deadline_ms)
+                {
+                    let count = if seen(handle, *slot) { *attempt } else { attempt - 1 };
+                    changed.push((name.clone(), *sequence, self.returned(count, false, 0)));
+                }
+            }
+        }
+        for (name, sequence, state) in changed {
+            self.group(&name).open.insert(sequence, state);
+        }
+    }
+
+    pub(super) fn group(&mut self, name: &str) -> &mut Group {
+        self.groups.get_mut(name).expect("group")
+    }
+
+    /// What a delivery must be like. Returns what is wrong.
+    pub(super) fn delivered(
+        &mut self,
+        name: &str,
+        handle: HandleId,
+        token: LeaseToken,
+        payload: &[u8],
+        now_ms: u64,
+    ) -> Result<(), String> {
+        let LeaseToken { slot, attempt, sequence } = token;
+        if sequence >= self.durable {
+            return Err(format!("{sequence} was given out before it was durable"));
+        }
+        if self.payloads.get(&sequence).map(Vec::as_slice) != Some(payload) {
+            return Err(format!("{sequence} has another payload"));
+        }
+        let durable = self.durable;
+        let deadline_ms = if self.lease_ms == 0 { u64::MAX } else { now_ms + self.lease_ms };
+        let group = self.group(name);
+        match group.open.get(&sequence) {
+            Some(State::Back { count, may_ms, .. }) if *may_ms <= now_ms => {
+                if *count + 1 != attempt {
+                    return Err(format!("{sequence}: attempt {attempt} after {count} deliveries"));
+                }
+            }
+            other => return Err(format!("{sequence} was given out, it is {other:?}")),
+        }
+        let first = group.open.iter().find(|(sequence, state)| {
+            **sequence < durable
+                && matches!(state, State::Back { must_ms, .. } if *must_ms <= now_ms)
+        });
+        if let Some((first, _)) = first
+            && *first < sequence
+        {
+            return Err(format!("{sequence} was given out before {first}"));
+        }
+        group.open.insert(sequence, State::With { handle, slot, attempt, deadline_ms });
+        Ok(())
+    }
+
+    /// What a consumer asks, and the answer that it must get.
+    pub(super) fn asked(
+        &mut self,
+        name: &str,
+        handle: HandleId,
+        up: Up,
+        again: bool,
+        now_ms: u64,
+    ) -> Outcome {
+        let (Up::Ack { lease, .. }
+        | Up::Nack { lease, .. }
+        | Up::Extend { lease, .. }
+        | Up::Reject { lease, .. }) = up
+        else {
+            return Outcome::Done;
+        };
+        let LeaseToken { slot, attempt, sequence } = lease;
+        let (exists, state) = (
+            sequence > 0 && sequence < self.durable,
+            self.group(name).open.get(&sequence).cloned(),
+        );
+        let held = matches!(state, Some(State::With { handle: with, slot: at, attempt: number, .. })
+            if (with, at, number) == (handle, slot, attempt));
+        let returned = |queue: &Self| match up {
+            Up::Nack { delay_ms, .. } => queue.returned(attempt, false, now_ms + delay_ms),
+            _ => queue.returned(attempt, true, 0),
+        };
+        let fresh = match (held, up) {
+            (true, Up::Ack { .. }) => None,
+            (true, Up::Nack { .. } | Up::Reject { .. }) => Some(returned(self)),
+            (true, Up::Extend { lease_ms, .. }) => {
+                Some(State::With { handle, slot, attempt, deadline_ms: now_ms + lease_ms })
+            }
+            // Only what a dead broker may have done already.
+            (false, Up::Ack { .. } | Up::Nack { .. } | Up::Reject { .. }) if again && exists => {
+                let count = match state {
+                    None => return Outcome::Done,
+                    Some(State::Back { count, .. } | State::Doomed { count }) => count,
+                    Some(State::With { .. }) => return Outcome::LeaseLost,
+                };
+                match up {
+                    Up::Ack { .. } => return Outcome::LeaseLost,
+                    _ if count >= attempt => return Outcome::Done,
+                    _ if count + 1 == attempt => Some(returned(self)),
+                    _ => return Outcome::LeaseLost,
+                }
+            }
+            _ => return Outcome::LeaseLost,
+        };
+        match fresh {
+            Some(state) => self.group(name).open.insert(sequence, state),
+            None => self.group(name).open.remove(&sequence),
+        };
+        Outcome::Done
+    }
+
+    /// Messages that some group has not acknowledged.
+    pub(super) fn there(&self, end: u64) -> u64 {
+        let mut all: Vec<u64> =
+            self.groups.values().flat_map(|group| group.open.keys().copied()).collect();
+        all.sort_unstable();
+        all.dedup();
+        all.iter().filter(|sequence| **sequence < end).count() as u64
+    }
+}
+
+impl Model {
+    /// The machine comes back with what was durable. Nobody has anything; delays start afresh, at the latest.
+    pub(super) fn crashed(&mut self, now_ms: u64) {
+        for queue in self.queues.values_mut() {
+            queue.durable = queue.next;
+            for group in queue.groups.values_mut() {
+                for state in group.open.values_mut() {
+                    let count = match state {
+                        State::With { attempt, .. } => *attempt - 1,
+                        State::Back { count, .. } => *count,
+                        State::Doomed { .. } => continue,
+                    };
+                    // One that was delayed before its last delivery is delayed anew.
+                    let must_ms = if count > 0 { now_ms + DELAY_MS_MAX } else { 0 };
+                    *state = State::Back { count, may_ms: 0, must_ms };
+                }
+            }
+        }
+    }
+}
+
+/// Longest delay that a test asks for.
+pub(super) const DELAY_MS_MAX: u64 = 50;
