@@ -54,7 +54,8 @@ impl Window {
     const BYTES: usize = 1 << 20;
 
     pub(super) fn new(file_bytes: u64) -> Self {
-        Self { buffer: Buffer::new(Self::BYTES), start: 0, filled: 0, file_bytes, read_bytes: 0 }
+        let bytes = usize::try_from(file_bytes).map_or(Self::BYTES, |bytes| bytes.min(Self::BYTES));
+        Self { buffer: Buffer::new(bytes), start: 0, filled: 0, file_bytes, read_bytes: 0 }
     }
 
     /// These bytes, all within the file; `offset` is a multiple of a block.

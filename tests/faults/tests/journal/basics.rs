@@ -1,11 +1,11 @@
 //! The journal on a simulated disk: what goes in comes out, also after it was opened again.
 
-#[path = "journal/owner.rs"]
-mod owner;
+
+
 
 use std::time::{Duration, Instant};
 
-use owner::Owner;
+use ringmain_faults::journal::owner::Owner;
 use ringmain::disk::simulated::{SimulatedDisk, Simulation};
 use ringmain::journal::{AppendError, Config, Fetch, Journal, Ready};
 

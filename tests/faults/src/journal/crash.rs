@@ -1,0 +1,190 @@
+//! Power cuts: every disk that one could leave is opened and checked, and goes on to the next power cut.
+
+use ringmain::disk::simulated::{CrashOptions, CrashStates, Simulation};
+
+use super::driver::Driver;
+use super::model::Model;
+use crate::random::Random;
+
+/// How much is done.
+#[derive(Debug, Clone, Copy)]
+pub struct Size {
+    /// Stops when so many states were opened.
+    pub states: usize,
+    /// Steps of a process before it is killed or stopped.
+    pub steps: usize,
+    /// One of so many points is looked at.
+    pub every: usize,
+    /// Up to this many states of a point, all are visited.
+    pub exhaustive: usize,
+    /// Of more, so many are drawn.
+    pub drawn: usize,
+}
+
+impl Size {
+    /// By `RINGMAIN_CRASH`: short unless it says long.
+    pub fn from_environment() -> Self {
+        let long = std::env::var("RINGMAIN_CRASH").is_ok_and(|size| size == "long");
+        if long { Self { states: 10_000_000, ..Self::SHORT } } else { Self::SHORT }
+    }
+
+    /// For every change.
+    pub const SHORT: Self =
+        Self { states: 100_000, steps: 260, every: 3, exhaustive: 4_096, drawn: 48 };
+    /// For planted bugs.
+    pub const TINY: Self =
+        Self { states: 30_000, steps: 260, every: 2, exhaustive: 64, drawn: 24 };
+}
+
+/// What was done.
+#[derive(Debug, Default, Clone, Copy)]
+pub struct Count {
+    pub states: usize,
+    pub points: usize,
+    pub exhaustive_points: usize,
+    pub lives: usize,
+    /// States that were opened, written to, cut off and opened again.
+    pub nested: usize,
+}
+
+/// Runs until the size is reached; an error says how to repeat it.
+pub fn run(seed: u64, size: Size) -> Result<Count, String> {
+    let mut count = Count::default();
+    let mut number = 0;
+    while count.states < size.states {
+        let seed = seed.wrapping_add(number);
+        run_one(seed, size, &mut count).map_err(|what| format!("RINGMAIN_SEED={seed}: {what}"))?;
+        number += 1;
+    }
+    Ok(count)
+}
+
+/// One disk and the processes that use it one after the other.
+fn run_one(seed: u64, size: Size, count: &mut Count) -> Result<(), String> {
+    let mut random = Random::new(seed);
+    let mut simulation = Simulation::new();
+    simulation.hold();
+    let mut model = Model::default();
+    for life in 0..4 {
+        let start = simulation.point();
+        let mut driver = Driver::open(&simulation, model, random.any())
+            .map_err(|error| format!("life {life}: {error}"))?;
+        count.lives += 1;
+        for _ in 0..random.below(size.steps) + size.steps / 2 {
+            driver.step();
+        }
+        if driver.failed {
+            return Err("a healthy disk failed".to_owned());
+        }
+        match random.below(4) {
+            0 => driver.settle(),
+            1 => {
+                driver.settle();
+                check_points(&driver, start, size, &mut random, count)?;
+                model = driver.model;
+                simulation.flow();
+                driver.journal.close(&driver.owner).map_err(|failure| failure.to_string())?;
+                simulation.hold();
+                continue;
+            }
+            _ => {}
+        }
+        check_points(&driver, start, size, &mut random, count)?;
+        model = driver.model.clone();
+        if random.below(2) == 0 {
+            simulation.kill(random.any());
+        } else {
+            let options = CrashOptions { limit: 8, seed: random.any(), garbage: true };
+            let mut states = simulation.crash_states(simulation.point(), options);
+            let next = states.nth(random.below(8)).or_else(|| {
+                simulation.crash_states(simulation.point(), options).next()
+            });
+            simulation = next.ok_or("there is always a state")?;
+            simulation.hold();
+        }
+    }
+    Ok(())
+}
+
+fn check_points(
+    driver: &Driver,
+    start: usize,
+    size: Size,
+    random: &mut Random,
+    count: &mut Count,
+) -> Result<(), String> {
+    for point in start..=driver.simulation.point() {
+        if random.below(size.every) != 0 {
+            continue;
+        }
+        count.points += 1;
+        for garbage in [false, true] {
+            let (states, exhaustive) = states_at(&driver.simulation, point, garbage, random, size);
+            count.exhaustive_points += usize::from(exhaustive);
+            for (number, state) in states.enumerate() {
+                count.states += 1;
+                let nested = random.below(16) == 0;
+                count.nested += usize::from(nested);
+                check_state(driver, &state, point, nested, random)
+                    .map_err(|what| format!("point {point}, state {number}: {what}"))?;
+            }
+            if exhaustive && !garbage {
+                // Garbage adds nothing where nothing is uncertain.
+                continue;
+            }
+        }
+        if count.states >= size.states {
+            break;
+        }
+    }
+    Ok(())
+}
+
+fn states_at(
+    simulation: &Simulation,
+    point: usize,
+    garbage: bool,
+    random: &mut Random,
+    size: Size,
+) -> (CrashStates, bool) {
+    let seed = random.any();
+    let all = CrashOptions { limit: size.exhaustive, seed, garbage };
+    let states = simulation.crash_states(point, all);
+    if states.is_exhaustive() {
+        return (states, true);
+    }
+    let some = CrashOptions { limit: size.drawn, seed, garbage };
+    (simulation.crash_states(point, some), false)
+}
+
+/// Opens a disk, checks it, and perhaps goes on with it.
+fn check_state(
+    driver: &Driver,
+    state: &Simulation,
+    point: usize,
+    nested: bool,
+    random: &mut Random,
+) -> Result<(), String> {
+    let model = driver.model.clone();
+    let mut found = Driver::open(state, model, random.any()).map_err(|error| error.to_string())?;
+    found.check(&driver.model, driver.promised(point))?;
+    if nested { go_on(found, state, random) } else { Ok(()) }
+}
+
+/// The recovery itself is cut off, or what comes after it.
+fn go_on(mut driver: Driver, state: &Simulation, random: &mut Random) -> Result<(), String> {
+    state.hold();
+    for _ in 0..random.below(40) {
+        driver.step();
+    }
+    let point = random.below(state.point() + 1);
+    let options = CrashOptions { limit: 4, seed: random.any(), garbage: true };
+    for after in state.crash_states(point, options) {
+        let mut again = Driver::open(&after, driver.model.clone(), random.any())
+            .map_err(|error| format!("after another power cut: {error}"))?;
+        again
+            .check(&driver.model, driver.promised(point))
+            .map_err(|what| format!("after another power cut: {what}"))?;
+    }
+    Ok(())
+}

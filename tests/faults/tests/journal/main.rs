@@ -1,0 +1,4 @@
+//! The journal on a simulated disk.
+
+mod basics;
+mod crashes;
