@@ -113,7 +113,8 @@ fn edit(client: &Client, args: &QueueEditArgs, delivery: DeliverySpec) -> Outcom
             format_args!("queue {} is direct: it has no delivery rules", args.name),
         ));
     }
-    let info = client.edit_queue(&args.name, delivery).map_err(fail)?;
+    // The queue is there: what is not found now is its dead-letter queue.
+    let info = client.edit_queue(&args.name, delivery)?;
     if args.format.json {
         return print_json(&info);
     }
@@ -134,6 +135,10 @@ fn create(client: &Client, config: &CreateConfig, json: bool) -> Outcome {
                     config.name
                 ),
             ));
+        }
+        // Arguments were checked before: a durable queue that is refused does not fit how the daemon is set up.
+        Err(ClientError::Refused { code: ErrorCode::Invalid, message }) if config.spec.durable => {
+            return Err(Failure::new(Exit::Config, message));
         }
         other => other?,
     };

@@ -23,7 +23,8 @@ fn documents(text: &str) -> Vec<serde_json::Value> {
 fn queues_show_their_rules() {
     let daemon = Daemon::durable();
     daemon.create("dead", &["--durable"]);
-    let arguments = ["--durable", "--max-deliveries", "3", "--dead-letter", "dead", "--lease", "1m"];
+    let arguments =
+        ["--durable", "--max-deliveries", "3", "--dead-letter", "dead", "--lease", "1m"];
     let made = daemon.json(&[&["queue", "create", "jobs", "--json"][..], &arguments].concat());
     assert_eq!((&made["plane"], &made["durable"]), (&"brokered".into(), &true.into()));
     assert_eq!((&made["slots"], &made["slot_size"]), (&1024.into(), &256.into()));
@@ -207,8 +208,14 @@ fn groups_see_every_message() {
         daemon.feed(&["publish", queue], b"a\nb\nc\n");
         assert_eq!(daemon.ok(&["consume", queue, "--group", "default", "--drain"]), "a\nb\nc\n");
         assert_eq!(brokered(&daemon, queue, "messages"), 3, "the other group has not seen them");
-        assert_eq!(daemon.ok(&["consume", queue, "--group", "late", "--from", "3", "--drain"]), "c\n");
-        assert_eq!(daemon.ok(&["consume", queue, "--group", "new", "--from", "new", "--drain"]), "");
+        assert_eq!(
+            daemon.ok(&["consume", queue, "--group", "late", "--from", "3", "--drain"]),
+            "c\n"
+        );
+        assert_eq!(
+            daemon.ok(&["consume", queue, "--group", "new", "--from", "new", "--drain"]),
+            ""
+        );
         assert_eq!(daemon.ok(&["consume", queue, "--group", "audit", "--drain"]), "a\nb\nc\n");
         daemon.feed(&["publish", queue], b"d\n");
         assert_eq!(daemon.ok(&["consume", queue, "--group", "new", "--drain"]), "d\n");
@@ -260,7 +267,10 @@ fn dead_letters_are_listed_and_sent_back() {
         for named in [queue, dead] {
             let letters = daemon.json(&["dead-letter", "list", named, "--json"]);
             let letter = &letters[0];
-            assert_eq!((&letter["payload"], &letter["origin_queue"]), (&"poison".into(), &queue.into()));
+            assert_eq!(
+                (&letter["payload"], &letter["origin_queue"]),
+                (&"poison".into(), &queue.into())
+            );
             assert_eq!((&letter["origin_sequence"], &letter["deliveries"]), (&1.into(), &2.into()));
             assert!(letter["reason"].is_string(), "{letter}");
             let headers = letter["headers"].as_array().unwrap();
@@ -389,7 +399,10 @@ fn a_killed_broker_is_not_noticed() {
             assert_eq!(receipts.recv_timeout(LIMIT).unwrap(), expected.to_string());
             let line = received.recv_timeout(LIMIT).unwrap();
             let seen: serde_json::Value = serde_json::from_str(&line).unwrap();
-            assert_eq!((&seen["sequence"], &seen["redelivered"]), (&expected.into(), &false.into()));
+            assert_eq!(
+                (&seen["sequence"], &seen["redelivered"]),
+                (&expected.into(), &false.into())
+            );
             kill(daemon.broker(), libc::SIGKILL);
         }
         drop(stdin);

@@ -45,7 +45,10 @@ fn demo_verifies_the_records_of_a_file() {
         }
         has(&stages[2]["latency"]["confirm_us"], &["p50", "p99", "p999", "max"]);
         has(&stages[2]["killed"], &["confirmed", "unconfirmed", "restart_ms"]);
-        assert_eq!((&stages[2]["plane"], &stages[2]["durable"]), (&"brokered".into(), &true.into()));
+        assert_eq!(
+            (&stages[2]["plane"], &stages[2]["durable"]),
+            (&"brokered".into(), &true.into())
+        );
     }
 }
 
@@ -158,8 +161,15 @@ fn durable_publishes_have_their_keys() {
         &["--journal-backend", "blocking"],
     ];
     for arguments in table {
-        let common =
-            ["bench", "durable", "--duration", "300ms", "--json", "--data-dir", path(folder.path())];
+        let common = [
+            "bench",
+            "durable",
+            "--duration",
+            "300ms",
+            "--json",
+            "--data-dir",
+            path(folder.path()),
+        ];
         let answer = json(&clean(&[&common, *arguments].concat()));
         let keys = [
             "messages_per_s",

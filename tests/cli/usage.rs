@@ -35,7 +35,10 @@ fn wrong_arguments_are_usage_errors() {
         (&["queue", "create", "ok", "--dead-letter", "d"], "add --durable or --plane brokered"),
         (&["queue", "create", "ok", "--plane", "direct", "--lease", "1s"], "--plane brokered"),
         (&["queue", "create", "ok", "--plane", "both"], "possible values: direct, brokered"),
-        (&["queue", "create", "ok", "--durable", "--plane", "direct"], "a durable queue is brokered"),
+        (
+            &["queue", "create", "ok", "--durable", "--plane", "direct"],
+            "a durable queue is brokered",
+        ),
         (&["queue", "create", "ok", "--durable", "--max-deliveries", "-1"], "'-1'"),
         (&["queue", "create", "ok", "--durable", "--dead-letter", "a/b"], "a queue name has"),
         (&["queue", "create", "ok", "--durable", "--max-message", "1M"], "max-message"),

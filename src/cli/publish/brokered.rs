@@ -109,9 +109,11 @@ impl Publisher {
     fn publish(&mut self, payload: &[u8]) -> Outcome {
         let start = Instant::now();
         loop {
+            // While something is on the way, room comes with its confirmation, which is waited for below.
+            let patience = if self.unsettled() == 0 { SLICE } else { Duration::ZERO };
             let sent = match &self.config.metadata {
-                Some(metadata) => self.producer.try_send_message(metadata, payload),
-                None => self.producer.try_send(payload),
+                Some(metadata) => self.producer.send_message_timeout(metadata, payload, patience),
+                None => self.producer.send_timeout(payload, patience),
             };
             match sent {
                 Ok(_) => break,
@@ -124,10 +126,9 @@ impl Publisher {
         Ok(())
     }
 
-    /// Room comes with confirmations.
     fn wait_for_room(&mut self, since: Instant) -> Outcome {
-        if self.unsettled() == 0 || !self.collect(SLICE)? {
-            std::thread::sleep(if self.unsettled() == 0 { SLICE } else { Duration::ZERO });
+        if self.unsettled() > 0 {
+            self.collect(SLICE)?;
         }
         match self.config.timeout {
             Some(limit) if since.elapsed() >= limit => Err(self.failed(Failure::new(

@@ -218,7 +218,7 @@ mod tests {
         let bytes = |size, window, queues| config(size, window, queues).batch_bytes();
         assert_eq!(bytes(256, 1, 1), 4096);
         assert_eq!(bytes(4096, 1, 1), 8192);
-        assert_eq!(bytes(256, 1, 100), 4 * 4096 + 4096);
+        assert_eq!(bytes(256, 1, 100), 4 * 4096);
         assert_eq!(bytes(256, 4096, 1), BATCH_BYTES_MAX);
         assert_eq!(bytes(1 << 20, 1, 1), (1 << 20) + 4096);
     }

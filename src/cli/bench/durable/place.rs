@@ -93,7 +93,8 @@ impl DurablePlace {
     /// What the daemon said about its journal, if it is the private one.
     pub(super) fn chosen(&self) -> Option<String> {
         let log = self.private.as_ref()?.log();
-        log.lines().find(|line| line.contains("journal")).map(str::to_string)
+        let line = log.lines().find(|line| line.contains("disk backend"))?;
+        Some(line.trim_start_matches("ringmain: ").to_string())
     }
 
     /// Times that the threads of the shards gave up their processor to wait, if they can be told.

@@ -59,6 +59,7 @@ pub(super) struct Produced {
     /// The daemon went away before all was confirmed: why.
     pub(super) cut_short: Option<String>,
     pub(super) start_ns: u64,
+    /// Time of the last confirmation.
     pub(super) end_ns: u64,
     /// From just before a send to its confirmation.
     pub(super) latency: Packed,
@@ -99,7 +100,7 @@ pub(crate) fn produce(task: &ProduceTask, parent: &Parent) -> Outcome<impl Seria
     publisher.produced.start_ns = monotonic_ns();
     let result = publisher.publish(&records);
     let Publisher { mut produced, latency, .. } = publisher;
-    produced.end_ns = monotonic_ns();
+    produced.end_ns = produced.end_ns.max(produced.start_ns);
     produced.latency = latency.pack();
     match result {
         Ok(()) => {}
@@ -167,6 +168,7 @@ impl Publisher<'_> {
     fn settled(&mut self, run: &SettledRun) -> Result<(), Problem> {
         let confirmation = run.result.map_err(|error| self.unconfirmed(error))?;
         let now_ns = monotonic_ns();
+        self.produced.end_ns = now_ns;
         for _ in 0..run.count {
             let sent_ns = self.sent_ns.pop_front().unwrap_or(now_ns);
             self.latency.record(now_ns - sent_ns);
