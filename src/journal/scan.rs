@@ -156,11 +156,9 @@ impl FileFacts {
         match Header::decode(block) {
             // A copy of a batch, perhaps in the body of a message, is none.
             Ok(header) => Ok((header.offset == offset).then_some(header)),
-            Err(HeaderError::Version(found)) => Err(OpenError::Version {
-                file: self.name.clone(),
-                found,
-                known: format::VERSION,
-            }),
+            Err(HeaderError::Version(found)) => {
+                Err(OpenError::Version { file: self.name.clone(), found, known: format::VERSION })
+            }
             Err(_) => Ok(None),
         }
     }

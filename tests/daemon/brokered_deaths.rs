@@ -55,8 +55,7 @@ fn a_killed_broker_redelivers_nothing(spec: ringmain_client::QueueSpec) {
     client.create_queue("q", spec).unwrap();
     let mut sending = producer(&client, "q");
     publish(&mut sending, (1..=20).map(|n| format!("m{n}")));
-    let mut holder =
-        client.brokered_consumer("q", ConsumerOptions::default().credit(10)).unwrap();
+    let mut holder = client.brokered_consumer("q", ConsumerOptions::default().credit(10)).unwrap();
     let held: Vec<_> = (0..10).map(|_| receive(&mut holder)).collect();
     for _ in 0..2 {
         daemon.daemon.kill_broker();
@@ -64,7 +63,10 @@ fn a_killed_broker_redelivers_nothing(spec: ringmain_client::QueueSpec) {
     let client = daemon.client();
     let mut other = consumer(&client, "q");
     let seen = consume(&mut other, 10);
-    assert_eq!(seen.iter().map(|(sequence, _)| *sequence).collect::<Vec<_>>(), (11..=20).collect::<Vec<_>>());
+    assert_eq!(
+        seen.iter().map(|(sequence, _)| *sequence).collect::<Vec<_>>(),
+        (11..=20).collect::<Vec<_>>()
+    );
     nothing_comes(&mut other);
     for delivery in &held {
         assert_eq!(delivery.attempt(), 1);
@@ -97,7 +99,8 @@ fn every_message_once_over_broker_deaths(spec: ringmain_client::QueueSpec) {
         let mut producer = client.brokered_producer("q", options).unwrap();
         let mut receipts = Vec::new();
         for number in 0..MESSAGES {
-            receipts.push(producer.send_timeout(format!("m{number}").as_bytes(), PATIENCE).unwrap());
+            receipts
+                .push(producer.send_timeout(format!("m{number}").as_bytes(), PATIENCE).unwrap());
             if number % 64 == 63 {
                 producer.wait_all_timeout(PATIENCE).unwrap();
             }

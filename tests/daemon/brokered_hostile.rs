@@ -2,6 +2,7 @@
 
 use std::os::fd::{AsFd, OwnedFd};
 
+use ringmain_client::Client;
 use ringmain_client::layout::pair::{client_file, link};
 use ringmain_client::layout::{State, Word};
 use ringmain_client::pair::{Pair, PairGeometry};
@@ -10,7 +11,6 @@ use ringmain_client::ring::{Producer, Region};
 use ringmain_client::sync::atomic::Ordering;
 use ringmain_client::sys::eventfd::EventFd;
 use ringmain_client::sys::map::{Access, Mapping, Populate};
-use ringmain_client::Client;
 
 use crate::brokered_support::*;
 use crate::support::*;
