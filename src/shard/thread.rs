@@ -64,6 +64,8 @@ pub(super) struct Shard<D: Disk> {
     /// No room for the journal, and that was logged.
     is_full: bool,
     pub(super) stopping: Option<Stopping>,
+    /// A wait failed, and that was logged.
+    is_sleepless: bool,
     spin: Spin,
     /// What was taken last.
     pub(super) taken: Taken,
@@ -112,6 +114,7 @@ impl<D: Disk> Shard<D> {
             failed_errno: None,
             is_full: false,
             stopping: None,
+            is_sleepless: false,
             spin: Spin::new(),
             taken: Taken::default(),
             is_journal_full: false,
@@ -337,8 +340,10 @@ impl<D: Disk> Shard<D> {
         if !found {
             let timeout = self.timeout();
             if let Err(error) = self.journal.wait(timeout) {
-                let text = format!("shard {}: it cannot sleep: {error}", self.number);
-                self.outbox.send(FromShard::Log { text });
+                if !std::mem::replace(&mut self.is_sleepless, true) {
+                    let text = format!("shard {}: it cannot sleep: {error}", self.number);
+                    self.outbox.send(FromShard::Log { text });
+                }
                 std::thread::sleep(Duration::from_millis(10));
             }
         }
