@@ -47,11 +47,7 @@ pub struct Driver {
 
 impl Driver {
     /// Opens the journal of a disk. The model keeps what is there.
-    pub fn open(
-        simulation: &Simulation,
-        mut model: Model,
-        seed: u64,
-    ) -> Result<Self, OpenError> {
+    pub fn open(simulation: &Simulation, mut model: Model, seed: u64) -> Result<Self, OpenError> {
         let mut owner = Owner::default();
         let (journal, report) = Journal::open(simulation.disk(), config(), &mut owner)?;
         model.truncate(report.last_lsn);

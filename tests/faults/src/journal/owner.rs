@@ -3,9 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use ringmain::disk::Disk;
-use ringmain::journal::{
-    AppendError, FLAG_MESSAGE, Journal, RecordRef, Replay, Snapshot, Stored,
-};
+use ringmain::journal::{AppendError, FLAG_MESSAGE, Journal, RecordRef, Replay, Snapshot, Stored};
 
 const KIND_MESSAGE: u8 = 1;
 const KIND_ACK: u8 = 2;

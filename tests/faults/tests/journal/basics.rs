@@ -1,13 +1,10 @@
 //! The journal on a simulated disk: what goes in comes out, also after it was opened again.
 
-
-
-
 use std::time::{Duration, Instant};
 
-use ringmain_faults::journal::owner::Owner;
 use ringmain::disk::simulated::{SimulatedDisk, Simulation};
 use ringmain::journal::{AppendError, Config, Fetch, Journal, Ready};
+use ringmain_faults::journal::owner::Owner;
 
 fn config() -> Config {
     Config {

@@ -4,6 +4,8 @@ use std::panic::catch_unwind;
 
 use ringmain::journal::canary::{Canary, plant};
 use ringmain_faults::journal::crash::{Size, run};
+use ringmain_faults::journal::forged::{Field, forge};
+use ringmain_faults::journal::kills;
 use ringmain_faults::journal::rot::{Sample, flips, unreadable};
 
 /// Whether one of the suites notices it.
@@ -35,7 +37,6 @@ macro_rules! power_cut_canaries {
 
 power_cut_canaries! {
     skip_sync: SkipSync,
-    skip_open_sync: SkipOpenSync,
     skip_directory_sync: SkipDirectorySync,
     confirm_early: ConfirmEarly,
     confirm_out_of_order: ConfirmOutOfOrder,
@@ -50,10 +51,27 @@ fn without_a_bug_nobody_complains() {
 
 #[test]
 fn cut_on_read_error() {
-    caught(Canary::CutOnReadError, || unreadable(&Sample::new(3)?).map(drop));
+    caught(Canary::CutOnReadError, || {
+        unreadable(&Sample::new(3, 1)?).map(|counts| println!("{counts:?}"))
+    });
 }
 
 #[test]
 fn cut_witnessed() {
-    caught(Canary::CutWitnessed, || flips(&Sample::new(1)?, 97, 0).map(drop));
+    caught(Canary::CutWitnessed, || flips(&Sample::new(1, 3)?, 97, 0).map(drop));
+}
+
+#[test]
+fn skip_open_sync() {
+    caught(Canary::SkipOpenSync, || kills::run(1, 4_000).map(drop));
+}
+
+#[test]
+fn ignore_incarnation() {
+    caught(Canary::IgnoreIncarnation, || forge(Field::Incarnation).map(drop));
+}
+
+#[test]
+fn ignore_epoch() {
+    caught(Canary::IgnoreEpoch, || forge(Field::Epoch).map(drop));
 }

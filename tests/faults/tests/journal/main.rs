@@ -4,3 +4,4 @@ mod basics;
 mod canaries;
 mod crashes;
 mod damage;
+mod golden;
