@@ -75,11 +75,11 @@ impl Logic {
             kind::PURGED => {
                 let below = u64::from_le_bytes(body.try_into().map_err(|_| "malformed record")?);
                 self.with_queue(record.queue, |queue| {
+                    let end = queue.next_sequence;
                     for group in &mut queue.groups {
-                        group.discard_below(below.min(queue.next_sequence));
-                        let end = queue.next_sequence;
-                        group.bytes = group.bytes.min(group.mean_bytes(end) * group.open(end));
-                        group.settle(0, end);
+                        let mean = group.mean_bytes(end);
+                        group.discard_below(below.min(end));
+                        group.bytes = mean * group.open(end);
                     }
                     Ok(())
                 })
