@@ -295,7 +295,8 @@ impl<D: Disk> Journal<D> {
     fn close_staged(&mut self, flags: u16) {
         let Some(staging) = self.staging.take() else { return };
         self.next_lsn = staging.next_lsn();
-        let sealed = self.seal(staging, flags);
+        let file_bytes = self.head.as_ref().map_or(0, |head| head.bytes);
+        let sealed = self.seal(staging, flags, file_bytes);
         let next = sealed.header.end_offset();
         self.closed.push_back(sealed);
         if let Some(head) = &mut self.head {
@@ -304,7 +305,7 @@ impl<D: Disk> Journal<D> {
         self.stage();
     }
 
-    pub(super) fn seal(&mut self, batch: Batch, flags: u16) -> Sealed {
+    pub(super) fn seal(&mut self, batch: Batch, flags: u16, file_bytes: u64) -> Sealed {
         let header = Header {
             flags,
             shard: self.identity.shard,
@@ -312,6 +313,7 @@ impl<D: Disk> Journal<D> {
             incarnation: self.identity.incarnation,
             durable_lsn: self.frontier.durable(),
             previous: self.chain,
+            file_blocks: super::batch::block_number(file_bytes),
             ..Header::default()
         };
         let sealed = batch.seal(header);

@@ -61,6 +61,8 @@ pub struct Header {
     pub lanes: u32,
     /// Bytes, with this header, without the zeros behind.
     pub length: u32,
+    /// Length of the segment file in blocks: a file that has lost its end is noticed.
+    pub file_blocks: u32,
     /// [`Header::chain`] of the batch before, also over the border of segments; 0 for the first of a journal.
     pub previous: u64,
     /// [`FILLER`]s only: the chain value of the batch that it stands for.
@@ -129,6 +131,7 @@ impl Header {
         bytes[88..92].copy_from_slice(&self.count.to_le_bytes());
         bytes[92..96].copy_from_slice(&self.lanes.to_le_bytes());
         bytes[96..100].copy_from_slice(&self.length.to_le_bytes());
+        bytes[100..104].copy_from_slice(&self.file_blocks.to_le_bytes());
         bytes[104..112].copy_from_slice(&self.previous.to_le_bytes());
         bytes[112..120].copy_from_slice(&self.substitute.to_le_bytes());
         let checksum = xxh3_64(&bytes);
@@ -167,11 +170,11 @@ impl Header {
             count: u32_at(bytes, 88),
             lanes: u32_at(bytes, 92),
             length: u32_at(bytes, 96),
+            file_blocks: u32_at(bytes, 100),
             previous: u64_at(bytes, 104),
             substitute: u64_at(bytes, 112),
         };
-        let reserved = u32_at(bytes, 100) != 0 || u64_at(bytes, 120) != 0;
-        if reserved || !header.is_sound() {
+        if u64_at(bytes, 120) != 0 || !header.is_sound() {
             return Err(HeaderError::Malformed);
         }
         Ok(header)
@@ -183,11 +186,16 @@ impl Header {
         self.flags & !FLAGS == 0
             && u64::from(self.length) >= least + records * RECORD_HEADER_BYTES as u64
             && self.offset.is_multiple_of(BLOCK_BYTES as u64)
-            && self.offset <= u64::MAX / 2
+            && self.end_offset_wide() <= u64::from(self.file_blocks) * BLOCK_BYTES as u64
             && (1..=u64::MAX / 2).contains(&self.first_lsn)
             && self.durable_lsn < u64::MAX / 2
             && self.epoch > 0
             && self.incarnation > 0
+    }
+
+    /// Of an offset that may be anything.
+    fn end_offset_wide(&self) -> u64 {
+        self.offset.saturating_add(self.disk_bytes() as u64)
     }
 
     /// What the next batch names as its predecessor.

@@ -26,13 +26,17 @@ mod index;
 mod open;
 mod read;
 mod recovery;
+mod repair;
 mod scan;
 mod space;
 mod table;
 mod types;
+mod verify;
 
 pub use engine::Journal;
+pub use repair::{RepairReport, repair};
 pub use types::{
     AppendError, Config, Damage, FLAG_MESSAGE, Failure, Fetch, JournalStatistics, KIND_RESERVED,
     Location, Lsn, OpenError, OpenReport, Progress, Ready, RecordRef, Replay, Snapshot, Stored,
 };
+pub use verify::{Inspection, SegmentInfo, VerifyReport, inspect, verify};

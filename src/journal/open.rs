@@ -8,7 +8,7 @@ use super::canary::{Canary, planted};
 use super::engine::{Identity, Journal, Start};
 use super::format::{self, Records, SNAPSHOT, SNAPSHOT_END};
 use super::index::{Index, Run};
-use super::recovery::{Old, Recovered, Step, resolve};
+use super::recovery::{Loss, Old, Recovered, Step, resolve};
 use super::scan::{FileFacts, Window};
 use super::space::{Contents, Segment, Spare};
 use super::table::{Entry, file_number};
@@ -46,7 +46,7 @@ fn open_files(disk: &mut impl Disk) -> Result<Vec<(u64, String, u64, FileId)>, O
 
 impl Survey {
     /// Opens the files and finds out what the journal is.
-    pub(super) fn of(disk: &mut impl Disk) -> Result<Self, OpenError> {
+    pub(super) fn of(disk: &mut impl Disk, loss: Loss) -> Result<Self, OpenError> {
         let opened = open_files(disk)?;
         // No decision may rest on what a killed process left in a cache.
         if !planted(Canary::SkipOpenSync) {
@@ -63,7 +63,7 @@ impl Survey {
         }
         let mut scanned_bytes = 0;
         let recovered = loop {
-            match resolve(&files).map_err(OpenError::Corrupt)? {
+            match resolve(&files, loss).map_err(OpenError::Corrupt)? {
                 Step::Scan(file) => scanned_bytes += files[file].scan(disk)?,
                 Step::Done(recovered) => break *recovered,
             }
@@ -177,7 +177,7 @@ impl<D: Disk> Journal<D> {
         owner: &mut dyn Replay,
     ) -> Result<(Self, OpenReport), OpenError> {
         let config = config.bounded();
-        let survey = Survey::of(&mut disk)?;
+        let survey = Survey::of(&mut disk, Loss::Refused)?;
         let replayed_bytes = replay(&mut disk, &survey, owner)?;
         let recovered = &survey.recovered;
         let journal_id = match (recovered.journal_id, config.journal_id) {

@@ -49,17 +49,26 @@ pub(super) struct Recovered {
     pub(super) clean: bool,
     pub(super) cut_batches: u32,
     pub(super) lanes: BTreeMap<u64, u64>,
+    /// Only if loss is accepted: segments that are missing or have holes, and the file that they should be in.
+    pub(super) broken: Vec<(Entry, Option<usize>)>,
+}
+
+/// Whether a journal that lacks something is taken for what is left of it. Only `journal repair` does so.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Loss {
+    Refused,
+    Accepted,
 }
 
 /// Batches of one segment that follow each other without a gap.
 #[derive(Debug, Clone, Copy)]
-struct Chain<'a> {
-    batches: &'a [Found],
+pub(super) struct Chain<'a> {
+    pub(super) batches: &'a [Found],
 }
 
 impl<'a> Chain<'a> {
     /// From the beginning of a file.
-    fn of(found: &'a [Found], epoch: u64, incarnation: u64) -> Self {
+    pub(super) fn of(found: &'a [Found], epoch: u64, incarnation: u64) -> Self {
         let mut count = 0;
         let mut previous: Option<&Header> = None;
         for batch in found {
@@ -110,7 +119,8 @@ enum Verdict {
 }
 
 /// One step of the decision.
-pub(super) fn resolve(files: &[FileFacts]) -> Result<Step, Damage> {
+pub(super) fn resolve(files: &[FileFacts], loss: Loss) -> Result<Step, Damage> {
+    let accepted = loss == Loss::Accepted || planted(Canary::CutWitnessed);
     let Some(newest) = headers(files).map(|(_, header)| header).max_by_key(age) else {
         return Ok(Step::Done(Box::new(Recovered { end_lsn: 1, ..Recovered::default() })));
     };
@@ -129,13 +139,13 @@ pub(super) fn resolve(files: &[FileFacts]) -> Result<Step, Damage> {
     let epoch = headers(files).map(|(_, header)| header.epoch).max().unwrap_or(0);
     let mut voids = Vec::new();
     for (file, epoch, incarnation) in candidates(files) {
-        match judge(files, file, (epoch, incarnation), witnessed) {
+        match judge(files, file, (epoch, incarnation), witnessed, loss) {
             Verdict::Scan(file) => return Ok(Step::Scan(file)),
             Verdict::Corrupt(damage) => return Err(damage),
             Verdict::Void(lsn, file, offset, what) => voids.push((lsn, file, offset, what)),
             Verdict::Usable(recovered) => {
                 let mut recovered = *recovered;
-                if recovered.end_lsn <= witnessed && !planted(Canary::CutWitnessed) {
+                if recovered.end_lsn <= witnessed && !accepted {
                     return Err(missing(files, &recovered, &voids, witnessed));
                 }
                 // Free files with old footers may hold the beginning of something newer.
@@ -199,6 +209,7 @@ fn judge(
     file: usize,
     (epoch, incarnation): (u64, u64),
     witnessed: Lsn,
+    loss: Loss,
 ) -> Verdict {
     let Some(found) = &files[file].found else { return Verdict::Scan(file) };
     let chain = Chain::of(found, epoch, incarnation);
@@ -209,7 +220,7 @@ fn judge(
         let lsn = chain.last().map_or(0, Header::end_lsn);
         return Verdict::Void(lsn, file, offset, "the checkpoint of a segment is not whole");
     };
-    let mut old: Vec<Old> = Vec::new();
+    let (mut old, mut broken) = (Vec::new(), Vec::new());
     let freed: BTreeMap<u64, Lsn> =
         chain.batches.iter().flat_map(|batch| batch.freed.iter().copied()).collect();
     let entries: Vec<Entry> =
@@ -225,6 +236,9 @@ fn judge(
             Located::Whole(file) => old.push(Old { entry, file, freed }),
             // It may be in use again.
             Located::Broken(..) if freed.is_some() => {}
+            Located::Broken(lsn, at, ..) if lsn <= witnessed && loss == Loss::Accepted => {
+                broken.push((entry, at));
+            }
             Located::Broken(lsn, at, offset, what) if lsn <= witnessed => {
                 let corrupt = damage(files, lsn, at.unwrap_or(file), offset, what.to_owned());
                 return if planted(Canary::CutWitnessed) {
@@ -245,11 +259,12 @@ fn judge(
         end_lsn: last.end_lsn(),
         clean: last.flags & CLEAN != 0,
         lanes,
+        broken,
         ..Recovered::default()
     }))
 }
 
-enum Located {
+pub(super) enum Located {
     Scan(usize),
     Whole(usize),
     /// LSN, file, place, what.
@@ -257,7 +272,7 @@ enum Located {
 }
 
 /// The file of a segment, if all of it is there.
-fn locate(files: &[FileFacts], entry: &Entry) -> Located {
+pub(super) fn locate(files: &[FileFacts], entry: &Entry) -> Located {
     let gone = Located::Broken(entry.first_lsn, None, 0, "the segment is missing");
     let Some(index) = files.iter().position(|file| file.number == entry.file_number) else {
         return gone;

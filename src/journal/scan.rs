@@ -5,7 +5,7 @@ use super::footer::{Footer, Trailer};
 use super::format::{self, FOOTER, Header, HeaderError, Records};
 use super::index::Run;
 use super::table::{Entry, KIND_FREED, KIND_SEGMENT};
-use super::types::{FLAG_MESSAGE, Location, Lsn, OpenError};
+use super::types::{Config, Damage, FLAG_MESSAGE, Location, Lsn, OpenError};
 use crate::disk::{BLOCK_BYTES, Buffer, Disk, FileId};
 
 /// A batch, or what claims to be one.
@@ -98,8 +98,10 @@ impl FileFacts {
         (number, name, bytes): (u64, String, u64),
         file: FileId,
     ) -> Result<Self, OpenError> {
-        // What is no whole block at the end was never written.
-        let bytes = bytes - bytes % BLOCK_BYTES as u64;
+        if bytes < Config::SEGMENT_BYTES_MIN || !bytes.is_multiple_of(BLOCK_BYTES as u64) {
+            let what = "the file is shorter than it was made".to_owned();
+            return Err(OpenError::Corrupt(Damage { lsn: 0, file: name, offset: bytes, what }));
+        }
         let mut facts = Self {
             number,
             name,
@@ -111,9 +113,6 @@ impl FileFacts {
             found: None,
             litter: false,
         };
-        if bytes < 2 * BLOCK_BYTES as u64 {
-            return Ok(facts);
-        }
         let mut block = Buffer::new(BLOCK_BYTES);
         facts.read(disk, 0, &mut block)?;
         facts.first = facts.header(&block, 0)?;
@@ -155,7 +154,13 @@ impl FileFacts {
     fn header(&self, block: &[u8], offset: u64) -> Result<Option<Header>, OpenError> {
         match Header::decode(block) {
             // A copy of a batch, perhaps in the body of a message, is none.
-            Ok(header) => Ok((header.offset == offset).then_some(header)),
+            Ok(header) if header.offset != offset => Ok(None),
+            Ok(header) if u64::from(header.file_blocks) * BLOCK_BYTES as u64 != self.bytes => {
+                let what = "the file is not as long as it was made".to_owned();
+                let (lsn, file, offset) = (header.first_lsn, self.name.clone(), self.bytes);
+                Err(OpenError::Corrupt(Damage { lsn, file, offset, what }))
+            }
+            Ok(header) => Ok(Some(header)),
             Err(HeaderError::Version(found)) => Err(OpenError::Version {
                 file: self.name.clone(),
                 found,

@@ -95,6 +95,7 @@ struct Writer<'a, D: Disk> {
     batch: Option<Batch>,
     sealed: Vec<Sealed>,
     epoch: u64,
+    file_bytes: u64,
     #[cfg_attr(not(feature = "canary"), allow(dead_code))]
     records: u64,
 }
@@ -113,7 +114,7 @@ impl<D: Disk> Writer<'_, D> {
         self.batch();
         let Some(batch) = self.batch.take() else { return };
         self.journal.next_lsn = batch.next_lsn();
-        let sealed = self.journal.seal(batch, flags);
+        let sealed = self.journal.seal(batch, flags, self.file_bytes);
         self.sealed.push(sealed);
     }
 
@@ -147,7 +148,7 @@ impl<D: Disk> Journal<D> {
         };
         let spare = self.spares[at];
         let (lsn, chain) = (self.next_lsn, self.chain);
-        let sealed = self.write_checkpoint(snapshot);
+        let sealed = self.write_checkpoint(snapshot, spare.bytes);
         let end = sealed.last().map_or(0, |sealed| sealed.header.end_offset());
         let most = self.batch_bytes_max().next_multiple_of(BLOCK_BYTES) as u64;
         if end + most + TAIL_BYTES > spare.bytes {
@@ -198,14 +199,14 @@ impl<D: Disk> Journal<D> {
         })
     }
 
-    fn write_checkpoint(&mut self, snapshot: &dyn Snapshot) -> Vec<Sealed> {
+    fn write_checkpoint(&mut self, snapshot: &dyn Snapshot, file_bytes: u64) -> Vec<Sealed> {
         let epoch = self.next_epoch;
         let live = self.segments.iter().filter(|segment| segment.freed.is_none());
         let mut entries: Vec<Entry> = live.map(|segment| segment.entry).collect();
         entries.extend(self.head_entry(self.next_lsn, self.chain));
         let lanes: Vec<(u64, u64)> = self.lanes.iter().map(|(lane, at)| (*lane, *at)).collect();
         let mut writer =
-            Writer { journal: self, batch: None, sealed: Vec::new(), epoch, records: 0 };
+            Writer { journal: self, batch: None, sealed: Vec::new(), epoch, file_bytes, records: 0 };
         for (lane, position) in lanes {
             writer.batch().lane(lane, position);
         }
@@ -358,6 +359,7 @@ impl<D: Disk> Journal<D> {
                 journal_id: self.identity.journal_id,
                 incarnation: self.identity.incarnation,
                 durable_lsn: durable,
+                file_blocks: super::batch::block_number(file_bytes),
                 ..Header::default()
             };
             let buffer = footer.encode(header, file_bytes);

@@ -205,7 +205,7 @@ pub enum AppendError {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("journal corrupt at LSN {lsn}: {file}, byte {offset}: {what}")]
 pub struct Damage {
-    /// First record that is lost.
+    /// First record that is lost; 0 if nothing tells.
     pub lsn: Lsn,
     /// File.
     pub file: String,

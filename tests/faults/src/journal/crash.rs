@@ -30,7 +30,7 @@ impl Size {
 
     /// For every change.
     pub const SHORT: Self =
-        Self { states: 100_000, steps: 260, every: 3, exhaustive: 4_096, drawn: 48 };
+        Self { states: 100_000, steps: 260, every: 10, exhaustive: 4_096, drawn: 48 };
     /// For planted bugs.
     pub const TINY: Self =
         Self { states: 30_000, steps: 260, every: 2, exhaustive: 64, drawn: 24 };

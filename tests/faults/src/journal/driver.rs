@@ -138,6 +138,23 @@ impl Driver {
         Ok(())
     }
 
+    /// A short message in a batch of its own.
+    pub fn publish_small(&mut self) {
+        let sequence = self.owner.state().get(&1).map_or(1, |queue| queue.next);
+        let bytes = body(1, sequence, 33);
+        if self.owner.publish(&mut self.journal, 1, &bytes).is_ok() {
+            self.positions[0] += 1;
+            let position = self.positions[0];
+            self.journal.lane(0, position);
+            let what = What::Publish { queue: 1, sequence, length: 33, lane: 0, position };
+            self.note(self.journal.last_lsn(), what, true);
+        }
+    }
+
+    pub fn pass_second(&mut self) {
+        self.now += Duration::from_millis(1_001);
+    }
+
     /// Two messages for two queues, together.
     fn publish_group(&mut self) {
         if !self.journal.has_room() {

@@ -2,5 +2,9 @@
 
 pub mod crash;
 pub mod driver;
+pub mod errors;
+pub mod forged;
+pub mod kills;
 pub mod model;
 pub mod owner;
+pub mod rot;

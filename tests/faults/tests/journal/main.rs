@@ -1,4 +1,6 @@
 //! The journal on a simulated disk.
 
 mod basics;
+mod canaries;
 mod crashes;
+mod damage;

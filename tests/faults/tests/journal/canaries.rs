@@ -1,0 +1,75 @@
+//! Every planted bug is caught by a suite, by its own checks; the same suites pass without it.
+
+use std::panic::catch_unwind;
+
+use ringmain::journal::canary::{Canary, plant};
+use ringmain_faults::journal::crash::{Size, run};
+use ringmain_faults::journal::forged::{Field, forge};
+use ringmain_faults::journal::kills;
+use ringmain_faults::journal::rot::{Sample, flips, unreadable};
+
+/// Whether one of the suites notices it.
+fn caught(canary: Canary, suite: impl Fn() -> Result<(), String> + std::panic::UnwindSafe) {
+    plant(Some(canary));
+    let outcome = catch_unwind(suite);
+    plant(None);
+    match outcome {
+        Ok(Ok(())) => panic!("nobody notices {canary:?}"),
+        Ok(Err(what)) => println!("{canary:?}: {what}"),
+        Err(_) => println!("{canary:?}: a panic"),
+    }
+}
+
+fn power_cuts() -> Result<(), String> {
+    run(7, Size::TINY).map(drop)
+}
+
+macro_rules! power_cut_canaries {
+    ($($test:ident: $canary:ident,)*) => {
+        $(
+            #[test]
+            fn $test() {
+                caught(Canary::$canary, power_cuts);
+            }
+        )*
+    };
+}
+
+power_cut_canaries! {
+    skip_sync: SkipSync,
+    skip_directory_sync: SkipDirectorySync,
+    confirm_early: ConfirmEarly,
+    confirm_out_of_order: ConfirmOutOfOrder,
+    drop_checkpoint_record: DropCheckpointRecord,
+    reuse_early: ReuseEarly,
+}
+
+#[test]
+fn without_a_bug_nobody_complains() {
+    power_cuts().unwrap_or_else(|what| panic!("{what}"));
+}
+
+#[test]
+fn cut_on_read_error() {
+    caught(Canary::CutOnReadError, || unreadable(&Sample::new(3, 1)?).map(drop));
+}
+
+#[test]
+fn cut_witnessed() {
+    caught(Canary::CutWitnessed, || flips(&Sample::new(1, 3)?, 97, 0).map(drop));
+}
+
+#[test]
+fn skip_open_sync() {
+    caught(Canary::SkipOpenSync, || kills::run(1, 4_000).map(drop));
+}
+
+#[test]
+fn ignore_incarnation() {
+    caught(Canary::IgnoreIncarnation, || forge(Field::Incarnation).map(drop));
+}
+
+#[test]
+fn ignore_epoch() {
+    caught(Canary::IgnoreEpoch, || forge(Field::Epoch).map(drop));
+}

@@ -1,0 +1,42 @@
+//! Rot, missing ends, unreadable blocks, errors of every call.
+
+use ringmain_faults::journal::errors::everywhere;
+use ringmain_faults::journal::rot::{Sample, flips, truncations, unreadable};
+use ringmain_faults::random::Random;
+
+fn is_long() -> bool {
+    std::env::var("RINGMAIN_CRASH").is_ok_and(|size| size == "long")
+}
+
+#[test]
+fn a_flipped_byte_is_noticed_or_has_no_witness() {
+    let sample = Sample::new(1, 3).unwrap_or_else(|what| panic!("{what}"));
+    let seed = Random::seed_from_environment();
+    let step = if is_long() { 1 } else { 13 };
+    let first = usize::try_from(seed % 13).expect("below 13");
+    let counts = flips(&sample, step, first).unwrap_or_else(|what| panic!("{what}"));
+    println!("{counts:?}");
+    assert!(counts.iter().all(|count| *count > 0), "{counts:?}");
+}
+
+#[test]
+fn a_missing_end_is_noticed_or_has_no_witness() {
+    let sample = Sample::new(2, 3).unwrap_or_else(|what| panic!("{what}"));
+    let counts = truncations(&sample, if is_long() { 1 } else { 97 });
+    println!("{:?}", counts.unwrap_or_else(|what| panic!("{what}")));
+}
+
+#[test]
+fn an_unreadable_block_is_no_end() {
+    let sample = Sample::new(3, 3).unwrap_or_else(|what| panic!("{what}"));
+    let counts = unreadable(&sample).unwrap_or_else(|what| panic!("{what}"));
+    println!("{counts:?}");
+}
+
+#[test]
+fn an_error_at_every_call_is_told_and_nothing_confirmed_is_lost() {
+    let step = if is_long() { 1 } else { 5 };
+    let faults = everywhere(1, step).unwrap_or_else(|what| panic!("{what}"));
+    println!("{faults} faults");
+    assert!(faults > 300);
+}
