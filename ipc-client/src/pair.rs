@@ -19,8 +19,7 @@
 //! ```
 //!
 //! No message is overlooked:
-//! - a to b and the swap of 1: READY is set after the ring was written, and never by a read-modify-write, so it is 1 after the
-//!   latest b whatever happened before. A swap that comes before b leaves that 1 for the next look. A swap that comes after b
+//! - a to b and the swap of 1: READY is set after the ring was written, whether it was set or not. A swap that comes before b leaves that 1 for the next look. A swap that comes after b
 //!   reads its 1 (or a later one), and as it acquires what b released, the look behind it sees what a wrote.
 //! - The heavy barrier forces a full fence on every processor that runs a registered process somewhere between its b and its
 //!   d (`membarrier`; or both barriers are sequentially consistent fences). So either d sees the ASLEEP of 2, and e ends
@@ -42,8 +41,10 @@
 //! - Once there is room in `down`, answers go in first, then submissions are taken, then deliveries follow: a consumer that
 //!   waits for room in `up` gets it whatever else is to be delivered.
 
+#[cfg(not(loom))]
+use crate::layout::PAGE_BYTES;
 use crate::layout::pair::{client_file, lease, link, shard_file, shard_page, status};
-use crate::layout::{Geometry, GeometryError, PAGE_BYTES};
+use crate::layout::{Geometry, GeometryError};
 use crate::protocol::{Kind, Role};
 use crate::ring::Region;
 #[cfg(not(loom))]
@@ -319,10 +320,17 @@ impl Link {
     /// Client, step b: this handle has something for the shard. Nothing happens if there is no such word.
     #[inline]
     pub fn set_ready(&self, index: u32) {
-        if (index as usize) < link::HANDLES_MAX {
-            // Release: partner of the swap in `take_ready`.
-            self.0.u64_at(link::READY + 8 * index as usize).store(1, Ordering::Release);
+        if index as usize >= link::HANDLES_MAX {
+            return;
         }
+        let word = self.0.u64_at(link::READY + 8 * index as usize);
+        // Release: partner of the swap in `take_ready`.
+        #[cfg(not(loom))]
+        word.store(1, Ordering::Release);
+        // loom forgets that no store comes between a swap and the value that it has read, so that the word could still be 0
+        // after the store. An exchange, which orders nothing else either, has the memory model's answer.
+        #[cfg(loom)]
+        word.swap(1, Ordering::Release);
     }
 
     /// Shard: whether the word is set; it is left as it is. Relaxed: [`Self::take_ready`] orders.

@@ -9,9 +9,11 @@ use std::time::Duration;
 
 use loom::sync::{Arc, Condvar, Mutex};
 use loom::thread;
+use ringmain_client::layout::pair::{link, shard_page};
 use ringmain_client::layout::{
     Geometry, HANDLES, PAGE_BYTES, control, handle_line, mpmc, slot, spsc_page,
 };
+use ringmain_client::pair::{Link, ShardPage};
 use ringmain_client::protocol::{Kind, Role};
 use ringmain_client::ring::{
     Consumer, Kernel, Park, Producer, Region, RingMemory, TryReceiveError, repair, sleep_once,
@@ -431,4 +433,101 @@ fn repair_takes_nothing_from_the_living() {
         repairer.join().expect("repairer");
         assert_eq!(receive(&mut consumer), Some(5));
     });
+}
+
+/// A shard's bell: an eventfd keeps what was written until it is read.
+struct ModelBell {
+    rung: Mutex<bool>,
+    heard: Condvar,
+}
+
+impl ModelBell {
+    fn ring(&self) {
+        *self.rung.lock().expect("lock") = true;
+        self.heard.notify_one();
+    }
+
+    fn sleep(&self) {
+        let mut rung = self.rung.lock().expect("lock");
+        while !*rung {
+            rung = self.heard.wait(rung).expect("wait");
+        }
+        *rung = false;
+    }
+}
+
+/// Clients that publish, and a shard that sleeps whenever nothing is ready. A ring that is lost leaves it asleep: loom reports
+/// the deadlock. Returns what the shard received.
+fn doorway(clients: usize, messages: u64, client_barrier: bool) {
+    let words = (0..clients).map(|index| link::READY + 8 * index);
+    let region = Region::modelled(link::BYTES, words, [], []);
+    let ready = Link::new(region).expect("long enough");
+    let halves = [shard_page::ASLEEP, shard_page::SLEEPS];
+    let page = ShardPage::new(Region::modelled(shard_page::BYTES, [], halves, [])).expect("so");
+    let bell = Arc::new(ModelBell { rung: Mutex::new(false), heard: Condvar::new() });
+    let geometry = Geometry::for_models(1, 1);
+    let mut lanes = Vec::new();
+    let mut threads = Vec::new();
+    for index in 0..clients {
+        let memory = spsc_memory(&geometry);
+        let mut producer = Producer::new(memory.clone(), geometry, 1).expect("producer");
+        lanes.push(Consumer::new(memory, geometry, 2).expect("consumer"));
+        let (ready, page, bell) = (ready.clone(), page.clone(), Arc::clone(&bell));
+        threads.push(thread::spawn(move || {
+            let mut rung_for = 0;
+            for number in 0..messages {
+                assert!(send(&mut producer, number, 1), "the lane has room for all");
+                ready.set_ready(index as u32);
+                if client_barrier {
+                    fence(Ordering::SeqCst);
+                }
+                let sleep = page.sleep();
+                if sleep != 0 && sleep != rung_for {
+                    bell.ring();
+                    rung_for = sleep;
+                }
+            }
+        }));
+    }
+    let mut received = vec![0; clients];
+    while received.iter().any(|count| *count < messages) {
+        let mut busy = false;
+        for (index, lane) in lanes.iter_mut().enumerate() {
+            if ready.take_ready(index as u32) {
+                busy = true;
+                while let Some(number) = receive(lane) {
+                    assert_eq!(number, received[index]);
+                    received[index] += 1;
+                }
+            }
+        }
+        if busy {
+            continue;
+        }
+        page.set_asleep(true);
+        fence(Ordering::SeqCst);
+        if !(0..clients).any(|index| ready.is_ready(index as u32)) {
+            bell.sleep();
+        }
+        page.set_asleep(false);
+    }
+    for thread in threads {
+        thread.join().expect("client");
+    }
+}
+
+#[test]
+fn a_shard_hears_a_client_that_publishes_twice() {
+    check(|| doorway(1, 2, true));
+}
+
+#[test]
+fn a_shard_hears_two_clients() {
+    check(|| doorway(2, 1, true));
+}
+
+#[test]
+#[should_panic(expected = "deadlock")]
+fn without_the_clients_barrier_a_ring_is_lost() {
+    check(|| doorway(1, 1, false));
 }

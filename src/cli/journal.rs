@@ -87,42 +87,57 @@ fn verify(args: &JournalVerifyArgs) -> Outcome {
 }
 
 fn inspect(args: &JournalInspectArgs) -> Outcome {
-    answer(&args.folder, args.format.json, |folder| match journal::inspect(&mut open(folder)?) {
-        Ok(report) => Answer::good(folder, None, &report),
-        Err(error) => Answer::damaged(folder, error),
+    answer(&args.folder, args.format.json, |folder| {
+        // Damage is no failure of a look: it is part of what is seen.
+        let seen = journal::inspect(&mut open(folder)?).map_err(|error| failed(folder, &error))?;
+        let mut answer = Answer::good(folder, None, &seen.report)?;
+        answer.document["segment_count"] = answer.document["segments"].take();
+        answer.document["segments"] =
+            serde_json::to_value(&seen.segments).map_err(Failure::internal)?;
+        if let Some(damage) = seen.damage {
+            answer.document["damage"] = damage.into();
+        }
+        Ok(answer)
     })
 }
 
 fn repair(args: &JournalRepairArgs) -> Outcome {
     answer(&args.folder, args.format.json, |folder| {
-        if !args.accept_loss {
-            return match journal::verify(&mut open(folder)?) {
-                Ok(report) => Answer::good(folder, Some(true), &report),
-                Err(error) => {
-                    let mut answer = Answer::damaged(folder, error)?;
-                    if let Some(Failure::Message { message, .. }) = &mut answer.failure {
-                        message.push_str(
-                            "; with --accept-loss that record and what depends on it is given up, and \
-                             damaged files are moved aside",
-                        );
-                    }
-                    Ok(answer)
-                }
-            };
+        let disk = || BlockingDisk::new(&folder.path, SyncMode::Fdatasync);
+        let report =
+            journal::repair(disk, args.accept_loss).map_err(|error| failed(folder, &error))?;
+        let mut answer = Answer::good(folder, None, &report)?;
+        if !report.damages.is_empty() && !report.repaired {
+            answer.failure = Some(Failure::new(
+                Exit::Data,
+                format_args!(
+                    "{}: {}; records that would be lost: {}; use --accept-loss to give them up, damaged \
+                     files are moved aside",
+                    folder.path.display(),
+                    report.damages.join("; "),
+                    ranges(&report.lost),
+                ),
+            ));
         }
-        match journal::repair(&mut open(folder)?) {
-            Ok(report) => Answer::good(folder, None, &report),
-            Err(error) => Err(failed(folder, &error)),
-        }
+        Ok(answer)
     })
 }
 
+/// `LSN 7 to 9, LSN 12`.
+fn ranges(lost: &[(u64, u64)]) -> String {
+    let one = |(first, last): &(u64, u64)| match first == last {
+        true => format!("LSN {first}"),
+        false => format!("LSN {first} to {last}"),
+    };
+    if lost.is_empty() {
+        "none".to_string()
+    } else {
+        lost.iter().map(one).collect::<Vec<_>>().join(", ")
+    }
+}
+
 /// Asks every journal of a folder; all answers are printed, then the first failure ends the command.
-fn answer(
-    folder: &Path,
-    json: bool,
-    mut ask: impl FnMut(&Folder) -> Outcome<Answer>,
-) -> Outcome {
+fn answer(folder: &Path, json: bool, mut ask: impl FnMut(&Folder) -> Outcome<Answer>) -> Outcome {
     let mut documents = Vec::new();
     let mut failure = None;
     for folder in journals(folder)? {
@@ -134,8 +149,8 @@ fn answer(
         print_json(&documents)?;
     } else {
         let style = Style::stdout();
-        // What is damaged is said on stderr.
-        let whole = documents.iter().filter(|document| document.get("damage").is_none());
+        // What is wrong is said on stderr.
+        let whole = documents.iter().filter(|document| document["verified"] != false);
         print(&whole.map(|document| show::text(document, style)).collect::<String>())?;
     }
     failure.map_or(Ok(()), Err)

@@ -51,7 +51,8 @@ impl Cache {
 
     /// Takes memory back.
     pub(super) fn recycle(&mut self, buffer: Buffer) {
-        if self.pool.len() < POOL && buffer.capacity() == self.staging_bytes.next_multiple_of(BLOCK_BYTES)
+        if self.pool.len() < POOL
+            && buffer.capacity() == self.staging_bytes.next_multiple_of(BLOCK_BYTES)
         {
             self.pool.push(buffer);
         }

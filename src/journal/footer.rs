@@ -151,7 +151,8 @@ impl Trailer {
                 }
             })
             .collect();
-        let sound = |run: &Run| run.count > 0 && run.first.checked_add(u64::from(run.count)).is_some();
+        let sound =
+            |run: &Run| run.count > 0 && run.first.checked_add(u64::from(run.count)).is_some();
         self.footer.runs.iter().all(sound).then_some(self.footer)
     }
 }

@@ -54,7 +54,9 @@ impl<T> Frontier<T> {
 
     /// A batch is on stable storage, all by itself.
     pub(super) fn completed(&mut self, ticket: Ticket, batch: T) {
-        let Some(pending) = self.pending.iter_mut().find(|one| one.ticket == ticket) else { return };
+        let Some(pending) = self.pending.iter_mut().find(|one| one.ticket == ticket) else {
+            return;
+        };
         pending.done = true;
         pending.batch = Some(batch);
         if planted(Canary::ConfirmOutOfOrder) {

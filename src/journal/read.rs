@@ -42,13 +42,20 @@ impl<D: Disk> Journal<D> {
             return self.far(segment, batch, run.lsn);
         }
         let Some(spot) = self.walk(place, queue, sequence) else {
-            return Fetch::Failed(self.damage(segment, batch, run.lsn, "a message is not where the index says"));
+            return Fetch::Failed(self.damage(
+                segment,
+                batch,
+                run.lsn,
+                "a message is not where the index says",
+            ));
         };
         let record = u32::try_from(spot.offset).unwrap_or(u32::MAX);
         let location = Location { segment, batch, record };
         self.index.set_hint(queue, Place { sequence, lsn: spot.lsn, location });
         let found = self.cache.get(segment, batch);
-        found.and_then(|batch| stored(batch, location, spot.lsn)).map_or(Fetch::Missing, Fetch::Ready)
+        found
+            .and_then(|batch| stored(batch, location, spot.lsn))
+            .map_or(Fetch::Missing, Fetch::Ready)
     }
 
     /// The record at a place that `append` or a replay has told.
@@ -103,14 +110,16 @@ impl<D: Disk> Journal<D> {
         if let Some(damage) = self.damaged.get(&(segment, batch)) {
             return Fetch::Failed(damage.clone());
         }
-        let under_way = |task: &&Task| {
-            matches!(task, Task::Read { segment: s, block: b, .. } if (*s, *b) == (segment, batch))
-        };
+        let under_way = |task: &&Task| matches!(task, Task::Read { segment: s, block: b, .. } if (*s, *b) == (segment, batch));
         let reads = self.tasks.values().filter(|task| matches!(task, Task::Read { .. })).count();
         if reads >= READS || self.tasks.values().any(|task| under_way(&task)) {
             return Fetch::Pending;
         }
-        if self.begin_read(segment, batch, lsn, READ_BYTES) { Fetch::Pending } else { Fetch::Missing }
+        if self.begin_read(segment, batch, lsn, READ_BYTES) {
+            Fetch::Pending
+        } else {
+            Fetch::Missing
+        }
     }
 
     fn begin_read(&mut self, segment: u64, block: u32, lsn: Lsn, bytes: usize) -> bool {

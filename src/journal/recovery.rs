@@ -131,7 +131,8 @@ pub(super) fn resolve(files: &[FileFacts], loss: Loss) -> Result<Step, Damage> {
         return Err(damage(files, header.first_lsn, file, header.offset, what));
     }
     // A file without a footer may hold anything.
-    if let Some(file) = files.iter().position(|file| file.footer.is_none() && file.found.is_none()) {
+    if let Some(file) = files.iter().position(|file| file.footer.is_none() && file.found.is_none())
+    {
         return Ok(Step::Scan(file));
     }
     let witnessed = headers(files).map(|(_, header)| header.durable_lsn).max().unwrap_or(0);
@@ -150,7 +151,8 @@ pub(super) fn resolve(files: &[FileFacts], loss: Loss) -> Result<Step, Damage> {
                 }
                 // Free files with old footers may hold the beginning of something newer.
                 let live = |file: usize| recovered.old.iter().any(|old| old.file == file);
-                let unread = |(index, file): &(usize, &FileFacts)| file.found.is_none() && !live(*index);
+                let unread =
+                    |(index, file): &(usize, &FileFacts)| file.found.is_none() && !live(*index);
                 if let Some((file, _)) = files.iter().enumerate().find(unread) {
                     return Ok(Step::Scan(file));
                 }
@@ -296,9 +298,8 @@ pub(super) fn locate(files: &[FileFacts], entry: &Entry) -> Located {
     if whole && chain.first().is_some_and(|first| first.first_lsn == entry.first_lsn) {
         return Located::Whole(index);
     }
-    let (lsn, offset) = chain
-        .last()
-        .map_or((entry.first_lsn, 0), |last| (last.end_lsn(), last.end_offset()));
+    let (lsn, offset) =
+        chain.last().map_or((entry.first_lsn, 0), |last| (last.end_lsn(), last.end_offset()));
     let at_fault = found.iter().find(|batch| batch.header.offset == offset);
     let what = at_fault
         .and_then(|batch| batch.error)
@@ -337,7 +338,9 @@ fn missing(
         found.map(|batch| batch.header.durable_lsn).max().unwrap_or(0) >= lsn
     });
     match younger {
-        Some((_, file, offset, what)) => damage(files, lsn, *file, *offset, format!("{what}; {known}")),
+        Some((_, file, offset, what)) => {
+            damage(files, lsn, *file, *offset, format!("{what}; {known}"))
+        }
         None => {
             let found = files[head].found.iter().flatten();
             let at_fault = found.filter(|batch| batch.header.offset == end);

@@ -153,7 +153,8 @@ impl<D: Disk> Journal<D> {
         let most = self.batch_bytes_max().next_multiple_of(BLOCK_BYTES) as u64;
         if end + most + TAIL_BYTES > spare.bytes {
             // The state needs a longer file.
-            self.wanted_bytes = (end + 2 * most + TAIL_BYTES).next_multiple_of(self.config.segment_bytes);
+            self.wanted_bytes =
+                (end + 2 * most + TAIL_BYTES).next_multiple_of(self.config.segment_bytes);
             (self.next_lsn, self.chain) = (lsn, chain);
             for Sealed { buffer, .. } in sealed {
                 self.cache.recycle(buffer);

@@ -85,7 +85,9 @@ mod tests {
         assert_eq!(file_name(7), "segment-00000007.journal");
         assert_eq!(file_number("segment-00000007.journal"), Some(7));
         assert_eq!(file_number("segment-123456789.journal"), Some(123_456_789));
-        for other in ["segment-7.journal", "segment-00000007.journal.aside", "x", "segment-+0000007.journal"] {
+        for other in
+            ["segment-7.journal", "segment-00000007.journal.aside", "x", "segment-+0000007.journal"]
+        {
             assert_eq!(file_number(other), None, "{other}");
         }
     }

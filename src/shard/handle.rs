@@ -1,7 +1,6 @@
 //! One handle as its shard has it: two rings, what was taken out of one, what waits for room in the other.
 
 use std::collections::VecDeque;
-use std::sync::Arc;
 
 use ringmain_client::layout::spsc_page;
 use ringmain_client::protocol::{HandleKey, Role, WakeMode};
@@ -13,7 +12,7 @@ use ringmain_client::sync::atomic::Ordering;
 use ringmain_client::sys::kernel::HostKernel;
 use ringmain_client::wire::{Down, Encoded, Outcome, RECORD_BYTES_MAX};
 
-use super::memory::{LinkMemory, PairMemory};
+use super::memory::PairMemory;
 
 /// A slot of a ring with records: the word and the header, then the record.
 const RECORD_OFFSET: usize = ringmain_client::layout::slot::BODY;
@@ -43,7 +42,6 @@ pub(super) struct Handle {
     pub(super) role: Role,
     pub(super) session: u64,
     pub(super) ready_index: u32,
-    pub(super) link: Arc<LinkMemory>,
     kernel: HostKernel,
     up: Consumer,
     down: Producer,
@@ -82,7 +80,6 @@ impl Handle {
         memory: PairMemory,
         session: u64,
         ready_index: u32,
-        link: Arc<LinkMemory>,
         wake_mode: WakeMode,
     ) -> Result<Self, Fault> {
         let pair = &memory.pair;
@@ -99,7 +96,6 @@ impl Handle {
             role: geometry.role(),
             session,
             ready_index,
-            link,
             kernel: HostKernel::new(wake_mode),
             up,
             down,
@@ -151,11 +147,6 @@ impl Handle {
     /// Position of the next message of `up` that was not taken.
     pub(super) fn up_position(&self) -> u64 {
         self.up.position()
-    }
-
-    /// Whether there may be something in `up`.
-    pub(super) fn has_message(&self) -> bool {
-        self.refused || self.up.has_message()
     }
 
     /// Messages taken and not released.
@@ -325,6 +316,11 @@ impl Handle {
         !self.waiting.is_empty()
     }
 
+    /// Records that wait.
+    pub(super) fn waiting(&self) -> usize {
+        self.waiting.len()
+    }
+
     /// Whether there was no room towards the client and the client has not moved since.
     pub(super) fn is_blocked(&self) -> bool {
         self.blocked_at.is_some_and(|at| self.memory.client_position() == at)
@@ -368,8 +364,7 @@ impl Handle {
 
     /// Wakes its client if that sleeps and there is a reason.
     pub(super) fn wake(&mut self) {
-        let (up, down) =
-            (std::mem::take(&mut self.wake_up), std::mem::take(&mut self.wake_down));
+        let (up, down) = (std::mem::take(&mut self.wake_up), std::mem::take(&mut self.wake_down));
         if !up && !down {
             return;
         }
@@ -428,4 +423,3 @@ pub(super) enum Sent {
     /// The ring is closed.
     Closed,
 }
-

@@ -35,8 +35,6 @@ pub(super) struct Handles {
     producers: VecDeque<usize>,
     /// Their clients may have to be woken, or records wait for them.
     touched: Vec<usize>,
-    /// Producers whose slots were released in this turn.
-    pub(super) released: Vec<HandleKey>,
     /// Answers to control requests.
     pub(super) results: Vec<(u64, ControlResult)>,
     /// Consumers whose submissions are held.
@@ -56,10 +54,6 @@ impl Session {
 }
 
 impl Handles {
-    pub(super) fn len(&self) -> usize {
-        self.by_key.len()
-    }
-
     pub(super) fn place(&self, key: HandleKey) -> Option<usize> {
         self.by_key.get(&key).copied()
     }
@@ -193,9 +187,9 @@ impl Handles {
 
     /// Whether any word is set; takes nothing.
     pub(super) fn is_ready(&self) -> bool {
-        self.sessions.values().any(|session| {
-            session.words.iter().any(|(word, _)| session.link.link.is_ready(*word))
-        })
+        self.sessions
+            .values()
+            .any(|session| session.words.iter().any(|(word, _)| session.link.link.is_ready(*word)))
     }
 
     /// Handles whose clients have made room without saying so: asked behind the heavy barrier before a sleep.
@@ -239,7 +233,8 @@ impl Port for Handles {
     ) -> Delivered {
         let mut scratch = std::mem::take(&mut self.scratch);
         scratch.clear();
-        scratch.extend_from_slice(&Down::Delivery(header).encode().as_ref()[..DELIVERY_HEADER_BYTES]);
+        scratch
+            .extend_from_slice(&Down::Delivery(header).encode().as_ref()[..DELIVERY_HEADER_BYTES]);
         scratch.extend_from_slice(payload);
         let delivered = match self.by_key_mut(key) {
             // Nobody reads it; its leases return when it is closed.

@@ -110,8 +110,7 @@ impl PairMemory {
     /// # Errors
     /// Something about them is not as agreed, or the kernel refuses.
     pub fn map(geometry: PairGeometry, files: &PairFiles) -> Result<Self, MemoryError> {
-        let (client, client_mapping) =
-            map(files.client.as_fd(), geometry.client_file_bytes())?;
+        let (client, client_mapping) = map(files.client.as_fd(), geometry.client_file_bytes())?;
         let (shard, shard_mapping) = map(files.shard.as_fd(), geometry.shard_file_bytes())?;
         let pair = Pair::new(geometry, client, shard).ok_or(MemoryError::Kind)?;
         Ok(Self { pair, _mappings: [client_mapping, shard_mapping] })

@@ -11,4 +11,5 @@ pub mod memory;
 mod requests;
 mod spin;
 pub mod start;
+mod take;
 mod thread;

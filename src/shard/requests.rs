@@ -131,16 +131,12 @@ impl<D: Disk> Shard<D> {
     /// The logic knows it: now its rings.
     fn open(&mut self, new: NewHandle) -> ControlResult {
         let (key, adopted, role) = (new.key, new.adopted, new.role());
-        let link = match self.handles.sessions.get(&new.session) {
-            Some(session) => session.link.clone(),
-            None => {
-                self.logic.close_handle(&mut self.handles, key, now());
-                let text = "internal error of the daemon (no link): please report it".to_owned();
-                return ControlResult::Refused(ErrorCode::Internal, text);
-            }
-        };
-        let handle =
-            Handle::new(key, new.memory, new.session, new.ready_index, link, new.wake_mode);
+        if !self.handles.sessions.contains_key(&new.session) {
+            self.logic.close_handle(&mut self.handles, key, now());
+            let text = "internal error of the daemon (no link): please report it".to_owned();
+            return ControlResult::Refused(ErrorCode::Internal, text);
+        }
+        let handle = Handle::new(key, new.memory, new.session, new.ready_index, new.wake_mode);
         let handle = match handle {
             Ok(handle) if handle.closed().is_none() => handle,
             // It was closed for what its client did; the client still has to give it back.
@@ -270,6 +266,10 @@ fn last_of(run: &LaneRun) -> u64 {
 
 fn sequence_at(run: &LaneRun, position: u64) -> Option<u64> {
     let distance = position.checked_sub(run.first_position)?;
-    let (nth, rest) = if run.stride == 0 { (0, distance) } else { (distance / run.stride, distance % run.stride) };
+    let (nth, rest) = if run.stride == 0 {
+        (0, distance)
+    } else {
+        (distance / run.stride, distance % run.stride)
+    };
     (rest == 0 && nth < u64::from(run.count)).then_some(run.first_sequence + nth)
 }

@@ -8,15 +8,18 @@ use std::sync::{Arc, atomic::AtomicU64, atomic::Ordering};
 
 use nix::errno::Errno;
 use nix::sys::signal::{SigSet, SigmaskHow};
-use ringmain_client::protocol::WakeMode;
+use ringmain_client::layout::control;
+use ringmain_client::protocol::{Role, WakeMode};
+use ringmain_client::ring::{Kernel, wake_sleepers};
 use ringmain_client::sys::affinity::{available_cpus, pin_current_thread};
 use ringmain_client::sys::eventfd::EventFd;
+use ringmain_client::sys::kernel::HostKernel;
 use ringmain_client::sys::memory::create_sealed;
 
 use super::control::{FromShard, Outbox, StartError, Started, ToShard};
 use super::logic::Logic;
 use super::memory::PageMemory;
-use super::thread::Shard;
+use super::thread::{Parts, Shard};
 use crate::daemon::JournalBackend;
 use crate::disk::{self, Disk, MemoryDisk};
 use crate::journal::{Config, Journal, OpenError};
@@ -88,14 +91,64 @@ pub fn start(start: Start) -> io::Result<()> {
 }
 
 fn run(start: Start) {
-    let (shard, outbox) = (start.shard, start.outbox.clone());
-    let mut text = pin(start.cpu);
-    match open(start, &mut text) {
+    let _abort = AbortOnPanic;
+    let Start { shard: number, storage, segment_bytes, inbox, outbox, .. } = start;
+    let pinned = pin(start.cpu);
+    let opened = open(number, storage, segment_bytes, &outbox).and_then(|opened| {
+        let Opened { journal, logic, text } = opened;
+        let started = Started {
+            queues: logic.queues().cloned().collect(),
+            next_queue: logic.next_queue_id(),
+            text: format!("{text}{pinned}"),
+        };
+        let parts = Parts { number, page: start.page, outbox: outbox.clone(), journal, logic };
+        let shard = Shard::new(parts, start.wake_mode, start.bell)
+            .map_err(|error| StartError::Io(format!("shard {number}: {error}")))?;
+        Ok((shard, started))
+    });
+    match opened {
         Ok((shard, started)) => {
-            outbox.send(FromShard::Started { shard: shard.number(), result: Ok(started) });
-            shard.run();
+            outbox.send(FromShard::Started { shard: number, result: Ok(started) });
+            shard.run(inbox);
         }
-        Err(error) => outbox.send(FromShard::Started { shard, result: Err(error) }),
+        Err(error) => {
+            outbox.send(FromShard::Started { shard: number, result: Err(error) });
+            refuse_everything(number, &inbox, &outbox);
+        }
+    }
+}
+
+/// A shard that ends by a bug takes the broker with it: the keeper starts another one, and nobody waits for ever.
+struct AbortOnPanic;
+
+impl Drop for AbortOnPanic {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            std::process::abort();
+        }
+    }
+}
+
+/// Without a journal: nobody waits for what will not come.
+fn refuse_everything(number: u32, inbox: &Receiver<ToShard>, outbox: &Outbox<FromShard>) {
+    for message in inbox {
+        match message {
+            ToShard::Attach { handle, .. } => {
+                handle.memory.close(control::CLOSED_FAULT);
+                let kernel = HostKernel::new(handle.wake_mode);
+                kernel.heavy_barrier();
+                let pair = &handle.memory.pair;
+                wake_sleepers(&pair.down().park(Role::Consume), &kernel, u32::MAX);
+                wake_sleepers(&pair.up().park(Role::Produce), &kernel, u32::MAX);
+            }
+            ToShard::Gone { key, .. } => outbox.send(FromShard::Released { key }),
+            ToShard::Stop { .. } => {
+                outbox.send(FromShard::Stopped { shard: number, messages: 0 });
+                return;
+            }
+            // The control thread asks nothing of a shard that it knows not to be there.
+            _ => {}
+        }
     }
 }
 
@@ -118,17 +171,28 @@ fn pin(wanted: Option<usize>) -> String {
 
 type Disked = Box<dyn Disk>;
 
-fn open(start: Start, text: &mut String) -> Result<(Shard<Disked>, Started), StartError> {
-    let number = start.shard;
+/// A journal with the state that it holds.
+struct Opened {
+    journal: Journal<Disked>,
+    logic: Logic,
+    text: String,
+}
+
+fn open(
+    number: u32,
+    storage: Storage,
+    segment_bytes: Option<u64>,
+    outbox: &Outbox<FromShard>,
+) -> Result<Opened, StartError> {
     let mut config = Config { shard: number, cache_bytes: CACHE_BYTES, ..Config::default() };
-    let (disk, how): (Disked, String) = match start.storage {
+    let (disk, how): (Disked, String) = match storage {
         Storage::Folder { path, backend } => {
-            config.segment_bytes = start.segment_bytes.unwrap_or(config.segment_bytes);
+            config.segment_bytes = segment_bytes.unwrap_or(config.segment_bytes);
             open_folder(&path, backend)?
         }
         Storage::Memory { files, bytes_max } => {
-            config.segment_bytes = start.segment_bytes.unwrap_or(MEMORY_SEGMENT_BYTES);
-            let disk = memory_disk(number, files, bytes_max, start.outbox.clone())
+            config.segment_bytes = segment_bytes.unwrap_or(MEMORY_SEGMENT_BYTES);
+            let disk = memory_disk(number, files, bytes_max, outbox.clone())
                 .map_err(|error| StartError::Io(format!("shard {number}: {error}")))?;
             (Box::new(disk), "memory".to_owned())
         }
@@ -150,29 +214,12 @@ fn open(start: Start, text: &mut String) -> Result<(Shard<Disked>, Started), Sta
         (_, true) => "closed cleanly",
         (_, false) => "not closed cleanly",
     };
-    *text = format!(
-        "shard {number}: {how}; {} segments, last LSN {}, {end}{cut}{text}",
+    let text = format!(
+        "shard {number}: {how}; {} segments, last LSN {}, {end}{cut}",
         report.segments, report.last_lsn
     );
-    let started = Started {
-        queues: logic.queues().cloned().collect(),
-        next_queue: logic.next_queue_id(),
-        text: text.clone(),
-    };
-    let shard = Shard::new(
-        number,
-        start.page,
-        start.wake_mode,
-        start.inbox,
-        start.bell,
-        start.outbox,
-        journal,
-        logic,
-    )
-    .map_err(|error| StartError::Io(format!("shard {number}: {error}")))?;
-    Ok((shard, started))
+    Ok(Opened { journal, logic, text })
 }
-
 fn open_folder(path: &Path, backend: JournalBackend) -> Result<(Disked, String), StartError> {
     let failed = |error: io::Error| {
         let what = match error.kind() {

@@ -14,31 +14,26 @@
 
 use std::collections::VecDeque;
 use std::io;
+use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, TryRecvError};
 use std::time::{Duration, Instant};
 
+use super::control::{FromShard, Outbox, ToShard};
+use super::handles::Handles;
+use super::logic::{Logic, Now};
+use super::memory::PageMemory;
+use super::spin::Spin;
+use super::take::Taken;
+use crate::disk::Disk;
+use crate::journal::{Journal, Ready};
 use ringmain_client::layout::control;
 use ringmain_client::protocol::{Role, WakeMode};
 use ringmain_client::ring::Kernel;
 use ringmain_client::sys::clock::{monotonic_ns, realtime_ns};
 use ringmain_client::sys::eventfd::EventFd;
 use ringmain_client::sys::kernel::HostKernel;
-use ringmain_client::wire::{Outcome, Up};
-use std::os::fd::AsFd;
 
-use super::control::{FromShard, Outbox, ToShard};
-use super::handles::Handles;
-use super::logic::{Logic, Now, Refusal};
-use super::memory::{PageMemory, deliverable_bytes, is_deliverable};
-use super::spin::Spin;
-use crate::disk::Disk;
-use crate::journal::{Journal, Ready};
-
-/// Messages of one handle in a turn.
-const TAKEN_AT_ONCE: usize = 256;
-/// Bytes of one handle in a turn.
-const TAKEN_BYTES_AT_ONCE: usize = 256 << 10;
 /// Rounds of giving out messages in a turn.
 const DISPATCHES_AT_ONCE: usize = 4;
 /// Requests of the control thread in a turn.
@@ -52,8 +47,8 @@ pub(super) struct Shard<D: Disk> {
     pub(super) number: u32,
     pub(super) page: PageMemory,
     kernel: HostKernel,
-    inbox: Receiver<ToShard>,
-    bell: Arc<EventFd>,
+    /// Watched as long as it is open.
+    _bell: Arc<EventFd>,
     pub(super) outbox: Outbox<FromShard>,
     pub(super) journal: Journal<D>,
     pub(super) logic: Logic,
@@ -70,10 +65,20 @@ pub(super) struct Shard<D: Disk> {
     is_full: bool,
     pub(super) stopping: Option<Stopping>,
     spin: Spin,
-    metadata: Vec<u8>,
-    payload: Vec<u8>,
-    /// Producers that wait for the journal.
-    is_journal_full: bool,
+    /// What was taken last.
+    pub(super) taken: Taken,
+    /// The journal takes nothing in this turn any more.
+    pub(super) is_journal_full: bool,
+}
+
+/// What a shard is made of.
+#[derive(Debug)]
+pub(super) struct Parts<D: Disk> {
+    pub(super) number: u32,
+    pub(super) page: PageMemory,
+    pub(super) outbox: Outbox<FromShard>,
+    pub(super) journal: Journal<D>,
+    pub(super) logic: Logic,
 }
 
 /// The end of a shard.
@@ -84,28 +89,22 @@ pub(super) struct Stopping {
 }
 
 impl<D: Disk> Shard<D> {
-    #[allow(clippy::too_many_arguments)]
+    /// `bell` announces requests of the control thread.
     pub(super) fn new(
-        number: u32,
-        page: PageMemory,
+        mut parts: Parts<D>,
         wake_mode: WakeMode,
-        inbox: Receiver<ToShard>,
         bell: Arc<EventFd>,
-        outbox: Outbox<FromShard>,
-        mut journal: Journal<D>,
-        logic: Logic,
     ) -> io::Result<Self> {
-        journal.disk().watch(bell.as_fd())?;
-        page.page.set_asleep(false);
+        parts.journal.disk().watch(bell.as_fd())?;
+        parts.page.page.set_asleep(false);
         Ok(Self {
-            number,
-            page,
+            number: parts.number,
+            page: parts.page,
             kernel: HostKernel::new(wake_mode),
-            inbox,
-            bell,
-            outbox,
-            journal,
-            logic,
+            _bell: bell,
+            outbox: parts.outbox,
+            journal: parts.journal,
+            logic: parts.logic,
             handles: Handles::default(),
             stalled: VecDeque::new(),
             deleting: Vec::new(),
@@ -114,8 +113,7 @@ impl<D: Disk> Shard<D> {
             is_full: false,
             stopping: None,
             spin: Spin::new(),
-            metadata: Vec::new(),
-            payload: Vec::new(),
+            taken: Taken::default(),
             is_journal_full: false,
         })
     }
@@ -125,9 +123,9 @@ impl<D: Disk> Shard<D> {
     }
 
     /// Until it is told to stop.
-    pub(super) fn run(mut self) {
+    pub(super) fn run(mut self, inbox: Receiver<ToShard>) {
         loop {
-            let busy = self.turn();
+            let busy = self.turn(&inbox);
             if self.stopping.is_some() && self.is_stopped(busy) {
                 break;
             }
@@ -139,8 +137,8 @@ impl<D: Disk> Shard<D> {
     }
 
     /// One turn; whether there is more to do at once.
-    fn turn(&mut self) -> bool {
-        let mut busy = self.requests();
+    fn turn(&mut self, inbox: &Receiver<ToShard>) -> bool {
+        let mut busy = self.requests(inbox);
         busy |= self.handles.look();
         if !self.is_started {
             return busy;
@@ -174,11 +172,11 @@ impl<D: Disk> Shard<D> {
         matches!(self.journal.is_ready(), Ready::Ready | Ready::Failed(_))
     }
 
-    fn requests(&mut self) -> bool {
+    fn requests(&mut self, inbox: &Receiver<ToShard>) -> bool {
         for done in 0..REQUESTS_AT_ONCE {
             let request = match self.stalled.pop_front() {
                 Some(request) => request,
-                None => match self.inbox.try_recv() {
+                None => match inbox.try_recv() {
                     Ok(request) => request,
                     Err(TryRecvError::Empty) => return done > 0,
                     // The control thread is gone, and the process with it in a moment.
@@ -194,171 +192,6 @@ impl<D: Disk> Shard<D> {
             }
         }
         true
-    }
-
-    /// Takes what the handles of this role have, a share from each.
-    fn take_all(&mut self, role: Role, now: Now) {
-        for _ in 0..self.handles.listed(role) {
-            let Some(place) = self.handles.next_listed(role) else { return };
-            let more = match role {
-                Role::Produce => self.take_lane(place, now),
-                Role::Consume => self.take_submissions(place, now),
-            };
-            self.handles.touch(place);
-            if more {
-                self.handles.list(place);
-            }
-        }
-    }
-
-    /// Whether there may be more in the lane.
-    fn take_lane(&mut self, place: usize, now: Now) -> bool {
-        let (mut metadata, mut payload) =
-            (std::mem::take(&mut self.metadata), std::mem::take(&mut self.payload));
-        let mut bytes = 0;
-        let mut more = true;
-        for _ in 0..TAKEN_AT_ONCE {
-            if self.is_journal_full || bytes > TAKEN_BYTES_AT_ONCE {
-                break;
-            }
-            let Some(handle) = self.handles.get_mut(place) else {
-                more = false;
-                break;
-            };
-            // A client that does not take its completions waits by itself.
-            if handle.fault.is_some() || (handle.is_blocked() && handle.closing.is_none()) {
-                more = false;
-                break;
-            }
-            let (position, next, flags) = match handle.take(&mut metadata, &mut payload) {
-                Ok(Some(taken)) => taken,
-                Ok(None) => {
-                    handle.is_drained = true;
-                    more = false;
-                    break;
-                }
-                Err(fault) => {
-                    handle.fault = Some(fault.to_string());
-                    more = false;
-                    break;
-                }
-            };
-            let key = handle.key;
-            let published = if is_deliverable(handle.memory.pair.geometry(), metadata.len(), payload.len()) {
-                self.logic.publish(
-                    &mut self.journal,
-                    key,
-                    position,
-                    next,
-                    flags,
-                    &metadata,
-                    &payload,
-                    now,
-                )
-            } else {
-                let limit = deliverable_bytes(handle.memory.pair.geometry());
-                self.logic.refuse(key, position, Outcome::TooLarge, limit);
-                Ok(())
-            };
-            match (published, self.handles.get_mut(place)) {
-                (Ok(()), Some(handle)) => {
-                    handle.messages += 1;
-                    handle.bytes += payload.len() as u64;
-                    bytes += payload.len() + metadata.len();
-                }
-                (Err(Refusal::Full | Refusal::JournalFailed(_)), Some(handle)) => {
-                    handle.refused = true;
-                    self.is_journal_full = true;
-                }
-                (Err(Refusal::Unknown), Some(handle)) => {
-                    handle.fault = Some("the shard does not know this handle".to_owned());
-                    more = false;
-                    break;
-                }
-                (_, None) => break,
-            }
-        }
-        (self.metadata, self.payload) = (metadata, payload);
-        more
-    }
-
-    /// Whether there may be more submissions.
-    fn take_submissions(&mut self, place: usize, now: Now) -> bool {
-        let (mut metadata, mut payload) =
-            (std::mem::take(&mut self.metadata), std::mem::take(&mut self.payload));
-        let mut more = true;
-        for _ in 0..TAKEN_AT_ONCE {
-            let Some(handle) = self.handles.get_mut(place) else {
-                more = false;
-                break;
-            };
-            if handle.fault.is_some() {
-                more = false;
-                break;
-            }
-            let position = match handle.take(&mut metadata, &mut payload) {
-                Ok(Some((position, _, _))) => position,
-                Ok(None) => {
-                    handle.is_drained = true;
-                    more = false;
-                    break;
-                }
-                Err(fault) => {
-                    handle.fault = Some(fault.to_string());
-                    more = false;
-                    break;
-                }
-            };
-            let (key, again) = (handle.key, handle.is_again(position));
-            let up = match Up::decode(&payload) {
-                Ok(up) => up,
-                Err(error) => {
-                    handle.fault = Some(error.to_string());
-                    more = false;
-                    break;
-                }
-            };
-            if let Up::Credit { credit } = up {
-                let credit = credit.min(handle.memory.pair.geometry().leases());
-                handle.memory.pair.status().set_credit(u64::from(credit));
-            }
-            match self.logic.submission(&mut self.handles, key, up, again, now) {
-                Ok(()) => {
-                    if let (Up::Flush { request }, Some(handle)) =
-                        (up, self.handles.get_mut(place))
-                    {
-                        handle.answer_when_stored(request);
-                    }
-                    self.handles.submitting.push(place);
-                }
-                Err(Refusal::Full | Refusal::JournalFailed(_)) => {
-                    if let Some(handle) = self.handles.get_mut(place) {
-                        handle.refused = true;
-                    }
-                    break;
-                }
-                Err(Refusal::Unknown) => {
-                    if let Some(handle) = self.handles.get_mut(place) {
-                        handle.fault = Some("the shard does not know this handle".to_owned());
-                    }
-                    more = false;
-                    break;
-                }
-            }
-        }
-        (self.metadata, self.payload) = (metadata, payload);
-        more
-    }
-
-    /// What follows from all submissions is appended: their slots are released when that is durable.
-    fn submissions_appended(&mut self) {
-        let lsn = self.journal.last_lsn();
-        for place in std::mem::take(&mut self.handles.submitting) {
-            if let Some(handle) = self.handles.get_mut(place) {
-                handle.appended(lsn);
-                self.handles.touch(place);
-            }
-        }
     }
 
     /// Gives messages out; whether there is more to give out at once.
@@ -380,8 +213,7 @@ impl<D: Disk> Shard<D> {
         {
             self.failed_errno = Some(failure.errno);
             self.page.page.set_failed(failure.errno, failure.lsn);
-            self.outbox
-                .send(FromShard::Log { text: format!("shard {}: {failure}", self.number) });
+            self.outbox.send(FromShard::Log { text: format!("shard {}: {failure}", self.number) });
             self.logic.on_failed(failure.errno, &mut self.handles);
             let places: Vec<usize> = self.handles.all().map(|(place, _)| place).collect();
             for place in places {
@@ -420,50 +252,46 @@ impl<D: Disk> Shard<D> {
     /// The end of a turn for every handle that something happened to: records, releases, wake-ups, ends. Whether there is more
     /// to do at once.
     fn tend(&mut self) -> bool {
-        let durable = self.journal.durable();
         let touched = self.handles.take_touched();
         let mut again = false;
         for place in &touched {
-            let Some(handle) = self.handles.get_mut(*place) else { continue };
-            let key = handle.key;
-            let has_room = handle.has_room_again();
-            if handle.role == Role::Consume {
-                handle.release_submissions(durable, self.failed_errno);
-            }
-            if handle.flush() {
-                let position = handle.released_position();
-                handle.memory.pair.status().set_taken(handle.up_position());
-                self.logic.released(key, position);
-            }
-            let Some(handle) = self.handles.get_mut(*place) else { continue };
-            if handle.role == Role::Consume {
-                if !handle.has_waiting() && !handle.is_blocked() {
-                    self.logic.room(key);
-                    again |= has_room;
-                }
-            } else if has_room {
-                again = true;
-                self.handles.list(*place);
-            }
-            let Some(handle) = self.handles.get_mut(*place) else { continue };
-            handle.wake();
-            if handle.fault.is_some() {
-                self.end_faulty(*place);
-            } else if handle.closing.is_some() && handle.is_drained {
-                self.end_closing(*place);
-            }
-        }
-        // Submissions wait for the disk: they are looked at again when something is durable.
-        for place in &touched {
-            if let Some(handle) = self.handles.get(*place)
-                && handle.role == Role::Consume
-                && handle.held() > 0
-            {
-                self.handles.touch(*place);
-            }
+            again |= self.tend_one(*place);
         }
         self.handles.reuse_touched(touched);
         again
+    }
+
+    fn tend_one(&mut self, place: usize) -> bool {
+        let durable = self.journal.durable();
+        let Some(handle) = self.handles.get_mut(place) else { return false };
+        let (key, role) = (handle.key, handle.role);
+        let has_room = handle.has_room_again();
+        if role == Role::Consume {
+            handle.release_submissions(durable, self.failed_errno);
+        }
+        if handle.flush() {
+            handle.memory.pair.status().set_taken(handle.up_position());
+            self.logic.released(key, handle.released_position());
+        }
+        let is_open = !handle.has_waiting() && !handle.is_blocked();
+        handle.wake();
+        if handle.fault.is_some() {
+            self.end_faulty(place);
+            return false;
+        }
+        if handle.closing.is_some() && handle.is_drained {
+            self.end_closing(place);
+        } else if role == Role::Consume && handle.held() > 0 {
+            // Its submissions wait for the disk: looked at again in every turn until they are stored.
+            self.handles.touch(place);
+        }
+        if role == Role::Consume && is_open {
+            self.logic.room(key);
+        }
+        if has_room {
+            self.handles.list(place);
+        }
+        has_room
     }
 
     /// Its client broke the rules: nothing more is taken, leases return, nobody else notices.
@@ -519,10 +347,8 @@ impl<D: Disk> Shard<D> {
 
     /// When there is something to do although nothing happens.
     fn timeout(&mut self) -> Option<Duration> {
-        let journal = self
-            .journal
-            .next_deadline()
-            .map(|due| due.saturating_duration_since(Instant::now()));
+        let journal =
+            self.journal.next_deadline().map(|due| due.saturating_duration_since(Instant::now()));
         let logic = self
             .logic
             .next_deadline()

@@ -55,8 +55,7 @@ fn a_killed_broker_redelivers_nothing(spec: ringmain_client::QueueSpec) {
     client.create_queue("q", spec).unwrap();
     let mut sending = producer(&client, "q");
     publish(&mut sending, (1..=20).map(|n| format!("m{n}")));
-    let mut holder =
-        client.brokered_consumer("q", ConsumerOptions::default().credit(10)).unwrap();
+    let mut holder = client.brokered_consumer("q", ConsumerOptions::default().credit(10)).unwrap();
     let held: Vec<_> = (0..10).map(|_| receive(&mut holder)).collect();
     for _ in 0..2 {
         daemon.daemon.kill_broker();
@@ -64,7 +63,10 @@ fn a_killed_broker_redelivers_nothing(spec: ringmain_client::QueueSpec) {
     let client = daemon.client();
     let mut other = consumer(&client, "q");
     let seen = consume(&mut other, 10);
-    assert_eq!(seen.iter().map(|(sequence, _)| *sequence).collect::<Vec<_>>(), (11..=20).collect::<Vec<_>>());
+    assert_eq!(
+        seen.iter().map(|(sequence, _)| *sequence).collect::<Vec<_>>(),
+        (11..=20).collect::<Vec<_>>()
+    );
     nothing_comes(&mut other);
     for delivery in &held {
         assert_eq!(delivery.attempt(), 1);
@@ -97,7 +99,8 @@ fn every_message_once_over_broker_deaths(spec: ringmain_client::QueueSpec) {
         let mut producer = client.brokered_producer("q", options).unwrap();
         let mut receipts = Vec::new();
         for number in 0..MESSAGES {
-            receipts.push(producer.send_timeout(format!("m{number}").as_bytes(), PATIENCE).unwrap());
+            receipts
+                .push(producer.send_timeout(format!("m{number}").as_bytes(), PATIENCE).unwrap());
             if number % 64 == 63 {
                 producer.wait_all_timeout(PATIENCE).unwrap();
             }
@@ -232,6 +235,83 @@ fn a_stop_keeps_everything() {
     assert!(sending.send(b"x").is_err());
     let client = daemon.client();
     assert_eq!(consume(&mut consumer(&client, "q"), 500).len(), 500);
+}
+
+#[test]
+fn a_damaged_journal_is_not_served() {
+    let mut daemon = Durable::start();
+    let client = daemon.client();
+    client.create_queue("q", durable()).unwrap();
+    let mut sending = producer(&client, "q");
+    for number in 0..30 {
+        publish(&mut sending, [format!("m{number}")]);
+    }
+    assert!(daemon.daemon.end(nix::sys::signal::Signal::SIGTERM).success());
+    let folder = daemon.data.path().join("shard-0");
+    let mut files: Vec<_> =
+        std::fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().path()).collect();
+    files.sort();
+    let mut damaged = None;
+    for path in files {
+        let mut bytes = std::fs::read(&path).unwrap();
+        let text = b"m15";
+        if let Some(at) = bytes.windows(text.len()).position(|window| window == text) {
+            bytes[at] ^= 0x55;
+            std::fs::write(&path, bytes).unwrap();
+            damaged = Some(path);
+        }
+    }
+    assert!(damaged.is_some(), "the message lies in the journal as it is");
+    let output = std::process::Command::new(BINARY)
+        .args(["serve", "--socket"])
+        .arg(daemon.data.path().join("s"))
+        .arg("--data-dir")
+        .arg(daemon.data.path())
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(65), "{text}");
+    assert!(text.contains("corrupt at LSN") && text.contains("repair"), "{text}");
+}
+
+#[test]
+fn without_room_producers_wait_and_then_go_on() {
+    let arguments = ["--segment-size", "256KiB", "--limit-bytes", "6MiB"];
+    let daemon = Durable::start_with(&arguments);
+    let client = daemon.client();
+    client.create_queue("q", in_memory()).unwrap();
+    let mut sending = producer(&client, "q");
+    let payload = vec![7; 10_000];
+    let mut sent = 0;
+    let full = loop {
+        match sending.send_timeout(&payload, QUIET * 4) {
+            Ok(_) => sent += 1,
+            Err(error) => break error,
+        }
+        assert!(sent < 2000, "6 MiB take no {sent} messages");
+    };
+    assert!(matches!(full, SendError::Timeout), "{full:?}");
+    eventually("a line", || daemon.daemon.log().contains("no room").then_some(()));
+    let mut receiving = consumer(&client, "q");
+    for _ in 0..sent {
+        let delivery = receive(&mut receiving);
+        receiving.ack(&delivery).unwrap();
+    }
+    receiving.flush(PATIENCE).unwrap();
+    sending.wait_all_timeout(PATIENCE).unwrap();
+    for _ in 0..100 {
+        sending.send_timeout(&payload, PATIENCE).unwrap();
+    }
+    consume_bytes(&mut receiving, 100);
+}
+
+fn consume_bytes(receiving: &mut ringmain_client::BrokeredConsumer, count: usize) {
+    for _ in 0..count {
+        let delivery = receive(receiving);
+        assert_eq!(delivery.payload().len(), 10_000);
+        receiving.ack(&delivery).unwrap();
+    }
+    receiving.flush(PATIENCE).unwrap();
 }
 
 #[test]

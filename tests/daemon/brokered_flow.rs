@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use ringmain_client::protocol::ErrorCode;
 use ringmain_client::{
-    ClientError, ConfirmError, ConsumerOptions, Delivery, DeliverySpec, Kind, Metadata,
-    QueueSpec, ReceiveError, SendError, StartAt,
+    ClientError, ConfirmError, ConsumerOptions, Delivery, DeliverySpec, Kind, Metadata, QueueSpec,
+    ReceiveError, SendError, StartAt,
 };
 
 use crate::brokered_support::*;
@@ -54,8 +54,7 @@ fn the_same_in_memory() {
 
 #[test]
 fn the_same_with_threads_for_the_disk_and_without_membarrier() {
-    let daemon =
-        Durable::start_with(&["--journal-backend", "blocking", "--force-no-membarrier"]);
+    let daemon = Durable::start_with(&["--journal-backend", "blocking", "--force-no-membarrier"]);
     go_through(&daemon, durable());
 }
 
@@ -181,9 +180,8 @@ fn what_fails_again_and_again_is_moved_aside_and_back() {
     nothing_comes(&mut work);
     let info = inside(&client, "q");
     assert_eq!((info.messages, info.dead_lettered), (0, 1));
-    let mut dead = client
-        .brokered_consumer("dead", ConsumerOptions::default().browse(true))
-        .unwrap();
+    let mut dead =
+        client.brokered_consumer("dead", ConsumerOptions::default().browse(true)).unwrap();
     let delivery = receive(&mut dead);
     assert_eq!(text(&delivery), "bad");
     let headers: Vec<String> =
@@ -203,10 +201,8 @@ fn groups_see_everything_and_lookers_take_nothing() {
     let daemon = Durable::start();
     let client = daemon.client();
     client.create_queue("q", durable()).unwrap();
-    let mut first =
-        client.brokered_consumer("q", ConsumerOptions::default().group("a")).unwrap();
-    let mut second =
-        client.brokered_consumer("q", ConsumerOptions::default().group("b")).unwrap();
+    let mut first = client.brokered_consumer("q", ConsumerOptions::default().group("a")).unwrap();
+    let mut second = client.brokered_consumer("q", ConsumerOptions::default().group("b")).unwrap();
     publish(&mut producer(&client, "q"), (1..=10).map(|n| format!("m{n}")));
     let options = ConsumerOptions::default().browse(true).from(StartAt::Sequence(4));
     let mut looker = client.brokered_consumer("q", options).unwrap();
@@ -294,8 +290,7 @@ fn what_cannot_be_is_refused() {
     let client = daemon.client();
     let rules = |delivery| with_rules(durable(), delivery);
     let lease = DeliverySpec { lease_ms: Some(1 << 60), ..DeliverySpec::default() };
-    let nobody =
-        DeliverySpec { dead_letter: Some("nobody".into()), ..DeliverySpec::default() };
+    let nobody = DeliverySpec { dead_letter: Some("nobody".into()), ..DeliverySpec::default() };
     let memory = DeliverySpec { dead_letter: Some("m".into()), ..DeliverySpec::default() };
     let own = DeliverySpec { dead_letter: Some("q".into()), ..DeliverySpec::default() };
     client.create_queue("m", in_memory()).unwrap();

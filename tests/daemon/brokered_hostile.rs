@@ -2,14 +2,15 @@
 
 use std::os::fd::{AsFd, OwnedFd};
 
+use ringmain_client::Client;
 use ringmain_client::layout::pair::{client_file, link};
+use ringmain_client::layout::{State, Word};
 use ringmain_client::pair::{Pair, PairGeometry};
 use ringmain_client::protocol::{Attached, Memory, Reply, Request, Role};
 use ringmain_client::ring::{Producer, Region};
 use ringmain_client::sync::atomic::Ordering;
 use ringmain_client::sys::eventfd::EventFd;
 use ringmain_client::sys::map::{Access, Mapping, Populate};
-use ringmain_client::Client;
 
 use crate::brokered_support::*;
 use crate::support::*;
@@ -108,10 +109,10 @@ fn nonsense_in_the_rings_ends_that_handle_alone() {
     let mut raw = Raw::hello(&daemon.daemon.socket, 9);
     let mut faults = 0;
     let places = [
-        (Role::Produce, client_file::UP_SLOTS, u64::MAX),
+        (Role::Produce, client_file::UP_SLOTS, Word::new(0, 4000, 0, State::Published).0),
         (Role::Produce, client_file::DOWN_CONSUMER, u64::MAX),
         (Role::Produce, client_file::UP_PRODUCER, u64::MAX),
-        (Role::Consume, client_file::UP_SLOTS, u64::MAX),
+        (Role::Consume, client_file::UP_SLOTS, Word::new(7, 1, 0, State::Published).0),
         (Role::Consume, client_file::DOWN_CONSUMER, u64::MAX / 2),
     ];
     for (role, offset, value) in places {

@@ -117,7 +117,11 @@ pub(crate) fn inside(client: &Client, queue: &str) -> BrokeredInfo {
     client.queue_info(queue).unwrap().brokered.unwrap()
 }
 
-pub(crate) fn eventually_inside(client: &Client, queue: &str, what: impl Fn(&BrokeredInfo) -> bool) {
+pub(crate) fn eventually_inside(
+    client: &Client,
+    queue: &str,
+    what: impl Fn(&BrokeredInfo) -> bool,
+) {
     eventually("the state of the queue", || what(&inside(client, queue)).then_some(()));
 }
 

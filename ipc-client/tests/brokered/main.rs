@@ -1,5 +1,6 @@
 //! Brokered handles against the other end of their rings, in the same process: a control thread that speaks the daemon's
 //! protocol, and shard ends that the tests drive.
+#![cfg(not(loom))]
 
 #[cfg(feature = "tokio")]
 mod asynchronous;

@@ -18,9 +18,7 @@ use super::super::entries::{
 };
 use super::super::link::LinkLost;
 use super::super::log::log;
-use super::{
-    BrokeredHandle, BrokeredQueue, SHARD_DURABLE, SHARDS, SessionLink, State,
-};
+use super::{BrokeredHandle, BrokeredQueue, SHARD_DURABLE, SHARDS, SessionLink, State};
 use crate::shard::control::{NewHandle, ToShard};
 use crate::shard::memory::{LinkMemory, PairFiles, PairMemory};
 
@@ -57,8 +55,7 @@ impl Broker {
             }
             Key::BrokeredQueue(id) => {
                 let entry: BrokeredQueueEntry = decode(bytes)?;
-                let state =
-                    if entry.creating.is_some() { State::Creating } else { State::Open };
+                let state = if entry.creating.is_some() { State::Creating } else { State::Open };
                 self.names.insert(entry.name.clone(), id);
                 let queue = BrokeredQueue { entry, state, handles: BTreeMap::new() };
                 self.brokered.queues.insert(id, queue);

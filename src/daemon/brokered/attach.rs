@@ -63,10 +63,8 @@ impl Broker {
         self.open_link(session)?;
         let ready_index = self.free_ready_index(session)?;
         let name = &self.brokered.queues[&id].entry.name;
-        let files =
-            PairFiles::create(name, &geometry).map_err(|error| memory_failure(&error))?;
-        let memory =
-            PairMemory::map(geometry, &files).map_err(|error| memory_failure(&error))?;
+        let files = PairFiles::create(name, &geometry).map_err(|error| memory_failure(&error))?;
+        let memory = PairMemory::map(geometry, &files).map_err(|error| memory_failure(&error))?;
         memory.initialise(id);
         let epoch = self.counters.epoch(&mut self.keeper)?;
         let entry = BrokeredHandleEntry {
@@ -82,7 +80,13 @@ impl Broker {
             credit: credit(options, size.leases),
             browse: options.browse,
         };
-        self.hand_out_brokered(number, HandleKey { queue: id, handle: index, epoch }, entry, files, memory)?;
+        self.hand_out_brokered(
+            number,
+            HandleKey { queue: id, handle: index, epoch },
+            entry,
+            files,
+            memory,
+        )?;
         Ok(None)
     }
 
@@ -245,10 +249,9 @@ impl Broker {
         };
         let name = &queue.entry.name;
         if queue.entry.kind == Kind::Spsc && queue.count(role) > 0 {
-            let holder =
-                queue.handles.values().find(|handle| {
-                    handle.entry.size.role == role && !handle.closing && !handle.entry.browse
-                });
+            let holder = queue.handles.values().find(|handle| {
+                handle.entry.size.role == role && !handle.closing && !handle.entry.browse
+            });
             let session = holder.and_then(|holder| self.sessions.get(&holder.entry.session));
             let what = if role == Role::Produce { "producer" } else { "consumer" };
             let text = format!(

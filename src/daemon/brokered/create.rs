@@ -10,9 +10,7 @@ use super::super::entries::{BrokeredQueueEntry, Key};
 use super::super::link::LinkLost;
 use super::super::peer::Credentials;
 use super::super::queues::{check_name, checked_mode, group_of};
-use super::{
-    BrokeredQueue, SHARD_DURABLE, SHARD_MEMORY, State, Waiting, failure, no_right,
-};
+use super::{BrokeredQueue, SHARD_DURABLE, SHARD_MEMORY, State, Waiting, failure, no_right};
 use crate::shard::control::ToShard;
 use crate::shard::logic::{ControlResult, QueueDefinition};
 
@@ -143,7 +141,9 @@ impl Broker {
                 Ok(None)
             }
             // Adopted: the shard has not said yet whether it has the queue.
-            None => refuse(ErrorCode::Busy, format!("queue {name} is being created: try again later")),
+            None => {
+                refuse(ErrorCode::Busy, format!("queue {name} is being created: try again later"))
+            }
         }
     }
 

@@ -154,10 +154,7 @@ impl BrokeredQueue {
 
 impl BrokeredHandle {
     pub(super) fn memory_bytes(&self) -> u64 {
-        self.entry
-            .size
-            .geometry()
-            .map_or(0, |geometry| crate::shard::memory::pair_bytes(&geometry))
+        self.entry.size.geometry().map_or(0, |geometry| crate::shard::memory::pair_bytes(&geometry))
     }
 }
 
@@ -252,9 +249,7 @@ impl Broker {
             FromShard::Information { request, queues, handles, .. } => {
                 self.on_information(request, queues, &handles)
             }
-            FromShard::Attached { request, key, result } => {
-                self.on_attached(request, key, result)
-            }
+            FromShard::Attached { request, key, result } => self.on_attached(request, key, result),
             FromShard::Released { key } => self.on_released(key),
             FromShard::Fault { key, what } => {
                 self.on_brokered_fault(key, &what);

@@ -93,9 +93,7 @@ impl super::Brokered {
     }
 
     fn is_running(&self) -> bool {
-        let running = |shard: &Shard| {
-            matches!(shard.progress, Progress::Opening | Progress::Open)
-        };
+        let running = |shard: &Shard| matches!(shard.progress, Progress::Opening | Progress::Open);
         self.shards.values().any(running)
     }
 
@@ -276,8 +274,7 @@ impl Broker {
                 mode: definition.mode,
                 creating: None,
             };
-            let queue =
-                BrokeredQueue { entry, state: State::Open, handles: BTreeMap::new() };
+            let queue = BrokeredQueue { entry, state: State::Open, handles: BTreeMap::new() };
             self.keeper.apply(Vec::new(), vec![queue.item(definition.id)])?;
             self.names.insert(queue.entry.name.clone(), definition.id);
             self.brokered.queues.insert(definition.id, queue);
