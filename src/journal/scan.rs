@@ -154,7 +154,6 @@ impl FileFacts {
     fn header(&self, block: &[u8], offset: u64) -> Result<Option<Header>, OpenError> {
         match Header::decode(block) {
             // A copy of a batch, perhaps in the body of a message, is none.
-<<<<<<< HEAD
             Ok(header) if header.offset != offset => Ok(None),
             Ok(header) if u64::from(header.file_blocks) * BLOCK_BYTES as u64 != self.bytes => {
                 let what = "the file is not as long as it was made".to_owned();
@@ -167,12 +166,6 @@ impl FileFacts {
                 found,
                 known: format::VERSION,
             }),
-=======
-            Ok(header) => Ok((header.offset == offset).then_some(header)),
-            Err(HeaderError::Version(found)) => {
-                Err(OpenError::Version { file: self.name.clone(), found, known: format::VERSION })
-            }
->>>>>>> b-shard
             Err(_) => Ok(None),
         }
     }
