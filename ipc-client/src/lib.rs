@@ -7,6 +7,9 @@
 //! - [`Producer`] and [`Consumer`] are the two kinds of handle. They copy messages ([`Producer::send`],
 //!   [`Consumer::receive`]), work in place ([`Producer::reserve`], [`Consumer::take`]) or in batches
 //!   ([`Producer::send_batch`], [`Consumer::receive_batch`]).
+//! - [`BrokeredProducer`] and [`BrokeredConsumer`] are the handles on brokered queues, whose messages go through the daemon: they are
+//!   confirmed ([`Receipt`]), on disk if the queue is durable, leased to one consumer of a group at a time
+//!   ([`Delivery`]), acknowledged, and delivered again if they are not.
 //! - [`WaitPolicy`] says how a handle waits: busily, asleep, or first one and then the other.
 //! - [`Selector`] waits for many queues at once, `async_io` (cargo feature `tokio`) without blocking a thread.
 //!
@@ -14,7 +17,8 @@
 //! - A queue of kind [`Kind::Spsc`] has one producer and one consumer at a time and keeps the order of messages. A queue
 //!   of kind [`Kind::Mpmc`] has many of both; each message goes to one consumer.
 //! - Any process may be killed at any time. What it had sent is received; what it was writing is not; what it held as a
-//!   consumer is given to another one, marked as redelivered. Messages live in memory: they do not survive the machine.
+//!   consumer is given to another one, marked as redelivered. Messages live in memory and do not survive the machine, except
+//!   for the confirmed messages of durable queues.
 //! - The daemon may be killed and replaced at any time: handles go on, and connect again by themselves.
 //! - After `fork` the child cannot use what the parent made; every call says so. It connects anew.
 //!

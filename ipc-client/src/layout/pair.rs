@@ -97,5 +97,5 @@ pub mod shard_page {
 
 const _: () = {
     assert!(link::BYTES.is_multiple_of(PAGE_BYTES));
-    assert!(lease::LEASES_MAX * lease::BYTES % PAGE_BYTES == 0);
+    assert!((lease::LEASES_MAX * lease::BYTES).is_multiple_of(PAGE_BYTES));
 };
