@@ -9,7 +9,7 @@ mod doctor;
 mod exit;
 mod helper;
 mod host;
-//mod journal;
+mod journal;
 mod output;
 mod peek;
 mod private;
@@ -60,7 +60,7 @@ fn run(cli: Cli) -> Outcome {
         Command::Consume(args) => consume::run(&socket, consume::Config::new(args)),
         Command::Peek(args) => peek::run(&socket, &args),
         Command::DeadLetter(command) => peek::dead_letter(&socket, &command),
-        Command::Journal(_) => todo!(),
+        Command::Journal(command) => journal::run(command),
         Command::Bench(command) => bench::run(&socket, command),
         Command::Doctor(args) => doctor::run(&socket, args),
         Command::Broker(_) => serve::broker(),

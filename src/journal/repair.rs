@@ -110,7 +110,7 @@ fn mend(disk: &mut impl Disk, damage: &Damage, report: &mut RepairReport) -> Res
     };
     let entries = survey.recovered.old.iter().map(|old| (old.entry, Some(old.file)));
     // A hole that only the verification found, behind a valid footer, is named by its file.
-    let named =
+    let mut named =
         entries.filter(|(_, file)| file.is_some_and(|file| survey.files[file].name == damage.file));
     let broken = survey.recovered.broken.first().copied().or_else(|| {
         let in_head =

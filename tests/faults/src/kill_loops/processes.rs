@@ -272,6 +272,7 @@ pub(super) struct Client {
     pub(super) life: usize,
     child: Child,
     said: PathBuf,
+    output: PathBuf,
     feeder: Option<(Arc<AtomicBool>, JoinHandle<()>)>,
 }
 
@@ -285,9 +286,10 @@ impl Client {
     ) -> Result<Self, String> {
         let fail = |error: std::io::Error| error.to_string();
         let said = daemon.folder.join(format!("err-{life}"));
+        let output = output(&daemon.folder, life);
         let mut command = Binary(daemon.binary.clone()).command();
         command.env("RINGMAIN_SOCKET", &daemon.socket).args(arguments);
-        command.stdout(File::create(output(&daemon.folder, life)).map_err(fail)?);
+        command.stdout(File::create(&output).map_err(fail)?);
         command.stderr(File::create(&said).map_err(fail)?);
         if records.is_some() {
             command.stdin(Stdio::piped());
@@ -313,7 +315,7 @@ impl Client {
             };
             (stop, thread::spawn(feed))
         });
-        Ok(Self { life, child, said, feeder })
+        Ok(Self { life, child, said, output, feeder })
     }
 
     /// Ends the input of a publisher.
@@ -336,6 +338,13 @@ impl Client {
 
     pub(super) fn wait(&mut self, limit: Duration) -> Result<End, String> {
         wait(&mut self.child, limit)
+    }
+
+    /// The broker died while it connected: that is not promised to go well, and it has done nothing.
+    pub(super) fn stillborn(&mut self) -> bool {
+        let ended = matches!(self.child.try_wait(), Ok(Some(status)) if status.code() == Some(69));
+        let printed = fs::metadata(&self.output).map_or(0, |file| file.len());
+        ended && printed == 0 && self.complaint().contains("no daemon answers")
     }
 
     /// What it said on stderr.
