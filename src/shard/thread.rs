@@ -234,15 +234,14 @@ impl<D: Disk> Shard<D> {
     /// A full disk is no failure: it is logged, and what was sent waits in its lane.
     fn tell_of_room(&mut self) {
         match self.journal.is_ready() {
-            Ready::NoSpace { detail, .. } => {
-                if !std::mem::replace(&mut self.is_full, true) {
-                    let text = format!(
-                        "shard {}: no room for the journal ({detail}): producers wait until there is some; free space, or \
+            Ready::NoSpace { detail, .. } if !self.is_full => {
+                self.is_full = true;
+                let text = format!(
+                    "shard {}: no room for the journal ({detail}): producers wait until there is some; free space, or \
                          acknowledge messages",
-                        self.number
-                    );
-                    self.outbox.send(FromShard::Log { text });
-                }
+                    self.number
+                );
+                self.outbox.send(FromShard::Log { text });
             }
             Ready::Ready if std::mem::take(&mut self.is_full) => {
                 let text = format!("shard {}: there is room for the journal again", self.number);
