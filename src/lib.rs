@@ -2,6 +2,5 @@
 
 pub mod daemon;
 pub mod disk;
-
 pub mod journal;
 pub mod shard;

@@ -5,6 +5,17 @@ mod support;
 
 #[path = "daemon/bad_input.rs"]
 mod bad_input;
+#[path = "daemon/brokered_support.rs"]
+mod brokered_support;
+
+#[path = "daemon/brokered_deaths.rs"]
+mod brokered_deaths;
+#[path = "daemon/brokered_flow.rs"]
+mod brokered_flow;
+#[path = "daemon/brokered_hostile.rs"]
+mod brokered_hostile;
+#[path = "daemon/brokered_idle.rs"]
+mod brokered_idle;
 #[path = "daemon/deaths.rs"]
 mod deaths;
 #[path = "daemon/hostile.rs"]

@@ -1,6 +1,8 @@
 //! `ringmain consume`: one line per message, each acknowledged after it was written.
 
-use std::fmt::Write as _;
+pub(crate) mod brokered;
+pub(crate) mod rendering;
+
 use std::io;
 use std::mem;
 use std::process;
@@ -8,15 +10,15 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
-use ringmain_client::raw::protocol::QueueInfo;
+use ringmain_client::raw::protocol::{Plane, QueueInfo};
 use ringmain_client::{Client, Consumer, Guard, HandleOptions, ReceiveError, WaitPolicy};
-use serde_json::json;
 
 use super::Socket;
 use super::args::{ConsumeArgs, Start};
 use super::exit::{Exit, Failure, Outcome};
 use super::output::notice;
 use super::signals;
+use rendering::{Format, Shown};
 
 /// How often a waiting consumer looks whether a signal asked it to stop.
 const SLICE: Duration = Duration::from_millis(100);
@@ -37,24 +39,13 @@ pub(crate) struct Config {
     drain: bool,
     format: Format,
     timeout: Option<Duration>,
+    credit: Option<u32>,
     wait: WaitPolicy,
-}
-
-/// How a message becomes a line.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Format {
-    Payload,
-    WithSequence,
-    Json,
 }
 
 impl Config {
     pub(crate) fn new(args: ConsumeArgs) -> Self {
-        let format = match (args.format.json, args.with_sequence) {
-            (true, _) => Format::Json,
-            (false, true) => Format::WithSequence,
-            (false, false) => Format::Payload,
-        };
+        let format = Format::new(args.format.json, args.with_sequence);
         Self {
             queue: args.queue,
             group: args.group,
@@ -63,6 +54,7 @@ impl Config {
             drain: args.drain,
             format,
             timeout: args.timeout,
+            credit: args.credit,
             wait: args.wait,
         }
     }
@@ -75,8 +67,11 @@ impl Config {
                 format_args!("queue {} is {}, {why}; leave out {flag}", info.name, info.plane),
             ))
         };
-        if info.plane != ringmain_client::Plane::Direct {
+        if info.plane != Plane::Direct {
             return Ok(());
+        }
+        if self.credit.is_some() {
+            return refuse("--credit", "its consumers take one message at a time");
         }
         if self.group.as_deref().is_some_and(|group| group != "default") {
             return refuse("--group", "all of its consumers share one group");
@@ -95,11 +90,15 @@ pub(crate) fn run(socket: &Socket, config: Config) -> Outcome {
     let info =
         client.queue_info(&config.queue).map_err(|error| Failure::queue(&config.queue, error))?;
     config.fits(&info)?;
+    if info.plane == Plane::Brokered {
+        return brokered::run(&client, &info, &config);
+    }
     let mut consumer = client
         .consumer_with(&config.queue, HandleOptions::with_wait(config.wait))
         .map_err(|error| Failure::queue(&config.queue, error))?;
     signals::catch()?;
-    let mut printer = Printer { format: config.format, redelivered: 0, line: Vec::new() };
+    let mut printer =
+        Printer { format: config.format, redelivered: 0, payload: Vec::new(), line: Vec::new() };
     let result = consume(&client, &mut consumer, &config, &mut printer);
     if printer.redelivered > 0 {
         notice(&format!(
@@ -192,6 +191,7 @@ impl Idle {
 struct Printer {
     format: Format,
     redelivered: u64,
+    payload: Vec<u8>,
     line: Vec<u8>,
 }
 
@@ -200,7 +200,6 @@ impl Printer {
     fn print(&mut self, guard: Guard<'_>) -> Outcome {
         self.redelivered += u64::from(guard.redelivered());
         self.render(&guard)?;
-        self.line.push(b'\n');
         if let Err(error) = write_stdout(&self.line) {
             // Not acknowledged: the process ends while it holds the message, so another consumer gets it.
             mem::forget(guard);
@@ -212,67 +211,44 @@ impl Printer {
 
     fn render(&mut self, guard: &Guard<'_>) -> Outcome {
         guard
-            .copy_to(&mut self.line)
+            .copy_to(&mut self.payload)
             .map_err(|error| Failure::internal(format_args!("cannot copy a message: {error}")))?;
-        match self.format {
-            Format::Payload => {}
-            Format::WithSequence => {
-                let prefix = format!("{}\t", guard.sequence());
-                self.line.splice(0..0, prefix.into_bytes());
-            }
-            Format::Json => {
-                let document = document(&self.line, guard);
-                self.line = document.to_string().into_bytes();
-            }
-        }
+        let json = self.format == Format::Json;
+        let shown = Shown {
+            payload: &self.payload,
+            sequence: guard.sequence(),
+            redelivered: guard.redelivered(),
+            metadata: json.then(|| guard.metadata().ok()).flatten(),
+            brokered: None,
+        };
+        self.line.clear();
+        shown.render(self.format, &mut self.line);
         Ok(())
     }
 }
 
-fn document(payload: &[u8], guard: &Guard<'_>) -> serde_json::Value {
-    let mut document = json!({
-        "sequence": guard.sequence(),
-        "redelivered": guard.redelivered(),
-    });
-    let mut put = |name: &str, bytes: &[u8]| match std::str::from_utf8(bytes) {
-        Ok(text) => document[name] = text.into(),
-        Err(_) => document[format!("{name}_hex")] = hex(bytes).into(),
-    };
-    put("payload", payload);
-    if let Ok(metadata) = guard.metadata() {
-        if let Some(key) = &metadata.key {
-            put("key", key);
-        }
-        if !metadata.headers.is_empty() {
-            let headers = metadata.headers.iter();
-            document["headers"] = headers
-                .map(|(name, value)| json!([name, String::from_utf8_lossy(value)]))
-                .collect();
-        }
-    }
-    document
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().fold(String::new(), |mut text, byte| {
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
-}
-
 /// Writes past the buffer of the standard library: what returned from here has left the process. A signal that asks the
 /// command to stop ends it also while a reader does not read.
-fn write_stdout(mut line: &[u8]) -> io::Result<()> {
+fn write_stdout(line: &[u8]) -> io::Result<()> {
+    match write_as_far(line) {
+        (_, Some(error)) => Err(error),
+        (_, None) => Ok(()),
+    }
+}
+
+/// As [`write_stdout`]; the bytes that were written before the error.
+fn write_as_far(bytes: &[u8]) -> (usize, Option<io::Error>) {
     let stdout = io::stdout();
-    while !line.is_empty() {
-        match nix::unistd::write(&stdout, line) {
-            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
-            Ok(written) => line = &line[written..],
+    let mut done = 0;
+    while done < bytes.len() {
+        match nix::unistd::write(&stdout, &bytes[done..]) {
+            Ok(0) => return (done, Some(io::ErrorKind::WriteZero.into())),
+            Ok(written) => done += written,
             Err(Errno::EINTR) if signals::caught().is_none() => {}
-            Err(errno) => return Err(errno.into()),
+            Err(errno) => return (done, Some(errno.into())),
         }
     }
-    Ok(())
+    (done, None)
 }
 
 /// Ends the process without giving its handle back, so that the daemon sees a death and gives the message out again.

@@ -112,6 +112,11 @@ impl Crew {
         members.iter().map(take).collect()
     }
 
+    /// Whether all of these have come to their end.
+    pub(crate) fn has_results(&self, members: &[Member]) -> bool {
+        members.iter().all(|member| self.members[member.0].result.is_some())
+    }
+
     /// Process ids of all children, in the order of their start. None of them is waited for before the crew is dropped or
     /// one dies without a result, so the ids stay their own.
     pub(crate) fn process_ids(&self) -> Vec<u32> {

@@ -118,6 +118,10 @@ impl Failure {
                 Exit::Data,
                 format_args!("a message of {length} bytes: queue {name} takes at most {max}"),
             ),
+            SendError::Lost => Self::new(Exit::Unavailable, format_args!("queue {name}: {error}")),
+            SendError::JournalFailed { .. } => {
+                Self::new(Exit::Io, format_args!("queue {name}: {error}"))
+            }
             other => Self::new(Exit::Data, format_args!("queue {name}: {other}")),
         }
     }
@@ -128,6 +132,9 @@ impl Failure {
             ReceiveError::Closed(closed) => Self::closed(name, *closed),
             ReceiveError::Empty | ReceiveError::Timeout => {
                 Self::new(Exit::Temporary, format_args!("queue {name} is empty"))
+            }
+            ReceiveError::Lost => {
+                Self::new(Exit::Unavailable, format_args!("queue {name}: {error}"))
             }
             other => Self::new(Exit::Data, format_args!("queue {name}: {other}")),
         }

@@ -8,8 +8,8 @@ use std::thread;
 
 use serde::{Deserialize, Serialize};
 
-use super::bench::{deaths, load, pair};
-use super::demo::flow;
+use super::bench::{deaths, durable, load, pair};
+use super::demo::{durable as durable_demo, flow};
 use super::exit::{Exit, Failure, Outcome};
 
 /// What a child is to do.
@@ -31,6 +31,12 @@ pub(crate) enum Task {
     RecordsProduce(flow::ProduceTask),
     /// Verifies records.
     RecordsConsume(flow::ConsumeTask),
+    /// Publishes records to a durable queue.
+    DurableProduce(durable_demo::ProduceTask),
+    /// Consumes records of a durable queue.
+    DurableConsume(durable_demo::ConsumeTask),
+    /// Receives what `bench durable` publishes.
+    Receive(durable::receive::Task),
 }
 
 /// What the parent says after the task.
@@ -107,6 +113,9 @@ pub(crate) fn run() -> Outcome {
         Task::Hold(task) => value(deaths::hold(&task, &parent)),
         Task::RecordsProduce(task) => value(flow::produce(&task, &parent)),
         Task::RecordsConsume(task) => value(flow::consume(&task, &parent)),
+        Task::DurableProduce(task) => value(durable_demo::produce(&task, &parent)),
+        Task::DurableConsume(task) => value(durable_demo::consume(&task, &parent)),
+        Task::Receive(task) => value(durable::receive::run(&task, &parent)),
     };
     match result {
         Ok(result) => say(&Event::Done { result }),

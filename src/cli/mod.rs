@@ -9,7 +9,9 @@ mod doctor;
 mod exit;
 mod helper;
 mod host;
+mod journal;
 mod output;
+mod peek;
 mod private;
 mod publish;
 mod queue;
@@ -56,6 +58,9 @@ fn run(cli: Cli) -> Outcome {
         Command::Queue(command) => queue::run(&socket, command),
         Command::Publish(args) => publish::run(&socket, publish::Config::new(args)?),
         Command::Consume(args) => consume::run(&socket, consume::Config::new(args)),
+        Command::Peek(args) => peek::run(&socket, &args),
+        Command::DeadLetter(command) => peek::dead_letter(&socket, &command),
+        Command::Journal(command) => journal::run(command),
         Command::Bench(command) => bench::run(&socket, command),
         Command::Doctor(args) => doctor::run(&socket, args),
         Command::Broker(_) => serve::broker(),

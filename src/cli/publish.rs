@@ -2,12 +2,13 @@
 
 use std::fs::File;
 use std::io::{self, BufWriter, Write};
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use ringmain_client::raw::layout::Geometry;
-use ringmain_client::raw::protocol::{QueueInfo, Role};
+use ringmain_client::raw::protocol::{Plane, QueueInfo, Role};
 use ringmain_client::{
     Client, ClientError, HandleOptions, Metadata, Producer, SendError, WaitPolicy,
 };
@@ -19,6 +20,7 @@ use super::exit::{Exit, Failure, Outcome};
 use super::output::{notice, print_json};
 use lines::Lines;
 
+mod brokered;
 mod lines;
 
 /// A broker that died is replaced within this time; nobody who answers after it belongs to the rings in use.
@@ -35,9 +37,10 @@ const NOTICE_AFTER: Duration = Duration::from_secs(1);
 pub(crate) struct Config {
     queue: String,
     input: Input,
-    confirm: Confirm,
+    confirm: Option<Confirm>,
     receipts: bool,
     batch: usize,
+    window: Option<u32>,
     wait: WaitPolicy,
     timeout: Option<Duration>,
     metadata: Option<Metadata>,
@@ -65,6 +68,7 @@ impl Config {
             confirm: args.confirm,
             receipts: args.receipts,
             batch: args.batch as usize,
+            window: args.window,
             wait: args.wait,
             timeout: args.timeout,
             metadata,
@@ -90,12 +94,24 @@ pub(crate) fn run(socket: &Socket, config: Config) -> Outcome {
     let client = socket.connect()?;
     let info =
         client.queue_info(&config.queue).map_err(|error| Failure::queue(&config.queue, error))?;
-    if config.confirm == Confirm::Durable && !info.durable {
+    if config.confirm == Some(Confirm::Durable) && !info.durable {
         return Err(Failure::new(
             Exit::Config,
             format_args!(
-                "queue {} is not durable; use --confirm received (durable queues do not exist in \
-                 this version)",
+                "queue {} is not durable; use --confirm received, or make a queue with 'ringmain queue \
+                 create --durable'",
+                config.queue
+            ),
+        ));
+    }
+    if info.plane == Plane::Brokered {
+        return brokered::run(client, &info, config, input);
+    }
+    if config.window.is_some() {
+        return Err(Failure::new(
+            Exit::Config,
+            format_args!(
+                "queue {} is direct: a message is confirmed when it is sent; leave out --window",
                 config.queue
             ),
         ));
@@ -104,19 +120,50 @@ pub(crate) fn run(socket: &Socket, config: Config) -> Outcome {
         .producer_with(&config.queue, HandleOptions::with_wait(config.wait))
         .map_err(|error| Failure::queue(&config.queue, error))?;
     let mut publisher = Publisher::new(client, producer, &info, config)?;
-    let result = publisher.publish_all(input);
+    let result = publisher.publish_all(input.reader);
     publisher.summary(result.is_ok())?;
     result
 }
 
-fn open(input: &Input) -> Outcome<Box<dyn io::Read>> {
+/// What is read, and the descriptor that says whether there is something to read.
+struct Source {
+    reader: Box<dyn io::Read>,
+    descriptor: OwnedFd,
+}
+
+fn open(input: &Input) -> Outcome<Source> {
+    let own = |descriptor: &dyn AsFd| {
+        let owned = descriptor.as_fd().try_clone_to_owned();
+        owned.map_err(|error| Failure::system("use the input", error))
+    };
     Ok(match input {
-        Input::Stdin => Box::new(io::stdin().lock()),
+        Input::Stdin => {
+            let stdin = io::stdin().lock();
+            Source { descriptor: own(&stdin)?, reader: Box::new(stdin) }
+        }
         Input::File(path) => {
             let file = File::open(path).map_err(|error| Failure::file(path, "open", &error))?;
-            Box::new(file)
+            Source { descriptor: own(&file)?, reader: Box::new(file) }
         }
     })
+}
+
+fn bad_input(queue: &str, published: u64, error: &lines::Error) -> Failure {
+    let before = format!("{published} lines before it were published");
+    match error {
+        lines::Error::Read(error) => Failure::new(
+            Exit::Io,
+            format_args!("cannot read line {}: {error}; {before}", published + 1),
+        ),
+        lines::Error::TooLong { line, max } => Failure::new(
+            Exit::Data,
+            format_args!(
+                "line {line} is longer than the {max} bytes that queue {} takes (see \
+                 'queue create --max-message'); the {before}",
+                queue
+            ),
+        ),
+    }
 }
 
 struct Publisher {
@@ -166,21 +213,7 @@ impl Publisher {
     }
 
     fn bad_input(&self, error: &lines::Error) -> Failure {
-        let before = format!("{} lines before it were published", self.published);
-        match error {
-            lines::Error::Read(error) => Failure::new(
-                Exit::Io,
-                format_args!("cannot read line {}: {error}; {before}", self.published + 1),
-            ),
-            lines::Error::TooLong { line, max } => Failure::new(
-                Exit::Data,
-                format_args!(
-                    "line {line} is longer than the {max} bytes that queue {} takes (see \
-                     'queue create --max-message'); the {before}",
-                    self.config.queue
-                ),
-            ),
-        }
+        bad_input(&self.config.queue, self.published, error)
     }
 
     /// Publishes these payloads with one claim if it can, one by one if they are too long for one claim.

@@ -1,17 +1,23 @@
-//! `ringmain queue create|list|info|delete|purge`.
+//! `ringmain queue create|list|info|edit|delete|purge`.
+
+mod show;
 
 use ringmain_client::raw::layout::Geometry;
-use ringmain_client::raw::protocol::{ErrorCode, HandleInfo, QueueInfo, QueueSpec, Role};
+use ringmain_client::raw::protocol::{DeliverySpec, ErrorCode, Plane, QueueSpec};
 use ringmain_client::{Client, ClientError};
 use serde_json::json;
 
 use super::Socket;
 use super::args::{
-    QueueCommand, QueueCreateArgs, QueueDeleteArgs, QueueInfoArgs, QueueListArgs, QueuePurgeArgs,
+    DeliveryArgs, QueueCommand, QueueCreateArgs, QueueDeleteArgs, QueueEditArgs, QueueInfoArgs,
+    QueueListArgs, QueuePurgeArgs,
 };
 use super::exit::{Exit, Failure, Outcome};
-use super::output::{Facts, Style, Table, print, print_json, print_line};
+use super::output::{Style, print, print_json, print_line};
 use super::units;
+
+/// Slots in the rings of a brokered queue that does not say otherwise.
+pub(crate) const BROKERED_SLOTS: u32 = 1024;
 
 pub(crate) fn run(socket: &Socket, command: QueueCommand) -> Outcome {
     match command {
@@ -24,6 +30,10 @@ pub(crate) fn run(socket: &Socket, command: QueueCommand) -> Outcome {
         QueueCommand::Info(args) => info(&socket.connect()?, &args),
         QueueCommand::Delete(args) => delete(&socket.connect()?, &args),
         QueueCommand::Purge(args) => purge(&socket.connect()?, &args),
+        QueueCommand::Edit(args) => {
+            let delivery = edited(&args)?;
+            edit(&socket.connect()?, &args, delivery)
+        }
     }
 }
 
@@ -37,14 +47,17 @@ struct CreateConfig {
 
 impl CreateConfig {
     fn new(args: QueueCreateArgs) -> Outcome<Self> {
-        if args.durable {
-            return Err(Failure::new(
-                Exit::Config,
-                "durable queues do not exist in this version; leave out --durable",
+        let plane = plane(&args)?;
+        let delivery = delivery(&args.delivery);
+        if plane == Plane::Direct && delivery != DeliverySpec::default() {
+            return Err(Failure::usage(
+                "a direct queue has no --max-deliveries, --dead-letter or --lease; add --durable or \
+                 --plane brokered",
             ));
         }
         // The daemon checks again; here the answer does not need a daemon.
-        Geometry::new(args.slots, args.slot_size, args.max_message).map_err(Failure::usage)?;
+        let slots = args.slots.or((plane == Plane::Brokered).then_some(BROKERED_SLOTS));
+        Geometry::new(slots, args.slot_size, args.max_message).map_err(Failure::usage)?;
         let spec = QueueSpec {
             kind: Some(args.kind.into()),
             slots: args.slots,
@@ -52,10 +65,61 @@ impl CreateConfig {
             max_message: args.max_message,
             mode: args.mode,
             group: args.group,
-            ..QueueSpec::default()
+            plane: Some(plane),
+            durable: args.durable,
+            delivery,
         };
         Ok(Self { name: args.name, spec, if_not_exists: args.if_not_exists })
     }
+}
+
+/// Durable queues are brokered.
+fn plane(args: &QueueCreateArgs) -> Outcome<Plane> {
+    match (args.plane.map(Plane::from), args.durable) {
+        (Some(Plane::Direct), true) => Err(Failure::usage(
+            "a durable queue is brokered; leave out --plane direct or --durable",
+        )),
+        (None, true) => Ok(Plane::Brokered),
+        (plane, _) => Ok(plane.unwrap_or_default()),
+    }
+}
+
+fn delivery(args: &DeliveryArgs) -> DeliverySpec {
+    DeliverySpec {
+        max_deliveries: args.max_deliveries,
+        dead_letter: args.dead_letter.clone(),
+        lease_ms: args.lease.map(units::milliseconds),
+    }
+}
+
+fn edited(args: &QueueEditArgs) -> Outcome<DeliverySpec> {
+    let mut delivery = delivery(&args.delivery);
+    if args.no_dead_letter {
+        delivery.dead_letter = Some(String::new());
+    }
+    if delivery == DeliverySpec::default() {
+        return Err(Failure::usage(
+            "nothing to change; give --max-deliveries, --dead-letter, --no-dead-letter or --lease",
+        ));
+    }
+    Ok(delivery)
+}
+
+fn edit(client: &Client, args: &QueueEditArgs, delivery: DeliverySpec) -> Outcome {
+    let fail = |error| Failure::queue(&args.name, error);
+    if client.queue_info(&args.name).map_err(fail)?.plane == Plane::Direct {
+        return Err(Failure::new(
+            Exit::Config,
+            format_args!("queue {} is direct: it has no delivery rules", args.name),
+        ));
+    }
+    // The queue is there: what is not found now is its dead-letter queue.
+    let info = client.edit_queue(&args.name, delivery)?;
+    if args.format.json {
+        return print_json(&info);
+    }
+    let rules = info.brokered.as_ref().map(show::rules).unwrap_or_default();
+    print_line(&format!("{}: {rules}", info.name))
 }
 
 fn create(client: &Client, config: &CreateConfig, json: bool) -> Outcome {
@@ -72,19 +136,16 @@ fn create(client: &Client, config: &CreateConfig, json: bool) -> Outcome {
                 ),
             ));
         }
+        // Arguments were checked before: a durable queue that is refused does not fit how the daemon is set up.
+        Err(ClientError::Refused { code: ErrorCode::Invalid, message }) if config.spec.durable => {
+            return Err(Failure::new(Exit::Config, message));
+        }
         other => other?,
     };
     if json {
         return print_json(&info);
     }
-    print_line(&format!(
-        "{}: {} queue of {} slots of {} ({} of shared memory)",
-        info.name,
-        kind(&info),
-        units::count(info.slots.into()),
-        units::bytes(info.slot_size.into()),
-        units::bytes(info.memory_bytes),
-    ))
+    print_line(&show::created(&info))
 }
 
 fn list(client: &Client, args: QueueListArgs) -> Outcome {
@@ -92,35 +153,7 @@ fn list(client: &Client, args: QueueListArgs) -> Outcome {
     if args.format.json {
         return print_json(&queues);
     }
-    let mut table = Table::new(&[
-        "NAME",
-        "KIND",
-        "PLANE",
-        "SLOTS",
-        "SLOT",
-        "USED",
-        "MEMORY",
-        "PRODUCERS",
-        "CONSUMERS",
-        "REPAIRS",
-        "STATE",
-    ]);
-    for queue in &queues {
-        table.row(vec![
-            queue.name.clone(),
-            kind(queue).to_string(),
-            queue.plane.to_string(),
-            queue.slots.to_string(),
-            queue.slot_size.to_string(),
-            queue.used_slots.to_string(),
-            units::bytes(queue.memory_bytes),
-            queue.producers.to_string(),
-            queue.consumers.to_string(),
-            queue.repairs.to_string(),
-            queue.state.clone(),
-        ]);
-    }
-    print(&table.render(Style::stdout()))
+    print(&show::list(&queues).render(Style::stdout()))
 }
 
 fn info(client: &Client, args: &QueueInfoArgs) -> Outcome {
@@ -129,78 +162,12 @@ fn info(client: &Client, args: &QueueInfoArgs) -> Outcome {
         return print_json(&info);
     }
     let style = Style::stdout();
-    let mut text = facts(&info).render(style);
+    let mut text = show::facts(&info).render(style);
     if !info.handles.is_empty() {
         text.push('\n');
-        text.push_str(&handles(&info.handles).render(style));
+        text.push_str(&show::handles(&info.handles).render(style));
     }
     print(&text)
-}
-
-fn facts(info: &QueueInfo) -> Facts {
-    let mut facts = Facts::default();
-    facts.add("name", &info.name);
-    facts.add("id", info.id);
-    facts.add("kind", format!("{}, {}, not durable", kind(info), info.plane));
-    facts.add("state", &info.state);
-    facts.add("slots", format!("{} of {}", info.slots, units::bytes(info.slot_size.into())));
-    facts.add("longest message", units::bytes(info.max_message.into()));
-    facts.add("shared memory", units::bytes(info.memory_bytes));
-    facts.add(
-        "rights",
-        format!("{:03o}, user {}, group {}", info.mode, info.owner_uid, info.group_gid),
-    );
-    facts.add("wake mode", format!("{:?}", info.wake_mode).to_lowercase());
-    facts
-        .add("used slots", format!("{} (tail {}, head {})", info.used_slots, info.tail, info.head));
-    facts.add("deaths repaired", info.repairs);
-    facts.add("discarded claims of dead producers", info.tombstones);
-    facts.add("messages of dead consumers given out again", info.returned);
-    facts
-}
-
-fn handles(handles: &[HandleInfo]) -> Table {
-    let mut table = Table::new(&[
-        "HANDLE",
-        "ROLE",
-        "PID",
-        "UID",
-        "STATE",
-        "MESSAGES",
-        "BYTES",
-        "OWNS",
-        "WAITING",
-        "DELAYED BY",
-        "DELAYS OTHERS",
-    ]);
-    let pid_of = |handle: u8| {
-        let found = handles.iter().find(|other| other.handle == handle);
-        found.map_or_else(|| format!("handle {handle}"), |other| format!("pid {}", other.pid))
-    };
-    for handle in handles {
-        let owns = match (handle.owned_slots, handle.owns_position) {
-            (0, _) => "-".to_string(),
-            (slots, None) => slots.to_string(),
-            (slots, Some(position)) => format!("{slots} from {position}"),
-        };
-        table.row(vec![
-            handle.handle.to_string(),
-            match handle.role {
-                Role::Produce => "produce".to_string(),
-                Role::Consume => "consume".to_string(),
-            },
-            handle.pid.to_string(),
-            handle.uid.to_string(),
-            handle.state.clone(),
-            units::count(handle.messages),
-            units::bytes(handle.bytes),
-            owns,
-            handle.waiting_ns.map_or_else(|| "-".to_string(), units::nanos),
-            handle.delayed_by.map_or_else(|| "-".to_string(), pid_of),
-            handle.delays_others_ns.map_or_else(|| "-".to_string(), units::nanos),
-        ]);
-    }
-    table
 }
 
 fn delete(client: &Client, args: &QueueDeleteArgs) -> Outcome {
@@ -223,11 +190,4 @@ fn purge(client: &Client, args: &QueuePurgeArgs) -> Outcome {
         return print_json(&json!({ "queue": args.name, "messages": messages }));
     }
     print_line(&format!("{}: {} messages discarded", args.name, units::count(messages)))
-}
-
-fn kind(info: &QueueInfo) -> &'static str {
-    match info.kind {
-        ringmain_client::raw::protocol::Kind::Spsc => "spsc",
-        ringmain_client::raw::protocol::Kind::Mpmc => "mpmc",
-    }
 }

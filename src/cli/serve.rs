@@ -3,13 +3,19 @@
 use std::fs;
 use std::path::Path;
 
-use ringmain::daemon::{self, DaemonError, Limits, ServeOptions};
+use ringmain::daemon::{self, DaemonError, JournalBackend, Limits, ServeOptions, ShardOptions};
 use serde::Deserialize;
 
 use super::Socket;
-use super::args::ServeArgs;
+use super::args::{BackendArg, ServeArgs};
 use super::exit::{Exit, Failure, Outcome};
 use super::units;
+
+/// Shortest file of a journal.
+const SEGMENT_BYTES_MIN: u64 = 64 << 10;
+
+/// Longest file of a journal.
+const SEGMENT_BYTES_MAX: u64 = 4 << 30;
 
 pub(crate) fn run(socket: &Socket, args: ServeArgs) -> Outcome {
     daemon::serve(&options(socket, args)?).map_err(|error| failure(&error))
@@ -21,10 +27,16 @@ pub(crate) fn broker() -> Outcome {
 
 /// Defaults, then the file, then the flags.
 fn options(socket: &Socket, args: ServeArgs) -> Outcome<ServeOptions> {
+    checked(&args)?;
     let file = args.config.as_deref().map(ConfigFile::read).transpose()?.unwrap_or_default();
     let default = Limits::default();
     let mut options = ServeOptions::new(socket.path());
     options.data_dir = args.data_dir;
+    options.shards = ShardOptions {
+        cpu: args.shard_cpu,
+        backend: args.journal_backend.map_or_else(JournalBackend::default, backend),
+        segment_bytes: args.segment_size,
+    };
     options.limits = Limits {
         queues: args.limit_queues.or(file.limit_queues).unwrap_or(default.queues),
         bytes: args
@@ -38,8 +50,34 @@ fn options(socket: &Socket, args: ServeArgs) -> Outcome<ServeOptions> {
     Ok(options)
 }
 
+/// What is wrong without looking at the host.
+fn checked(args: &ServeArgs) -> Outcome {
+    const BLOCK_BYTES: u64 = ringmain::disk::BLOCK_BYTES as u64;
+    let Some(bytes) = args.segment_size else {
+        return Ok(());
+    };
+    let possible = SEGMENT_BYTES_MIN..=SEGMENT_BYTES_MAX;
+    if possible.contains(&bytes) && bytes.is_multiple_of(BLOCK_BYTES) {
+        return Ok(());
+    }
+    Err(Failure::usage(format_args!(
+        "--segment-size {bytes}: must be a multiple of 4 KiB from {} to {}",
+        units::bytes(SEGMENT_BYTES_MIN),
+        units::bytes(SEGMENT_BYTES_MAX)
+    )))
+}
+
+fn backend(backend: BackendArg) -> JournalBackend {
+    match backend {
+        BackendArg::Auto => JournalBackend::Auto,
+        BackendArg::Uring => JournalBackend::Uring,
+        BackendArg::Blocking => JournalBackend::Blocking,
+    }
+}
+
 fn failure(error: &DaemonError) -> Failure {
     let exit = match error.exit_code() {
+        65 => Exit::Data,
         69 => Exit::Unavailable,
         73 => Exit::Exists,
         74 => Exit::Io,

@@ -33,6 +33,16 @@ pub(crate) fn parse_duration(text: &str) -> Result<Duration, String> {
         .map_err(|_| "expected a duration with its unit, such as 10s, 250ms or 1h30m".to_string())
 }
 
+/// Whole milliseconds, rounded up, so that only nothing is nothing.
+pub(crate) fn milliseconds(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX)
+}
+
+/// `30s`, `1h 30m`.
+pub(crate) fn duration_ms(milliseconds: u64) -> String {
+    humantime::format_duration(Duration::from_millis(milliseconds)).to_string()
+}
+
 /// Reads the length of a measurement: 100 ms to 1 h.
 pub(crate) fn parse_run_duration(text: &str) -> Result<Duration, String> {
     let duration = parse_duration(text)?;
@@ -100,6 +110,12 @@ pub(crate) fn nanos(value: u64) -> String {
     }
 }
 
+/// As [`nanos`], from microseconds.
+#[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // shown with three digits
+pub(crate) fn micros(value: f64) -> String {
+    nanos((value * 1e3) as u64)
+}
+
 /// Digits behind the point that make three significant ones.
 fn digits(value: f64) -> usize {
     match value {
@@ -155,6 +171,10 @@ mod tests {
         for text in ["", "10", "s", "-1s", "1parsec"] {
             assert!(parse_duration(text).is_err(), "{text}");
         }
+        assert_eq!(milliseconds(Duration::ZERO), 0);
+        assert_eq!(milliseconds(Duration::from_nanos(1)), 1);
+        assert_eq!(milliseconds(Duration::from_secs(2)), 2000);
+        assert_eq!(duration_ms(90_000), "1m 30s");
         assert!(parse_run_duration("1ms").is_err());
         assert!(parse_run_duration("2h").is_err());
     }

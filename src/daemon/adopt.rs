@@ -11,6 +11,7 @@ use ringmain_client::protocol::Role;
 use ringmain_client::ring::Closed;
 
 use super::broker::Broker;
+use super::brokered::Adopting;
 use super::counters::Counters;
 use super::doorbells::Doorbell;
 use super::entries::{
@@ -25,6 +26,7 @@ impl Broker {
     /// Loads everything. An error means that this binary cannot take over; the rings go on without it.
     pub(super) fn adopt(&mut self) -> Result<(), String> {
         let mut after = Vec::new();
+        let mut adopting = Adopting::default();
         loop {
             let (items, descriptors) =
                 self.keeper.load(&after).map_err(|error| error.to_string())?;
@@ -37,14 +39,21 @@ impl Broker {
                 let key = Key::parse(&item.key).ok_or_else(|| {
                     format!("stored key {:x?} is not known to this version", item.key)
                 })?;
-                self.adopt_entry(key, &item.bytes, own)
+                self.adopt_entry(&mut adopting, key, &item.bytes, own)
                     .map_err(|reason| format!("stored entry {key:?}: {reason}"))?;
             }
         }
-        self.finish_what_was_begun().map_err(|error| error.to_string())
+        self.finish_what_was_begun().map_err(|error| error.to_string())?;
+        self.start_adopted(adopting).map_err(|error| error.to_string())
     }
 
-    fn adopt_entry(&mut self, key: Key, bytes: &[u8], own: Vec<OwnedFd>) -> Result<(), String> {
+    fn adopt_entry(
+        &mut self,
+        adopting: &mut Adopting,
+        key: Key,
+        bytes: &[u8],
+        own: Vec<OwnedFd>,
+    ) -> Result<(), String> {
         match key {
             Key::Counters => {
                 self.counters = Counters::after(Some(decode::<CountersEntry>(bytes)?));
@@ -102,6 +111,13 @@ impl Broker {
                 if entry.dirty {
                     self.abandoned.push((queue, handle));
                 }
+            }
+            Key::Shard(_)
+            | Key::Segment(_)
+            | Key::Link(_)
+            | Key::BrokeredQueue(_)
+            | Key::BrokeredHandle { .. } => {
+                self.adopt_brokered(adopting, key, bytes, own)?;
             }
         }
         Ok(())

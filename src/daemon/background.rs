@@ -10,6 +10,8 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use nix::sys::signal::SigSet;
 use ringmain_client::sys::eventfd::EventFd;
 
+use crate::shard::control::Outbox;
+
 /// Runs `work` on a new thread, or here if there can be none. Signals stay with the main thread.
 pub(super) fn run(name: &str, work: impl FnOnce() + Send + 'static) {
     // The closure is handed over in a box that comes back if the thread cannot be started.
@@ -59,6 +61,11 @@ impl<T: Send + 'static> Results<T> {
             let _ = sender.send(work());
             bell.signal();
         });
+    }
+
+    /// For threads that have results of their own accord.
+    pub(super) fn outbox(&self) -> Outbox<T> {
+        Outbox::new(self.sender.clone(), Arc::clone(&self.bell))
     }
 
     /// What is there.

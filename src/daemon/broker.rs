@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, OwnedFd};
+use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -21,6 +22,7 @@ use ringmain_client::sys::memory::MemoryError;
 
 use super::DaemonError;
 use super::background::Results;
+use super::brokered::Brokered;
 use super::connections::{Answer, Connection};
 use super::counters::Counters;
 use super::doorbells::Doorbell;
@@ -30,9 +32,14 @@ use super::process::has_exited;
 use super::queues::{Pending, Queue};
 use super::rings::QueueMemory;
 use super::sessions::Session;
+use crate::shard::control::StartError;
 
 /// Seconds that a broker whose keeper died has to leave by itself.
 const ORPHAN_S: libc::c_uint = 5;
+/// How long the shards may take to store what they have: the keeper waits longer than each of these.
+const STOPPING: Duration = Duration::from_secs(8);
+const LEAVING: Duration = Duration::from_millis(1500);
+const ORPHANED: Duration = Duration::from_secs(3);
 
 /// Everything the broker knows. Requests are methods on this, in a file for each subject.
 #[derive(Debug)]
@@ -54,6 +61,7 @@ pub(super) struct Broker {
     pub(super) allocating: BTreeMap<String, Pending>,
     pub(super) allocated: Results<(String, Result<QueueMemory, MemoryError>)>,
     pub(super) counters: Counters,
+    pub(super) brokered: Brokered,
     /// For new queues.
     pub(super) wake_mode: WakeMode,
     /// Handles that an older broker had taken back and left unrepaired; empty after the adoption.
@@ -74,7 +82,7 @@ pub fn broker_main() -> Result<(), DaemonError> {
     let lost = |error: LinkLost| DaemonError::Unavailable(format!("the keeper is gone ({error})"));
     let version = env!("CARGO_PKG_VERSION").to_owned();
     keeper.send(&ToKeeper::Standby { version }).map_err(lost)?;
-    let (config, listener) = keeper.start().map_err(lost)?;
+    let (config, brokered_config, listener) = keeper.start().map_err(lost)?;
     let membarrier = !config.force_no_membarrier && membarrier::register();
     let mut broker = Broker {
         config,
@@ -91,12 +99,17 @@ pub fn broker_main() -> Result<(), DaemonError> {
         allocating: BTreeMap::new(),
         allocated: Results::new().map_err(|error| DaemonError::io("eventfd", &error))?,
         counters: Counters::after(None),
+        brokered: Brokered::new(brokered_config)
+            .map_err(|error| DaemonError::io("eventfd", &error))?,
         wake_mode: if membarrier { WakeMode::Membarrier } else { WakeMode::Fence },
         abandoned: Vec::new(),
         upgrade_by: None,
         buffer: vec![0; FRAME_BYTES_MAX],
     };
     broker.adopt().map_err(DaemonError::Unavailable)?;
+    if let Some(error) = broker.await_shards().map_err(lost)? {
+        return Err(broker.refuse_to_start(&error));
+    }
     let result = broker.keeper.send(&ToKeeper::Ready).and_then(|()| broker.run());
     result.map_err(|error| {
         broker.orphaned();
@@ -148,6 +161,7 @@ enum Source {
     Keeper,
     Listener,
     Allocated,
+    Shards,
     Connection(u64),
     Session(u64),
 }
@@ -176,6 +190,7 @@ impl Broker {
                     Source::Connection(number) => self.on_packet(number)?,
                     Source::Listener => self.on_listener(),
                     Source::Allocated => self.on_allocated()?,
+                    Source::Shards => self.on_shards()?,
                     Source::Session(_) => {}
                 }
             }
@@ -183,7 +198,7 @@ impl Broker {
     }
 
     fn wait(&self) -> Result<Vec<Source>, LinkLost> {
-        let count = 3 + self.connections.len() + self.sessions.len();
+        let count = 4 + self.connections.len() + self.sessions.len();
         let mut polled = Vec::with_capacity(count);
         let mut sources = Vec::with_capacity(count);
         let mut add = |fd, source| {
@@ -192,6 +207,7 @@ impl Broker {
         };
         add(self.keeper.socket(), Source::Keeper);
         add(self.allocated.descriptor(), Source::Allocated);
+        add(self.brokered.descriptor(), Source::Shards);
         for (number, session) in &self.sessions {
             add(session.pidfd.as_fd(), Source::Session(*number));
         }
@@ -224,6 +240,7 @@ impl Broker {
                     return Ok(true);
                 }
                 FromKeeper::Leave => {
+                    self.stop_shards(false, LEAVING);
                     self.answer_upgrade(Answer::of(Reply::Done));
                     return Ok(true);
                 }
@@ -253,7 +270,11 @@ impl Broker {
                 left.push((queue.entry.name.as_str(), messages));
             }
         }
-        let text = left_text(self.queues.len(), &left);
+        let mut text = left_text(self.queues.len(), &left);
+        let stored = self.stop_shards(true, STOPPING);
+        if stored > 0 {
+            text = format!("{text}; {stored} messages wait in brokered queues");
+        }
         self.keeper.send(&ToKeeper::Stopped { text })
     }
 
@@ -263,6 +284,20 @@ impl Broker {
             queue.memory.close(control::CLOSED_DRAINING);
             self.wake(queue);
         }
+        self.stop_shards(true, ORPHANED);
+    }
+
+    /// The journal cannot be served, and never was: that is the end of the daemon, with the reason.
+    fn refuse_to_start(&mut self, error: &StartError) -> DaemonError {
+        let error = match error {
+            StartError::Damaged(text) => DaemonError::Data(text.clone()),
+            StartError::Io(text) => DaemonError::Io(text.clone()),
+        };
+        let (exit_code, text) = (error.exit_code(), error.to_string());
+        let _ = self.keeper.send(&ToKeeper::Refused { exit_code, text });
+        // The keeper ends this process, and says why itself.
+        let _ = self.keeper.wait_for_end();
+        error
     }
 
     /// Wakes everybody on a queue, whatever they wait for.

@@ -35,6 +35,11 @@ impl Counters {
         Ok(self.next.queue - 1)
     }
 
+    /// Numbers below this one were given to queues by somebody else.
+    pub(super) fn skip_queues(&mut self, next: u64) {
+        self.next.queue = self.next.queue.max(next);
+    }
+
     /// `None` after four thousand million doorbells.
     pub(super) fn doorbell(&mut self, keeper: &mut KeeperLink) -> Result<Option<u32>, LinkLost> {
         self.reserve(keeper, self.next.doorbell >= self.reserved.doorbell)?;

@@ -54,13 +54,23 @@ impl Broker {
         }
         let mut deletes = Vec::new();
         for (number, session) in dead {
-            for (queue, handle) in session.handles {
-                deletes.push(Key::Handle { queue, handle }.bytes());
-            }
-            for doorbell in session.doorbells {
+            // Its lanes and leases first; the rest below, or when the shards have let go.
+            let doorbells = session.doorbells.clone();
+            for doorbell in doorbells {
                 deletes.push(Key::Doorbell(doorbell).bytes());
                 self.doorbells.remove(&doorbell);
             }
+            let direct: Vec<(u64, u8)> = session
+                .handles
+                .iter()
+                .filter(|(queue, _)| !self.brokered.queues.contains_key(queue))
+                .copied()
+                .collect();
+            for (queue, handle) in direct {
+                deletes.push(Key::Handle { queue, handle }.bytes());
+            }
+            let Some(session) = self.depart(number, session) else { continue };
+            deletes.extend(self.forget_link(number));
             if session.stored {
                 deletes.push(Key::Session(number).bytes());
             }

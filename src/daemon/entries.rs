@@ -4,9 +4,11 @@
 //! the version of its form, and keys sort so that whatever an entry refers to comes before it.
 
 use ringmain_client::layout::Geometry;
-use ringmain_client::protocol::{Kind, Role, WakeMode};
+use ringmain_client::protocol::{Kind, Role, StartAt, WakeMode};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+
+use crate::shard::memory::PairSize;
 
 /// Version of the values below.
 const FORM: u8 = 1;
@@ -19,6 +21,11 @@ pub(super) enum Key {
     Doorbell(u32),
     Queue(u64),
     Handle { queue: u64, handle: u8 },
+    Shard(u32),
+    Segment(u64),
+    Link(u64),
+    BrokeredQueue(u64),
+    BrokeredHandle { queue: u64, handle: u8 },
 }
 
 impl Key {
@@ -43,6 +50,27 @@ impl Key {
                 bytes.extend_from_slice(&queue.to_be_bytes());
                 bytes.push(handle);
             }
+            Self::Shard(shard) => {
+                bytes.push(6);
+                bytes.extend_from_slice(&shard.to_be_bytes());
+            }
+            Self::Segment(number) => {
+                bytes.push(7);
+                bytes.extend_from_slice(&number.to_be_bytes());
+            }
+            Self::Link(session) => {
+                bytes.push(8);
+                bytes.extend_from_slice(&session.to_be_bytes());
+            }
+            Self::BrokeredQueue(queue) => {
+                bytes.push(9);
+                bytes.extend_from_slice(&queue.to_be_bytes());
+            }
+            Self::BrokeredHandle { queue, handle } => {
+                bytes.push(10);
+                bytes.extend_from_slice(&queue.to_be_bytes());
+                bytes.push(handle);
+            }
         }
         bytes
     }
@@ -57,6 +85,15 @@ impl Key {
             5 => {
                 let (handle, queue) = rest.split_last()?;
                 Self::Handle { queue: u64::from_be_bytes(queue.try_into().ok()?), handle: *handle }
+            }
+            6 => Self::Shard(u32::from_be_bytes(rest.try_into().ok()?)),
+            7 => Self::Segment(u64::from_be_bytes(rest.try_into().ok()?)),
+            8 => Self::Link(u64::from_be_bytes(rest.try_into().ok()?)),
+            9 => Self::BrokeredQueue(u64::from_be_bytes(rest.try_into().ok()?)),
+            10 => {
+                let (handle, queue) = rest.split_last()?;
+                let queue = u64::from_be_bytes(queue.try_into().ok()?);
+                Self::BrokeredHandle { queue, handle: *handle }
             }
             _ => return None,
         })
@@ -125,6 +162,59 @@ pub(super) struct HandleEntry {
     pub(super) dirty: bool,
 }
 
+/// With one descriptor: the shard's page.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct ShardEntry {
+    /// Whether its queues are all stored: nobody has to wait for its journal to be opened.
+    pub(super) known: bool,
+}
+
+/// A file of a journal in memory. With one descriptor.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct SegmentEntry {
+    pub(super) shard: u32,
+    pub(super) name: String,
+    pub(super) bytes: u64,
+}
+
+/// A session's link. With a descriptor for its memory, then an eventfd for each shard.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct LinkEntry {}
+
+/// A brokered queue; its messages, groups and delivery rules are the shard's. No descriptors.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct BrokeredQueueEntry {
+    pub(super) name: String,
+    pub(super) kind: Kind,
+    pub(super) shard: u32,
+    pub(super) slots: u32,
+    pub(super) slot_size: u32,
+    pub(super) max_message: u32,
+    pub(super) owner_uid: u32,
+    pub(super) group_gid: u32,
+    pub(super) mode: u32,
+    /// As in [`QueueEntry`].
+    pub(super) creating: Option<(u64, u32)>,
+}
+
+/// With the descriptors of [`crate::shard::memory::PairFiles`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct BrokeredHandleEntry {
+    pub(super) epoch: u32,
+    pub(super) session: u64,
+    pub(super) layout_version: u32,
+    pub(super) wake_mode: WakeMode,
+    pub(super) size: PairSize,
+    pub(super) ready_index: u32,
+    /// Producers: the lane's number in the journal, never used again.
+    pub(super) lane: u64,
+    /// Consumers, as asked for.
+    pub(super) group: String,
+    pub(super) from: StartAt,
+    pub(super) credit: u32,
+    pub(super) browse: bool,
+}
+
 /// Bytes of a value.
 pub(super) fn encode<T: Serialize>(value: &T) -> Vec<u8> {
     // Writing plain data into a vector has no way to fail; an empty value would be refused when it is read.
@@ -156,6 +246,11 @@ mod tests {
             Key::Queue(256),
             Key::Handle { queue: 1, handle: 254 },
             Key::Handle { queue: 256, handle: 1 },
+            Key::Shard(1),
+            Key::Segment(7),
+            Key::Link(3),
+            Key::BrokeredQueue(1),
+            Key::BrokeredHandle { queue: 1, handle: 254 },
         ];
         for pair in keys.windows(2) {
             assert!(pair[0].bytes() < pair[1].bytes());
@@ -164,6 +259,7 @@ mod tests {
             assert_eq!(Key::parse(&key.bytes()), Some(key));
         }
         assert_eq!(Key::parse(&[]), None);
+        assert_eq!(Key::parse(&[99, 0]), None);
         assert_eq!(Key::parse(&[9, 0]), None);
         assert_eq!(Key::parse(&[4, 0]), None);
     }

@@ -16,7 +16,7 @@ use ringmain_client::protocol::FRAME_BYTES_MAX;
 use ringmain_client::sys::clock::monotonic_ns;
 use ringmain_client::sys::packet::Blocking;
 
-use super::link::{self, BrokerConfig, FromKeeper, Incoming, ToKeeper};
+use super::link::{self, BrokerConfig, BrokeredConfig, FromKeeper, Incoming, ToKeeper};
 use super::lock::Lock;
 use super::log::log;
 use super::process::{Binary, BrokerProcess, has_exited};
@@ -134,6 +134,7 @@ struct Keeper {
     listener: OwnedFd,
     store: Store,
     config: BrokerConfig,
+    brokered: BrokeredConfig,
     /// What a broker is started from; the last one that became ready.
     binary: Binary,
     broker: Option<Broker>,
@@ -162,11 +163,16 @@ impl Keeper {
             keeper_started_ns: monotonic_ns(),
             broker_starts: 0,
         };
+        let data_dir = options.data_dir.as_deref().map(|path| {
+            // The folder exists, it was locked; a path that cannot be resolved is given on as it came.
+            path.canonicalize().unwrap_or_else(|_| path.to_owned())
+        });
         Self {
             signals,
             listener,
             store: Store::default(),
             config,
+            brokered: BrokeredConfig { data_dir, shards: options.shards.clone() },
             binary,
             broker: None,
             successor: None,
@@ -433,7 +439,7 @@ impl Keeper {
         let now = Instant::now();
         broker.phase = Phase::Adopting;
         broker.deadline = Some(now + ADOPTION);
-        let message = FromKeeper::Start(self.config.clone());
+        let message = FromKeeper::StartWith(self.config.clone(), self.brokered.clone());
         let sent = link::send(broker.process.socket(), &message, &[self.listener.as_fd()]);
         if sent.is_err() {
             broker.process.kill();
@@ -486,6 +492,16 @@ impl Keeper {
             (ToKeeper::Stopped { text }, _) => {
                 log!("{text}");
                 self.stopped = true;
+                Ok(())
+            }
+            (ToKeeper::Refused { exit_code, text }, Phase::Adopting) if !self.announced => {
+                let error = match exit_code {
+                    65 => DaemonError::Data(text),
+                    74 => DaemonError::Io(text),
+                    77 => DaemonError::Permission(text),
+                    _ => DaemonError::Config(text),
+                };
+                self.failed = Some(error);
                 Ok(())
             }
             (message, phase) => {

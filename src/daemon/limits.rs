@@ -18,6 +18,11 @@ impl Broker {
             queues += 1;
             used = used.saturating_add(queue.memory_bytes());
         }
+        queues += u32::try_from(
+            self.brokered.queues.values().filter(|queue| queue.entry.owner_uid == uid).count(),
+        )
+        .unwrap_or(u32::MAX);
+        used = used.saturating_add(self.brokered.memory_of(&self.sessions, uid));
         if queues >= limits.queues {
             let text = format!(
                 "user {uid} has {queues} queues, the limit is {}: delete some, or start the daemon with a higher limit",
@@ -30,6 +35,26 @@ impl Broker {
                 "a queue of {bytes} bytes exceeds the limit of {} bytes for user {uid} ({used} are in use): ask for \
                  fewer or smaller slots, delete queues, or start the daemon with a higher limit",
                 limits.bytes
+            );
+            return refuse(ErrorCode::Limit, text);
+        }
+        Ok(())
+    }
+
+    /// Whether the user's processes may have a handle on a brokered queue with this much memory.
+    pub(super) fn check_memory_limit(&self, uid: u32, bytes: u64) -> Result<(), Failure> {
+        let limit = self.config.limits.bytes;
+        let direct: u64 = self
+            .queues
+            .values()
+            .filter(|queue| queue.entry.owner_uid == uid)
+            .map(super::queues::Queue::memory_bytes)
+            .sum();
+        let used = direct.saturating_add(self.brokered.memory_of(&self.sessions, uid));
+        if used.saturating_add(bytes) > limit {
+            let text = format!(
+                "a handle of {bytes} bytes exceeds the limit of {limit} bytes for user {uid} ({used} are in use): close \
+                 handles, delete queues, or start the daemon with a higher limit"
             );
             return refuse(ErrorCode::Limit, text);
         }

@@ -14,7 +14,7 @@ use ringmain_client::sys::packet::{Blocking, ReceiveError, receive_packet, send_
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use super::Limits;
+use super::{Limits, ShardOptions};
 
 /// The keeper protocol.
 pub(super) const KEEPER: Framing = Framing { magic: *b"RMKP", version: 1 };
@@ -42,6 +42,14 @@ pub(super) struct BrokerConfig {
     pub(super) broker_starts: u64,
 }
 
+/// What the broker needs to know about the brokered plane.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct BrokeredConfig {
+    /// Absolute.
+    pub(super) data_dir: Option<std::path::PathBuf>,
+    pub(super) shards: ShardOptions,
+}
+
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) enum ToKeeper {
     /// First: the process runs and waits for [`FromKeeper::Start`].
@@ -57,6 +65,8 @@ pub(super) enum ToKeeper {
     Upgrade { binary: String },
     /// The rings are closed after [`FromKeeper::Stop`]; the text says what was left.
     Stopped { text: String },
+    /// Nothing can be served, whatever is tried: the daemon ends with this exit code and this line.
+    Refused { exit_code: u8, text: String },
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -76,6 +86,8 @@ pub(super) enum FromKeeper {
     UpgradeRefused {
         reason: String,
     },
+    /// In place of [`Self::Start`]: with the listening socket.
+    StartWith(BrokerConfig, BrokeredConfig),
 }
 
 /// The other side is gone or talks nonsense: there is no way to go on.
@@ -162,14 +174,22 @@ impl KeeperLink {
     }
 
     /// Waits for the keeper's first message.
-    pub(super) fn start(&mut self) -> Result<(BrokerConfig, OwnedFd), LinkLost> {
-        match self.answer()? {
-            (FromKeeper::Start(config), descriptors) => match <[OwnedFd; 1]>::try_from(descriptors)
-            {
-                Ok([listener]) => Ok((config, listener)),
-                Err(_) => Err(LinkLost("the keeper sent no listening socket".to_owned())),
-            },
-            (other, _) => Err(LinkLost(format!("unexpected message of the keeper: {other:?}"))),
+    pub(super) fn start(&mut self) -> Result<(BrokerConfig, BrokeredConfig, OwnedFd), LinkLost> {
+        let (config, brokered, descriptors) = match self.answer()? {
+            (FromKeeper::StartWith(config, brokered), descriptors) => {
+                (config, brokered, descriptors)
+            }
+            // A keeper of a version that had the direct plane only.
+            (FromKeeper::Start(config), descriptors) => {
+                (config, BrokeredConfig::default(), descriptors)
+            }
+            (other, _) => {
+                return Err(LinkLost(format!("unexpected message of the keeper: {other:?}")));
+            }
+        };
+        match <[OwnedFd; 1]>::try_from(descriptors) {
+            Ok([listener]) => Ok((config, brokered, listener)),
+            Err(_) => Err(LinkLost("the keeper sent no listening socket".to_owned())),
         }
     }
 
@@ -204,6 +224,13 @@ impl KeeperLink {
             (FromKeeper::Applied, _) => Ok(Ok(())),
             (FromKeeper::NotApplied { reason }, _) => Ok(Err(reason)),
             (other, _) => Err(LinkLost(format!("unexpected message of the keeper: {other:?}"))),
+        }
+    }
+
+    /// Returns when the keeper is gone or has closed the socket.
+    pub(super) fn wait_for_end(&mut self) -> Result<(), LinkLost> {
+        loop {
+            self.answer()?;
         }
     }
 

@@ -15,6 +15,7 @@ mod adopt;
 mod attach;
 mod background;
 mod broker;
+mod brokered;
 mod connections;
 mod counters;
 mod death;
@@ -49,8 +50,11 @@ pub use keeper::serve;
 pub struct ServeOptions {
     /// Where clients connect. A missing directory of this name is created.
     pub socket: PathBuf,
-    /// Folder of the journals; locked, so that no second daemon uses it. It must exist.
+    /// Folder of the journals; locked, so that no second daemon uses it. It must exist. Without it there are no durable
+    /// queues.
     pub data_dir: Option<PathBuf>,
+    /// How the shards of the brokered plane run.
+    pub shards: ShardOptions,
     /// What one user may have.
     pub limits: Limits,
     /// Creates every ring with [`WakeMode::Fence`](ringmain_client::protocol::WakeMode::Fence), as on a kernel without
@@ -66,11 +70,36 @@ impl ServeOptions {
         Self {
             socket,
             data_dir: None,
+            shards: ShardOptions::default(),
             limits: Limits::default(),
             force_no_membarrier: false,
             force_no_peer_pidfd: false,
         }
     }
+}
+
+/// How the shards run: one thread for the durable queues, one for the brokered queues in memory.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ShardOptions {
+    /// The CPU of the shard threads. By default they are not pinned on hosts with fewer than four CPUs, and run on the last
+    /// CPU that the daemon may use on others.
+    pub cpu: Option<usize>,
+    /// How the journal writes.
+    pub backend: JournalBackend,
+    /// Bytes of a journal segment, a multiple of 4096; 64 MiB by default.
+    pub segment_bytes: Option<u64>,
+}
+
+/// How the journal writes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum JournalBackend {
+    /// io_uring where it is allowed, else threads that make blocking calls.
+    #[default]
+    Auto,
+    /// io_uring or nothing.
+    Uring,
+    /// Threads that make blocking calls.
+    Blocking,
 }
 
 /// What one user may have at a time. The same for root.
@@ -103,6 +132,9 @@ pub enum DaemonError {
     /// A right is missing.
     #[error("{0}")]
     Permission(String),
+    /// The journal is damaged.
+    #[error("{0}")]
+    Data(String),
     /// Another daemon has the socket or the data folder.
     #[error("{what} is in use by another daemon{}: stop it first, or choose another one", pid_text(*.pid))]
     Held {
@@ -125,6 +157,7 @@ impl DaemonError {
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Config(_) => 78,
+            Self::Data(_) => 65,
             Self::Io(_) => 74,
             Self::Permission(_) => 77,
             Self::Held { .. } => 73,

@@ -46,6 +46,11 @@ impl Rights {
         }
     }
 
+    /// Send to a brokered queue, or have messages sent there.
+    pub(super) fn may_send(self) -> bool {
+        self.write
+    }
+
     /// Delete and purge.
     pub(super) fn may_manage(self) -> bool {
         self.execute

@@ -9,7 +9,9 @@ use ringmain_client::ring::Closed;
 use ringmain_client::sys::clock::monotonic_ns;
 
 use super::broker::Broker;
+use super::brokered::{BrokeredQueue, QueueInfoForm};
 use super::connections::{Answer, Failure, refuse};
+use super::link::LinkLost;
 use super::peer::Credentials;
 use super::process::is_stopped;
 use super::queues::{Handle, Queue};
@@ -166,16 +168,27 @@ impl Broker {
     }
 
     /// A page of the queues that the user may see.
-    pub(super) fn list_queues(&self, user: &Credentials, after: &str) -> Answer {
+    pub(super) fn list_queues(
+        &mut self,
+        number: u64,
+        user: &Credentials,
+        after: &str,
+    ) -> Result<(), LinkLost> {
         let page = self
             .names
             .range::<str, _>((Excluded(after), Unbounded))
-            .filter_map(|(_, id)| Some((*id, self.queues.get(id)?)))
-            .filter(|(_, queue)| queue.rights(user).may_see())
+            .filter_map(|(_, id)| match (self.queues.get(id), self.brokered.queues.get(id)) {
+                (Some(queue), _) => {
+                    queue.rights(user).may_see().then(|| self.queue_summary(*id, queue))
+                }
+                (None, Some(queue)) => {
+                    queue.rights(user).may_see().then(|| self.brokered_summary(*id, queue))
+                }
+                (None, None) => None,
+            })
             .take(PAGE_QUEUES)
-            .map(|(id, queue)| self.queue_summary(id, queue))
             .collect();
-        Answer::of(Reply::Queues(page))
+        self.inform(number, page, QueueInfoForm::Page, None)
     }
 
     pub(super) fn status(&self) -> Answer {
@@ -189,10 +202,14 @@ impl Broker {
             broker_pid: std::process::id(),
             broker_starts: self.config.broker_starts,
             socket: self.config.socket.clone(),
-            queues: count(self.queues.len()),
+            queues: count(self.queues.len() + self.brokered.queues.len()),
             clients: count(self.sessions.len()),
-            handles: count(self.queues.values().map(|queue| queue.handles.len()).sum()),
-            memory_bytes: self.queues.values().map(Queue::memory_bytes).sum(),
+            handles: count(
+                self.queues.values().map(|queue| queue.handles.len()).sum::<usize>()
+                    + self.brokered.queues.values().map(|queue| queue.handles.len()).sum::<usize>(),
+            ),
+            memory_bytes: self.queues.values().map(Queue::memory_bytes).sum::<u64>()
+                + self.brokered.queues.values().map(BrokeredQueue::memory_bytes).sum::<u64>(),
         })))
     }
 }

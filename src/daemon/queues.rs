@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use nix::unistd::Group;
 use ringmain_client::layout::{Geometry, LAYOUT_VERSION, control};
-use ringmain_client::protocol::{ErrorCode, Kind, QueueSpec, Reply, Role};
+use ringmain_client::protocol::{DeliverySpec, ErrorCode, Kind, QueueSpec, Reply, Role};
 use ringmain_client::ring::Closed;
 use ringmain_client::sys::memory::MemoryError;
 
@@ -96,7 +96,7 @@ pub(super) fn memory_failure(error: &MemoryError) -> Failure {
     }
 }
 
-fn check_name(name: &str) -> Result<(), Failure> {
+pub(super) fn check_name(name: &str) -> Result<(), Failure> {
     let good = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-');
     let valid = !name.is_empty()
         && name.len() <= NAME_BYTES_MAX
@@ -116,7 +116,7 @@ fn check_name(name: &str) -> Result<(), Failure> {
 }
 
 /// The group of a new queue: as with chgrp, one of the creator's own unless it is root.
-fn group_of(user: &Credentials, wanted: Option<&str>) -> Result<u32, Failure> {
+pub(super) fn group_of(user: &Credentials, wanted: Option<&str>) -> Result<u32, Failure> {
     let Some(wanted) = wanted else {
         return Ok(user.gid);
     };
@@ -139,6 +139,18 @@ fn group_of(user: &Credentials, wanted: Option<&str>) -> Result<u32, Failure> {
             format!("you are no member of group {shown:?}: name one of your groups"),
         ),
     }
+}
+
+/// Permission bits.
+pub(super) fn checked_mode(mode: Option<u32>) -> Result<u32, Failure> {
+    let mode = mode.unwrap_or(MODE_DEFAULT);
+    if mode & !0o777 != 0 {
+        return refuse(
+            ErrorCode::Invalid,
+            format!("mode {mode:o}: only the bits 0777 are allowed"),
+        );
+    }
+    Ok(mode)
 }
 
 impl Broker {
@@ -256,19 +268,13 @@ impl Broker {
             Ok(geometry) => geometry,
             Err(error) => return refuse(ErrorCode::Invalid, error.to_string()),
         };
-        let mode = spec.mode.unwrap_or(MODE_DEFAULT);
-        if mode & !0o777 != 0 {
-            return refuse(
-                ErrorCode::Invalid,
-                format!("mode {mode:o}: only the bits 0777 are allowed"),
-            );
+        if spec.delivery != DeliverySpec::default() {
+            let text = "delivery rules are for brokered queues: ask for the brokered plane, or leave them out";
+            return refuse(ErrorCode::Invalid, text);
         }
+        let mode = checked_mode(spec.mode)?;
         let group_gid = group_of(user, spec.group.as_deref())?;
-        let creator = self
-            .session_of(number)
-            .ok()
-            .and_then(|session| self.sessions.get(&session))
-            .map(|session| (session.id, session.pid));
+        let creator = self.creator(number);
         let slots = u32::try_from(geometry.slots()).unwrap_or(u32::MAX);
         let entry = QueueEntry {
             name,
@@ -287,10 +293,20 @@ impl Broker {
         Ok((entry, geometry))
     }
 
+    /// Session id and pid of whoever creates a queue over this connection.
+    pub(super) fn creator(&self, number: u64) -> Option<(u64, u32)> {
+        let session = self.session_of(number).ok()?;
+        self.sessions.get(&session).map(|session| (session.id, session.pid))
+    }
+
     /// The same request again, because the broker died before it could answer, is no mistake of the client.
     fn exists_already(&self, id: u64, entry: &QueueEntry) -> Result<Answer, Failure> {
         let Some(queue) = self.queues.get(&id) else {
-            return Err(bug("name without queue").into());
+            let text = format!(
+                "queue {} exists already: delete it first, or take another name",
+                entry.name
+            );
+            return refuse(ErrorCode::Exists, text);
         };
         let again = queue.entry.creating.is_some()
             && QueueEntry { wake_mode: queue.entry.wake_mode, ..entry.clone() } == queue.entry;
@@ -305,6 +321,11 @@ impl Broker {
 
     /// The creator has its answer: the same request again is a mistake from now on.
     pub(super) fn creator_knows(&mut self, id: u64) -> Result<(), LinkLost> {
+        if let Some(queue) = self.brokered.queues.get_mut(&id) {
+            queue.entry.creating = None;
+            let item = queue.item(id);
+            return self.keeper.apply(Vec::new(), vec![item]);
+        }
         let Some(queue) = self.queues.get_mut(&id) else {
             return Ok(());
         };

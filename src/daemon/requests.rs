@@ -2,11 +2,12 @@
 
 use std::os::fd::OwnedFd;
 
-use ringmain_client::protocol::{ErrorCode, Request};
+use ringmain_client::protocol::{ErrorCode, HandleKey, Plane, Reply, Request};
 
 use super::broker::{Broker, bug};
 use super::connections::{Answer, Failure, refuse};
 use super::link::ToKeeper;
+use super::peer::Credentials;
 
 /// Longest path of a binary, as the kernel has it.
 const PATH_BYTES_MAX: usize = 4096;
@@ -38,6 +39,9 @@ impl Broker {
             return Err(bug("connection without entry").into());
         };
         let user = connection.user.clone();
+        let Some(request) = self.on_brokered_request(number, session, &user, request)? else {
+            return Ok(None);
+        };
         match request {
             Request::Hello { .. } => Err(bug("Hello came through").into()),
             Request::CreateQueue { name, spec } => {
@@ -45,13 +49,18 @@ impl Broker {
             }
             Request::DeleteQueue { name } => self.delete_queue(&user, &name),
             Request::PurgeQueue { name } => self.purge_queue(&user, &name),
-            Request::ListQueues { after } => Ok(self.list_queues(&user, &after)),
+            Request::ListQueues { after } => {
+                self.list_queues(number, &user, &after)?;
+                return Ok(None);
+            }
             Request::QueueInfo { name } => self.queue_info(&user, &name),
             Request::Attach { name, role, options: _ } => self.attach(session, &user, &name, role),
-            Request::EditQueue { name, .. } | Request::Redrive { name, .. } => refuse(
-                ErrorCode::Invalid,
-                format!("queue {name} is direct: only brokered queues have delivery rules"),
-            ),
+            Request::EditQueue { name, .. } | Request::Redrive { name, .. } => {
+                self.find(&name)?;
+                let text =
+                    format!("queue {name} is direct: only brokered queues have delivery rules");
+                refuse(ErrorCode::Invalid, text)
+            }
             Request::Detach { handle } => self.detach(session, handle),
             Request::RegisterDoorbell => self.register_doorbell(session, descriptors),
             Request::BindDoorbell { handle, doorbell } => {
@@ -68,6 +77,54 @@ impl Broker {
             }
         }
         .map(Some)
+    }
+
+    /// Carries out what concerns a brokered queue; gives everything else back. What it carries out is answered later, or by the
+    /// error.
+    fn on_brokered_request(
+        &mut self,
+        number: u64,
+        session: u64,
+        user: &Credentials,
+        request: Request,
+    ) -> Result<Option<Request>, Failure> {
+        let named = request.queue_name().and_then(|name| self.brokered_id(name));
+        let keyed = |key: &HandleKey| self.brokered.queues.contains_key(&key.queue);
+        match (request, named) {
+            (Request::CreateQueue { name, spec }, _) if spec.plane() == Plane::Brokered => {
+                if spec.durable && spec.plane == Some(Plane::Direct) {
+                    let text = "a direct queue cannot be durable: leave the plane out, or ask for the brokered one";
+                    return refuse(ErrorCode::Invalid, text);
+                }
+                self.create_brokered(number, user, name, &spec)?
+            }
+            (Request::DeleteQueue { .. }, Some(id)) => self.delete_brokered(number, user, id)?,
+            (Request::PurgeQueue { .. }, Some(id)) => self.purge_brokered(number, user, id)?,
+            (Request::QueueInfo { .. }, Some(id)) => self.brokered_queue_info(number, user, id)?,
+            (Request::EditQueue { delivery, .. }, Some(id)) => {
+                self.edit_brokered(number, user, id, &delivery)?
+            }
+            (Request::Redrive { count, .. }, Some(id)) => {
+                self.redrive_brokered(number, user, id, count)?
+            }
+            (Request::Attach { role, options, .. }, Some(id)) => {
+                self.attach_brokered(number, session, user, id, role, &options)?
+            }
+            (Request::Detach { handle }, _) if keyed(&handle) => {
+                self.check_brokered_handle(session, handle)?;
+                self.close_brokered(handle.queue, handle.handle, false);
+                self.answer(number, Ok(Some(Answer::of(Reply::Done))))?;
+                None
+            }
+            (Request::ReportFault { handle, what }, _) if keyed(&handle) => {
+                self.check_brokered_handle(session, handle)?;
+                self.report_brokered_fault(handle, &what);
+                self.answer(number, Ok(Some(Answer::of(Reply::Done))))?;
+                None
+            }
+            (request, _) => return Ok(Some(request)),
+        };
+        Ok(None)
     }
 
     /// Passes the wish on to the keeper, whose decision is the answer.

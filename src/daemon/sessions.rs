@@ -123,6 +123,10 @@ impl Broker {
         let mut lost = wanted.clone();
         let handles = self.sessions.get(&session).map(|session| session.handles.clone());
         for (queue, index) in handles.unwrap_or_default() {
+            if self.brokered.queues.contains_key(&queue) {
+                self.keep_brokered(queue, index, &mut lost);
+                continue;
+            }
             let Some(handle) = self.queues.get(&queue).and_then(|queue| queue.handles.get(&index))
             else {
                 continue;
@@ -133,6 +137,16 @@ impl Broker {
             }
         }
         Ok(lost.into_iter().collect())
+    }
+
+    /// The same for a handle on a brokered queue.
+    fn keep_brokered(&mut self, queue: u64, index: u8, lost: &mut BTreeSet<HandleKey>) {
+        let found = self.brokered.queues.get(&queue);
+        let Some(handle) = found.and_then(|found| found.handles.get(&index)) else { return };
+        let key = HandleKey { queue, handle: index, epoch: handle.entry.epoch };
+        if !handle.closing && !lost.remove(&key) {
+            self.close_brokered(queue, index, false);
+        }
     }
 
     /// A connection ended. Its session stays as long as it has something.
@@ -158,10 +172,14 @@ impl Broker {
             Some(session) if !session.is_needed() => {
                 let stored = session.stored;
                 self.sessions.remove(&number);
+                let mut deletes = self.forget_link(number);
                 if stored {
-                    self.keeper.apply(vec![Key::Session(number).bytes()], Vec::new())?;
+                    deletes.push(Key::Session(number).bytes());
                 }
-                Ok(())
+                if deletes.is_empty() {
+                    return Ok(());
+                }
+                self.keeper.apply(deletes, Vec::new())
             }
             _ => Ok(()),
         }

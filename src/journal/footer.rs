@@ -9,8 +9,9 @@ use crate::disk::{BLOCK_BYTES, Buffer};
 
 /// Bytes of a run.
 const RUN_BYTES: usize = 40;
-/// Bytes of header and seven numbers.
-const TRAILER_BYTES: u32 = 184;
+/// Bytes of header and fixed part.
+#[allow(clippy::cast_possible_truncation)] // a few dozen bytes
+const TRAILER_BYTES: u32 = HEADER_BYTES as u32 + 56;
 
 /// What a footer says about its segment.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -2,4 +2,14 @@
 //!
 //! [`logic`] decides, without I/O, clock or threads; everything else here carries that out.
 
+pub mod control;
+mod handle;
+mod handles;
+mod log;
 pub mod logic;
+pub mod memory;
+mod requests;
+mod spin;
+pub mod start;
+mod take;
+mod thread;

@@ -32,15 +32,23 @@ fn demo_verifies_the_records_of_a_file() {
         assert_eq!(answer["verified"], true);
         let stages = answer["stages"].as_array().unwrap();
         let names: Vec<_> = stages.iter().filter_map(|stage| stage["name"].as_str()).collect();
-        assert_eq!(names, ["direct spsc", "direct mpmc"]);
+        assert_eq!(names, ["direct spsc", "direct mpmc", "durable"]);
         for stage in stages {
             assert_eq!((&stage["messages"], &stage["lost"]), (&3000.into(), &0.into()));
             has(
                 stage,
                 &["messages_per_s", "bytes_per_s", "verified", "doubled", "altered", "latency"],
             );
+        }
+        for stage in &stages[..2] {
             has(&stage["latency"], &["rtt_ns", "floor_ns", "ratio_p50"]);
         }
+        has(&stages[2]["latency"]["confirm_us"], &["p50", "p99", "p999", "max"]);
+        has(&stages[2]["killed"], &["confirmed", "unconfirmed", "restart_ms"]);
+        assert_eq!(
+            (&stages[2]["plane"], &stages[2]["durable"]),
+            (&"brokered".into(), &true.into())
+        );
     }
 }
 
@@ -160,6 +168,49 @@ fn throughput_says_how_late_messages_are() {
 }
 
 #[test]
+fn durable_publishes_have_their_keys() {
+    let folder = tempfile::tempdir().unwrap();
+    let table: &[&[&str]] = &[
+        &[],
+        &["--window", "64", "--size", "1KiB"],
+        &["--queues", "10"],
+        &["--receive"],
+        &["--journal-backend", "blocking"],
+    ];
+    for arguments in table {
+        let common = [
+            "bench",
+            "durable",
+            "--duration",
+            "300ms",
+            "--json",
+            "--data-dir",
+            path(folder.path()),
+        ];
+        let answer = json(&clean(&[&common, *arguments].concat()));
+        let keys = [
+            "messages_per_s",
+            "bytes_per_s",
+            "wake_us",
+            "ratio_p50",
+            "probe_bytes",
+            "sync_mode",
+            "backend",
+            "wakes",
+            "host",
+        ];
+        has(&answer, &keys);
+        has(&answer["confirm_us"], &["p50", "p99", "p999", "max"]);
+        has(&answer["probe_us"], &["p50", "p99", "p999"]);
+        let pairs =
+            answer["pairs_kept"].as_u64().unwrap() + answer["pairs_dropped"].as_u64().unwrap();
+        assert!(pairs >= 15 && answer["messages"].as_u64().unwrap() > 0, "{answer}");
+        assert_eq!(answer.get("receive_us").is_some(), arguments.contains(&"--receive"));
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0, "{arguments:?}");
+    }
+}
+
+#[test]
 fn deaths_are_survived_and_measured() {
     let table: &[(&[&str], u64)] =
         &[(&[], 4), (&["--at-once", "3"], 6), (&["--with-broker", "--at-once", "2"], 4)];
@@ -189,10 +240,11 @@ fn a_running_daemon_is_used_and_left_as_it_was() {
 fn doctor_has_its_keys() {
     let daemon = Daemon::start();
     let answer = daemon.json(&["doctor", "--json"]);
-    has(&answer, &["host", "io_uring", "membarrier", "memory", "socket", "costs", "modes"]);
+    has(&answer, &["host", "io_uring", "membarrier", "memory", "socket", "costs", "disk", "modes"]);
+    has(&answer["disk"], &["folder", "file_system", "backend", "sync_mode", "write_4k", "reasons"]);
     assert_eq!(answer["daemon"]["keeper_pid"], daemon.keeper.id());
     let text = daemon.ok(&["doctor"]);
-    for part in ["io_uring", "memlock", "membarrier", "clock", "modes"] {
+    for part in ["io_uring", "memlock", "membarrier", "clock", "modes", "durable write"] {
         assert!(text.contains(part), "{part} in {text}");
     }
 }

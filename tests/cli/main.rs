@@ -1,6 +1,8 @@
 //! The command line from outside: what it prints, how it ends, what it leaves behind.
 
+mod brokered;
 mod demo;
+mod journal;
 mod messages;
 mod queues;
 mod usage;
@@ -60,6 +62,7 @@ fn json(output: &Output) -> serde_json::Value {
 struct Daemon {
     keeper: Child,
     socket: PathBuf,
+    arguments: Vec<String>,
     folder: TempDir,
 }
 
@@ -72,16 +75,28 @@ impl Daemon {
         Self::start_from(ringmain(), arguments)
     }
 
+    /// With a journal.
+    fn durable() -> Self {
+        let folder = folder();
+        let data = folder.path().join("data");
+        std::fs::create_dir(&data).unwrap();
+        Self::start_in(folder, ringmain(), &["--data-dir", path(&data)])
+    }
+
     /// With this command as `ringmain`.
-    fn start_from(mut command: Command, arguments: &[&str]) -> Self {
-        let folder = tempfile::Builder::new().prefix("rm-cli-").tempdir_in("/tmp").unwrap();
+    fn start_from(command: Command, arguments: &[&str]) -> Self {
+        Self::start_in(folder(), command, arguments)
+    }
+
+    fn start_in(folder: TempDir, mut command: Command, arguments: &[&str]) -> Self {
         let socket = folder.path().join("s");
         command.arg("serve").arg("--socket").arg(&socket).args(arguments);
         let mut keeper = command.stdout(Stdio::piped()).spawn().expect("the daemon starts");
         let lines = lines(keeper.stdout.take().expect("piped"));
         let ready = lines.recv_timeout(LIMIT).expect("the daemon gets ready");
         assert!(ready.starts_with("ready") && ready.contains(socket.to_str().unwrap()), "{ready}");
-        Self { keeper, socket, folder }
+        let arguments = arguments.iter().map(ToString::to_string).collect();
+        Self { keeper, socket, arguments, folder }
     }
 
     fn command(&self, arguments: &[&str]) -> Command {
@@ -146,7 +161,7 @@ impl Daemon {
     /// Another daemon at the same socket, after the end of the one before.
     fn restart(&mut self) {
         let mut command = ringmain();
-        command.arg("serve").arg("--socket").arg(&self.socket);
+        command.arg("serve").arg("--socket").arg(&self.socket).args(&self.arguments);
         eventually("another daemon serves", || {
             let mut keeper = command.stdout(Stdio::piped()).spawn().expect("the daemon starts");
             let first = lines(keeper.stdout.take().expect("piped")).recv_timeout(LIMIT);
@@ -160,11 +175,27 @@ impl Daemon {
         });
     }
 
+    /// SIGTERM, and it ends well.
+    fn stop(&mut self) {
+        signal(&self.keeper, libc::SIGTERM);
+        let status = wait(&mut self.keeper, LIMIT).expect("the daemon ends in time");
+        assert!(status.success(), "{status:?}");
+    }
+
+    /// Folder of the journals.
+    fn data(&self) -> PathBuf {
+        self.folder.path().join("data")
+    }
+
     fn file(&self, name: &str, contents: &[u8]) -> PathBuf {
         let path = self.folder.path().join(name);
         std::fs::write(&path, contents).unwrap();
         path
     }
+}
+
+fn folder() -> TempDir {
+    tempfile::Builder::new().prefix("rm-cli-").tempdir_in("/tmp").unwrap()
 }
 
 impl Drop for Daemon {

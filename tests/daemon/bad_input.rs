@@ -81,7 +81,7 @@ fn wrong_frames_of_every_request() {
         for (bytes, expected) in [
             ([good.as_slice(), &[0]].concat(), ErrorCode::Invalid),
             (with(0, b'X'), ErrorCode::Invalid),
-            (with(4, 2), ErrorCode::Version),
+            (with(4, 99), ErrorCode::Version),
             (with(6, 1), ErrorCode::Invalid),
             (with(11, 0xff), ErrorCode::Invalid),
             (with(12, 200), ErrorCode::Invalid),

@@ -468,6 +468,28 @@ pub(crate) mod child {
                 say("ready");
                 wait_for_end();
             }
+            // A brokered queue: receives so many messages and keeps them.
+            ["lease", name, count] => {
+                let client = ringmain_client::Client::connect(&socket).unwrap();
+                let mut consumer = crate::brokered_support::consumer(&client, name);
+                let held: Vec<_> = (0..count.parse().unwrap())
+                    .map(|_| consumer.receive_timeout(PATIENCE).unwrap())
+                    .collect();
+                say("ready");
+                let _ = held;
+                wait_for_end();
+            }
+            // A brokered queue: sends so many messages and waits for nothing.
+            ["send", name, count] => {
+                let client = ringmain_client::Client::connect(&socket).unwrap();
+                let mut producer = crate::brokered_support::producer(&client, name);
+                for number in 0..count.parse().unwrap() {
+                    let _: u32 = number;
+                    producer.send(format!("m{number}").as_bytes()).unwrap();
+                }
+                say("ready");
+                wait_for_end();
+            }
             // As another user: one request, one answer.
             ["as", uid, request @ ..] => as_user(&socket, uid.parse().unwrap(), request),
             other => panic!("unknown child {other:?}"),

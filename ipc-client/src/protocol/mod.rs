@@ -135,6 +135,19 @@ pub enum Request {
 }
 
 impl Request {
+    /// Name of the queue that it is about, if it is about one that exists.
+    pub fn queue_name(&self) -> Option<&str> {
+        match self {
+            Self::DeleteQueue { name }
+            | Self::PurgeQueue { name }
+            | Self::QueueInfo { name }
+            | Self::Attach { name, .. }
+            | Self::EditQueue { name, .. }
+            | Self::Redrive { name, .. } => Some(name),
+            _ => None,
+        }
+    }
+
     /// Asks for a handle with the default options.
     pub fn attach(name: impl Into<String>, role: Role) -> Self {
         Self::Attach { name: name.into(), role, options: AttachOptions::default() }

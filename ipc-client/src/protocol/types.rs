@@ -77,6 +77,13 @@ pub struct QueueSpec {
     pub delivery: DeliverySpec,
 }
 
+impl QueueSpec {
+    /// The plane that is asked for; a durable queue is brokered.
+    pub fn plane(&self) -> Plane {
+        if self.durable { Plane::Brokered } else { self.plane.unwrap_or_default() }
+    }
+}
+
 /// Delivery rules of a brokered queue; on a direct queue all must be `None`. `None` takes the default, or leaves the rule as
 /// it is when a queue is edited.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -1,6 +1,7 @@
-//! `ringmain bench rtt|throughput|deaths`: figures between processes, with their conditions.
+//! `ringmain bench rtt|throughput|deaths|durable`: figures between processes, with their conditions.
 
 pub(crate) mod deaths;
+pub(crate) mod durable;
 pub(crate) mod lateness;
 pub(crate) mod lines;
 pub(crate) mod load;
@@ -19,5 +20,6 @@ pub(crate) fn run(socket: &Socket, command: BenchCommand) -> Outcome {
         BenchCommand::Rtt(args) => rtt::run(socket, &args),
         BenchCommand::Throughput(args) => throughput::run(socket, &args),
         BenchCommand::Deaths(args) => deaths::run(socket, &args),
+        BenchCommand::Durable(args) => durable::run(socket, &args),
     }
 }

@@ -1,7 +1,9 @@
 //! `ringmain demo`: real records through real rings, verified, with rates and latencies.
 
+pub(crate) mod durable;
 pub(crate) mod flow;
 mod records;
+mod text;
 
 use std::time::Duration;
 
@@ -16,9 +18,10 @@ use super::bench::queues::{Place, Shape};
 use super::bench::rtt;
 use super::exit::{Exit, Failure, Outcome};
 use super::host::Host;
-use super::output::{Progress, Style, Table, bar, print, print_json};
+use super::output::{Progress, bar, print, print_json};
 use super::signals;
 use super::units;
+use durable::{Durable, DurableAnswer};
 use flow::{Flow, FlowAnswer};
 use records::{Records, Source};
 
@@ -31,6 +34,9 @@ const LATENCY_DURATION: Duration = Duration::from_secs(2);
 /// What a stage takes beside its records and its windows: starting processes, comparing, round trips under way when
 /// their window ends.
 const STAGE_OVERHEAD: Duration = Duration::from_secs(2);
+
+/// What the direct queues leave of the time for the durable part, of which there is one pass: at most this.
+const DURABLE_RESERVE: Duration = Duration::from_secs(10);
 
 /// Slots of the rings that the round trips go through.
 const LATENCY_SLOTS: u32 = 256;
@@ -95,6 +101,31 @@ struct Stage {
     latency: rtt::Answer,
 }
 
+/// The row of the durable part.
+#[derive(Debug, Serialize)]
+struct DurableStage {
+    name: &'static str,
+    #[serde(flatten)]
+    answer: DurableAnswer,
+}
+
+/// What is measured differs: a durable queue has no floor of cache lines.
+#[derive(Debug, Serialize)]
+#[serde(untagged)]
+enum AnyStage {
+    Direct(Box<Stage>),
+    Durable(Box<DurableStage>),
+}
+
+impl AnyStage {
+    fn verified(&self) -> bool {
+        match self {
+            Self::Direct(stage) => stage.flow.check.verified,
+            Self::Durable(stage) => stage.answer.check.verified,
+        }
+    }
+}
+
 /// All of it.
 #[derive(Debug, Serialize)]
 struct Answer {
@@ -103,7 +134,7 @@ struct Answer {
     records: u64,
     passes: u64,
     wait: String,
-    stages: Vec<Stage>,
+    stages: Vec<AnyStage>,
     host: Host,
 }
 
@@ -115,18 +146,22 @@ pub(crate) fn run(config: Config) -> Outcome {
     let mut progress = Progress::new();
     let mut place = Place::private()?;
     let mut stages = Vec::new();
+    let direct_ns = nanos(config.budget - (config.budget / 4).min(DURABLE_RESERVE));
     let kinds = [("direct spsc", Kind::Spsc, 1), ("direct mpmc", Kind::Mpmc, 2)];
     for (left, (name, kind, members)) in (1..=kinds.len()).rev().zip(kinds) {
         let mut flow = config.flow(kind, members, max_message);
         // Each stage gets an equal share of the time that is left.
         let now_ns = monotonic_ns();
-        let share_ns = (start_ns + nanos(config.budget)).saturating_sub(now_ns) / left as u64;
+        let share_ns = (start_ns + direct_ns).saturating_sub(now_ns) / left as u64;
         flow.until_ns = now_ns + share_ns.saturating_sub(nanos(LATENCY_DURATION + STAGE_OVERHEAD));
-        stages.push(stage(name, &flow, &config, &records, &mut place, &mut progress)?);
+        let stage = stage(name, &flow, &config, &records, &mut place, &mut progress)?;
+        stages.push(AnyStage::Direct(Box::new(stage)));
     }
     drop(place);
+    let durable = durable_stage(&config, &records, max_message, &mut progress)?;
+    stages.push(AnyStage::Durable(Box::new(durable)));
     let answer = Answer {
-        verified: stages.iter().all(|stage| stage.flow.check.verified),
+        verified: stages.iter().all(AnyStage::verified),
         source: config.source.name(),
         records: records.len() as u64,
         passes: config.passes,
@@ -137,7 +172,7 @@ pub(crate) fn run(config: Config) -> Outcome {
     if config.json {
         print_json(&answer)?;
     } else {
-        print(&text(&answer))?;
+        print(&text::text(&answer))?;
     }
     if answer.verified {
         return Ok(());
@@ -203,81 +238,27 @@ fn stage(
     Ok(Stage { name, flow: answer, latency })
 }
 
-fn text(answer: &Answer) -> String {
-    let style = Style::stdout();
-    let mut text = format!("\nrecords  {}\nhost     {}\n\n", answer.source, answer.host.line());
-    text.push_str(&table(answer).render(style));
-    for stage in &answer.stages {
-        text.push_str(&explain(stage, style));
-    }
-    let verdict = if answer.verified {
-        style.green("every record arrived once, unaltered")
-    } else {
-        style.red("NOT every record arrived once, unaltered")
+fn durable_stage(
+    config: &Config,
+    records: &Records,
+    max_message: u32,
+    progress: &mut Progress,
+) -> Outcome<DurableStage> {
+    let durable = Durable {
+        source: &config.source,
+        records,
+        slots: config.slots,
+        slot_size: config.slot_size,
+        max_message,
+        wait: config.wait,
     };
-    text.push_str(&format!("\n{verdict}\n"));
-    text
-}
-
-fn table(answer: &Answer) -> Table {
-    let mut table = Table::new(&[
-        "QUEUE",
-        "PROCESSES",
-        "MESSAGES",
-        "RATE",
-        "PAYLOAD",
-        "RTT P50",
-        "P99",
-        "P99.9",
-        "MAX",
-        "OVER FLOOR",
-        "VERIFIED",
-    ]);
-    for Stage { name, flow, latency } in &answer.stages {
-        let crowded = if flow.oversubscribed { " *" } else { "" };
-        table.row(vec![
-            (*name).to_string(),
-            format!("{} to {}{crowded}", flow.producers, flow.consumers),
-            units::count(flow.messages),
-            units::rate(flow.messages_per_s),
-            units::bytes_rate(flow.bytes_per_s),
-            units::nanos(latency.rtt_ns.p50),
-            units::nanos(latency.rtt_ns.p99),
-            units::nanos(latency.rtt_ns.p999),
-            units::nanos(latency.rtt_ns.max),
-            latency
-                .verdict
-                .ratio_p50
-                .map_or_else(|| "-".to_string(), |ratio| format!("{ratio:.2}")),
-            if flow.check.verified { "yes" } else { "NO" }.to_string(),
-        ]);
-    }
-    table
-}
-
-fn explain(stage: &Stage, style: Style) -> String {
-    let Stage { name, flow, latency } = stage;
-    let mut text = format!("\n{}\n", style.bold(name));
-    let check = &flow.check;
-    text.push_str(&format!("  {}\n", check.method));
-    if !check.verified {
-        text.push_str(&style.red(&format!(
-            "  {} sent, {} received: {} lost, {} doubled, {} altered, {} out of order\n",
-            flow.sent, flow.messages, check.lost, check.doubled, check.altered, check.out_of_order
-        )));
-    }
-    if flow.oversubscribed {
-        text.push_str(
-            "  * more busy processes than cores: the rate says how it copes, not what it can\n",
-        );
-    }
-    text.push_str(&format!(
-        "  round trips of {} between two processes, {} waiting; floor = the same cache lines without a \
-         ring: p50 {}\n\n",
-        units::bytes(latency.size as u64),
-        latency.wait,
-        units::nanos(latency.floor_ns),
+    let answer = durable.run(progress)?;
+    progress.finish(&format!(
+        "durable: {} records confirmed in {:.2} s, keeper and broker killed after {}, {}",
+        units::count(answer.messages),
+        answer.seconds,
+        units::count(answer.killed.confirmed),
+        if answer.check.verified { "verified" } else { "NOT what was confirmed" }
     ));
-    text.push_str(&style.cyan(&rtt::drawing(latency)));
-    text
+    Ok(DurableStage { name: "durable", answer })
 }

@@ -1,6 +1,7 @@
 //! `ringmain doctor`: what this host allows and costs, and which modes follow from that.
 
 mod costs;
+mod disk;
 mod probes;
 
 use ringmain_client::Status;
@@ -14,6 +15,7 @@ use super::output::{Facts, Progress, Style, print, print_json};
 use super::signals;
 use super::units;
 use costs::Costs;
+use disk::Disk;
 use probes::Probes;
 
 /// All of it.
@@ -23,6 +25,7 @@ struct Answer {
     #[serde(flatten)]
     probes: Probes,
     costs: Costs,
+    disk: Disk,
     modes: Vec<Mode>,
     daemon: Option<Status>,
     daemon_problem: Option<String>,
@@ -34,25 +37,28 @@ struct Answer {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 struct Mode {
     name: &'static str,
-    chosen: &'static str,
+    chosen: String,
     why: String,
 }
 
 pub(crate) fn run(socket: &Socket, args: DoctorArgs) -> Outcome {
     signals::catch()?;
     let mut progress = Progress::new();
-    progress.show(|| "measuring for a second".to_string());
+    progress.show(|| "measuring for two seconds".to_string());
     let host = Host::look();
     let probes = Probes::look(&socket.path());
     let costs = Costs::measure()?;
+    let disk = Disk::measure(args.data_dir.as_deref());
     progress.clear();
     let (daemon, daemon_problem) = match ask(socket) {
         Ok(status) => (Some(status), None),
         Err(problem) => (None, Some(problem)),
     };
-    let modes = modes(&probes, &host);
-    let advice = advice(&probes, &host);
-    let answer = Answer { host, probes, costs, modes, daemon, daemon_problem, advice };
+    let mut modes = modes(&probes, &host);
+    modes.push(disk.mode());
+    let mut advice = advice(&probes, &host);
+    advice.extend(disk.advice());
+    let answer = Answer { host, probes, costs, disk, modes, daemon, daemon_problem, advice };
     if args.format.json { print_json(&answer) } else { print(&text(&answer)) }
 }
 
@@ -67,7 +73,7 @@ fn ask(socket: &Socket) -> Result<Status, String> {
 }
 
 fn modes(probes: &Probes, host: &Host) -> Vec<Mode> {
-    let mode = |name, chosen, why: String| Mode { name, chosen, why };
+    let mode = |name, chosen: &str, why: String| Mode { name, chosen: chosen.to_string(), why };
     let mut modes = Vec::new();
     modes.push(if probes.membarrier.global_expedited {
         mode(
@@ -102,11 +108,6 @@ fn modes(probes: &Probes, host: &Host) -> Vec<Mode> {
             "one processor: the one that is waited for needs it".to_string(),
         )
     });
-    modes.push(mode(
-        "durable queues",
-        "none",
-        "do not exist in this version; io_uring is not used yet".to_string(),
-    ));
     modes
 }
 
@@ -120,6 +121,12 @@ fn advice(probes: &Probes, host: &Host) -> Vec<String> {
         add(format!(
             "clock source {}: reading the time may be a system call; boot with tsc=reliable if the TSC is",
             host.clock_source
+        ));
+    }
+    if !probes.io_uring.available {
+        add(format!(
+            "io_uring: {}; the journal uses threads with plain system calls instead",
+            probes.io_uring.detail
         ));
     }
     if !probes.membarrier.global_expedited {
@@ -150,6 +157,8 @@ fn text(answer: &Answer) -> String {
     text.push_str(&host_facts(answer).render(style));
     text.push_str(&format!("\n{}\n", style.bold("costs")));
     text.push_str(&answer.costs.facts().render(style));
+    text.push_str(&format!("\n{}\n", style.bold("disk")));
+    text.push_str(&answer.disk.facts().render(style));
     text.push_str(&format!("\n{}\n", style.bold("modes")));
     let mut modes = Facts::default();
     for mode in &answer.modes {

@@ -1,12 +1,12 @@
 //! What the kernel and the limits of this process allow. Nothing here changes anything.
 
 use std::fs;
-use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 
 use nix::sys::resource::{Resource, getrlimit};
+use ringmain::disk::{self, Availability};
 use ringmain_client::raw::sys::{membarrier, memory};
 use serde::Serialize;
 
@@ -23,10 +23,10 @@ pub(super) struct Probes {
     pub(super) socket: SocketPath,
 }
 
-/// Asynchronous I/O, for durable queues to come.
+/// Asynchronous I/O, for the journal of durable queues.
 #[derive(Debug, Serialize)]
 pub(super) struct IoUring {
-    available: bool,
+    pub(super) available: bool,
     pub(super) detail: String,
 }
 
@@ -97,28 +97,10 @@ impl Membarrier {
     }
 }
 
-/// Asks for the smallest ring and gives it back.
 fn io_uring() -> IoUring {
-    // struct io_uring_params: 120 bytes, of which zeros ask for nothing special.
-    let mut parameters = [0u64; 15];
-    // SAFETY: the kernel reads and writes the 120 bytes of the parameters, which are live and large enough.
-    let result = unsafe {
-        libc::syscall(libc::SYS_io_uring_setup, 1 as libc::c_uint, parameters.as_mut_ptr())
-    };
-    match own(result) {
-        Some(_ring) => IoUring { available: true, detail: "available (not used yet)".to_string() },
-        None => {
-            let error = io::Error::last_os_error();
-            let why = match error.raw_os_error() {
-                Some(libc::ENOSYS) => "not in this kernel, or hidden by a seccomp profile",
-                Some(libc::EPERM) => {
-                    "forbidden; see the sysctl kernel.io_uring_disabled and the seccomp profile"
-                }
-                Some(libc::ENOMEM) => "not enough locked memory; raise memlock",
-                _ => "refused",
-            };
-            IoUring { available: false, detail: format!("{why} ({error}); not used yet") }
-        }
+    match disk::availability() {
+        Availability::Allowed => IoUring { available: true, detail: "available".to_string() },
+        refused => IoUring { available: false, detail: refused.to_string() },
     }
 }
 

@@ -75,6 +75,11 @@ impl<R: Read> Lines<R> {
         Ok(lines.into_iter().map(|range| &self.buffer[range]).collect())
     }
 
+    /// Whether [`Self::next`] can answer without reading.
+    pub(super) fn ready(&self) -> bool {
+        self.at_end || self.buffer[self.start..self.end].contains(&b'\n')
+    }
+
     fn too_long(&self) -> Error {
         Error::TooLong { line: self.count + 1, max: self.max }
     }

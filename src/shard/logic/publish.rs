@@ -9,6 +9,11 @@ use super::types::{FLAG_MESSAGE, HandleId, Now, RecordRef, Refusal};
 use super::{AppendError, Log, Logic};
 
 impl Logic {
+    /// A message from a lane that the caller will not have stored, with the reason. As [`Self::publish`] otherwise.
+    pub fn refuse(&mut self, handle: HandleId, position: u64, outcome: Outcome, detail: u64) {
+        self.effects.push_behind(Effect::Refused { handle, position, outcome, detail });
+    }
+
     /// A message from a lane, from `position` to `next_position`. Whatever becomes of it, its completion comes through
     /// [`super::Port::completed`], in the order of the lane, from [`Self::on_durable`] or [`Self::on_failed`].
     ///

@@ -49,6 +49,8 @@ impl Logic {
             | Up::Nack { lease, request, .. }
             | Up::Extend { lease, request, .. }
             | Up::Reject { lease, request } => (lease, request),
+            // The shard answers it itself, when what came before it is durable.
+            Up::Flush { .. } => return Ok(()),
         };
         let consumer = self.consumers.get(number).ok_or(Refusal::Unknown)?;
         let waiter = Waiter { consumer: number, generation: consumer.generation, request };
@@ -75,7 +77,7 @@ impl Logic {
                 self.arm_consumer(number, deadline_ns);
                 self.answer(waiter, port, Outcome::Done, 0);
             }
-            Up::Credit { .. } => {}
+            Up::Credit { .. } | Up::Flush { .. } => {}
         }
         Ok(())
     }

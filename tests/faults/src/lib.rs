@@ -7,6 +7,7 @@ pub mod arena;
 pub mod child;
 pub mod hostile;
 pub mod journal;
+pub mod kill_loops;
 pub mod message;
 pub mod random;
 pub mod runner;

@@ -1,4 +1,4 @@
-//! The fault suites as a program: `ringmain-faults kill-sweep|hostile|stress [FILTER ...]`. The canary test runs it.
+//! The fault suites as a program: `ringmain-faults kill-sweep|hostile|stress|kill-loops [FILTER ...]`. The canary test runs it.
 
 fn main() {
     let mut arguments = std::env::args().skip(1);
@@ -6,8 +6,9 @@ fn main() {
         Some("kill-sweep") => ringmain_faults::sweep::run(arguments),
         Some("hostile") => ringmain_faults::hostile::run(arguments),
         Some("stress") => ringmain_faults::stress::run(arguments),
+        Some("kill-loops") => ringmain_faults::kill_loops::run(arguments),
         _ => {
-            eprintln!("usage: ringmain-faults kill-sweep|hostile|stress [FILTER ...]");
+            eprintln!("usage: ringmain-faults kill-sweep|hostile|stress|kill-loops [FILTER ...]");
             64
         }
     };

@@ -1,0 +1,173 @@
+//! `ringmain publish`, `consume`, `peek` and `dead-letter`.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Subcommand, ValueEnum};
+use ringmain_client::WaitPolicy;
+
+use super::Format;
+use super::examples::{
+    CONSUME_EXAMPLES, DEAD_LETTER_LIST_EXAMPLES, PEEK_EXAMPLES, PUBLISH_EXAMPLES, REDRIVE_EXAMPLES,
+};
+use super::queue::parse_queue_name;
+use crate::cli::units::parse_duration;
+
+/// What a confirmation promises.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Confirm {
+    /// The message is in the ring: it survives the publisher and the broker, not the machine
+    Received,
+    /// The message is on stable storage
+    Durable,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = PUBLISH_EXAMPLES)]
+pub(crate) struct PublishArgs {
+    /// Name of the queue
+    #[arg(value_parser = parse_queue_name)]
+    pub(crate) queue: String,
+    /// Read from this file; - is stdin
+    #[arg(long, value_name = "FILE", default_value = "-")]
+    pub(crate) file: PathBuf,
+    /// What is waited for and what a receipt promises [default: durable on a durable queue, else received]
+    #[arg(long, value_enum)]
+    pub(crate) confirm: Option<Confirm>,
+    /// Print the sequence of each confirmed message, one a line, in order
+    #[arg(long)]
+    pub(crate) receipts: bool,
+    /// Publish up to this many lines at once if they are there
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1024))]
+    pub(crate) batch: u32,
+    /// Brokered: messages that may be on the way without a confirmation [default: as many as the ring takes]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1_048_576))]
+    pub(crate) window: Option<u32>,
+    /// How to wait for room: spin, adaptive or park
+    #[arg(long, value_name = "POLICY", default_value = "adaptive")]
+    pub(crate) wait: WaitPolicy,
+    /// Give up when there was no room for this long (exit code 75) [default: wait on]
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
+    pub(crate) timeout: Option<Duration>,
+    /// A header for every message; may be given several times
+    #[arg(long, value_name = "NAME=VALUE", value_parser = parse_header)]
+    pub(crate) header: Vec<(String, String)>,
+    /// A key for every message
+    #[arg(long, value_name = "KEY")]
+    pub(crate) key: Option<String>,
+    #[command(flatten)]
+    pub(crate) format: Format,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = CONSUME_EXAMPLES)]
+pub(crate) struct ConsumeArgs {
+    /// Name of the queue
+    #[arg(value_parser = parse_queue_name)]
+    pub(crate) queue: String,
+    /// Consumer group: each group sees every message. Direct queues have the default group only
+    #[arg(long, value_name = "GROUP")]
+    pub(crate) group: Option<String>,
+    /// Where a group starts that does not exist yet: first, new or a sequence; a direct queue gives what is there
+    #[arg(long, value_name = "first|new|SEQ", value_parser = parse_from)]
+    pub(crate) from: Option<Start>,
+    /// End after this many messages
+    #[arg(long, value_name = "N")]
+    pub(crate) count: Option<u64>,
+    /// End when nothing is left
+    #[arg(long)]
+    pub(crate) drain: bool,
+    /// Print the sequence and a tab in front of each message
+    #[arg(long)]
+    pub(crate) with_sequence: bool,
+    /// End with exit code 75 when nothing came for this long [default: wait on]
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
+    pub(crate) timeout: Option<Duration>,
+    /// Brokered: messages that may be here without an acknowledgement [default: 256]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=4096))]
+    pub(crate) credit: Option<u32>,
+    /// How to wait for messages: spin, adaptive or park
+    #[arg(long, value_name = "POLICY", default_value = "adaptive")]
+    pub(crate) wait: WaitPolicy,
+    #[command(flatten)]
+    pub(crate) format: Format,
+}
+
+/// Where a consumer group starts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Start {
+    First,
+    New,
+    Sequence(u64),
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = PEEK_EXAMPLES)]
+pub(crate) struct PeekArgs {
+    /// Name of a brokered queue
+    #[arg(value_parser = parse_queue_name)]
+    pub(crate) queue: String,
+    /// At most this many messages; 0 for all
+    #[arg(long, value_name = "N", default_value_t = 10)]
+    pub(crate) count: u64,
+    /// The first message to show [default: the oldest one that is there]
+    #[arg(long, value_name = "SEQ")]
+    pub(crate) from: Option<u64>,
+    /// Print the sequence and a tab in front of each message
+    #[arg(long)]
+    pub(crate) with_sequence: bool,
+    #[command(flatten)]
+    pub(crate) format: Format,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum DeadLetterCommand {
+    /// Shows dead letters: why, where from, how often delivered
+    List(DeadLetterListArgs),
+    /// Sends dead letters back to the queues that they came from, oldest first
+    Redrive(DeadLetterRedriveArgs),
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = DEAD_LETTER_LIST_EXAMPLES)]
+pub(crate) struct DeadLetterListArgs {
+    /// Name of a dead-letter queue, or of a queue that has one: then only its own dead letters are shown
+    #[arg(value_parser = parse_queue_name)]
+    pub(crate) queue: String,
+    /// At most this many messages; 0 for all
+    #[arg(long, value_name = "N", default_value_t = 100)]
+    pub(crate) count: u64,
+    #[command(flatten)]
+    pub(crate) format: Format,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = REDRIVE_EXAMPLES)]
+pub(crate) struct DeadLetterRedriveArgs {
+    /// Name of the dead-letter queue
+    #[arg(value_parser = parse_queue_name)]
+    pub(crate) queue: String,
+    /// At most this many messages; 0 for all
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub(crate) count: u64,
+    #[command(flatten)]
+    pub(crate) format: Format,
+}
+
+fn parse_from(text: &str) -> Result<Start, String> {
+    match text {
+        "first" => Ok(Start::First),
+        "new" => Ok(Start::New),
+        _ => text
+            .parse()
+            .map(Start::Sequence)
+            .map_err(|_| "expected first, new or a sequence number".to_string()),
+    }
+}
+
+fn parse_header(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((name, value)) if !name.is_empty() => Ok((name.to_string(), value.to_string())),
+        _ => Err("expected NAME=VALUE".to_string()),
+    }
+}

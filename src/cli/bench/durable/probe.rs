@@ -1,0 +1,162 @@
+//! Raw durable writes: as many bytes as the journal writes at once, by the same backend, on the same file system.
+
+use std::path::Path;
+use std::time::Duration;
+
+use ringmain::disk::{Backend, Buffer, Disk, Durability, FileId, Operation, Ticket, open_disk};
+use ringmain_client::raw::sys::clock::monotonic_ns;
+use serde::Serialize;
+
+use crate::cli::args::BackendArg;
+use crate::cli::exit::{Failure, Outcome};
+use crate::cli::signals;
+use crate::cli::statistics::Samples;
+
+/// Length of the file that is written over and over, as the segments of a journal are.
+const FILE_BYTES: u64 = 64 << 20;
+
+/// Batches that the journal has in flight.
+const DEPTH: usize = 2;
+
+/// How writes reach the disk.
+#[derive(Debug, Clone, Serialize)]
+pub(super) struct Journal {
+    pub(super) sync_mode: String,
+    pub(super) backend: String,
+    /// Past the page cache.
+    pub(super) direct: bool,
+    /// Why it is so.
+    pub(super) reasons: Vec<String>,
+    #[serde(skip)]
+    pub(super) completion: &'static str,
+}
+
+/// A file and a way to write it.
+pub(super) struct RawWriter {
+    disk: Box<dyn Disk>,
+    file: FileId,
+    length: u64,
+    offset: u64,
+    bytes: usize,
+    free: Vec<Buffer>,
+    ticket: u64,
+    journal: Journal,
+}
+
+impl RawWriter {
+    pub(super) fn open(folder: &Path, backend: Option<BackendArg>, bytes: u64) -> Outcome<Self> {
+        let backend = match backend.unwrap_or(BackendArg::Auto) {
+            BackendArg::Auto => Backend::Auto,
+            BackendArg::Uring => Backend::Uring,
+            BackendArg::Blocking => Backend::Blocking,
+        };
+        let fail = |error| Failure::file(folder, "write durably to", &error);
+        let (mut disk, description) = open_disk(folder, backend).map_err(fail)?;
+        let length = FILE_BYTES.next_multiple_of(bytes);
+        let file = disk.create("raw", length).map_err(fail)?;
+        let bytes = usize::try_from(bytes).map_err(Failure::internal)?;
+        let free = (0..DEPTH).map(|_| filled(bytes)).collect();
+        let journal = Journal {
+            completion: if description.backend.contains("uring") {
+                "io_uring completion"
+            } else {
+                "eventfd of a worker thread"
+            },
+            sync_mode: description.sync_mode.to_string(),
+            backend: description.backend.to_string(),
+            direct: description.direct,
+            reasons: description.reasons,
+        };
+        Ok(Self { disk, file, length, offset: 0, bytes, free, ticket: 0, journal })
+    }
+
+    pub(super) fn description(&self) -> Journal {
+        self.journal.clone()
+    }
+
+    /// One write at a time for this long, at least one; the median of this window.
+    pub(super) fn sample(&mut self, duration: Duration, all: &mut Samples) -> Outcome<Option<u64>> {
+        let mut samples = Samples::new();
+        let end_ns = monotonic_ns() + nanoseconds(duration);
+        loop {
+            let start_ns = monotonic_ns();
+            self.submit()?;
+            while self.reap()? == 0 {
+                self.wait()?;
+            }
+            let now_ns = monotonic_ns();
+            samples.record(now_ns - start_ns);
+            if now_ns >= end_ns {
+                break;
+            }
+            signals::check()?;
+        }
+        all.add(&samples);
+        Ok(Some(samples.at(0.5)))
+    }
+
+    /// As many writes at a time as the journal has in flight, for this long.
+    #[allow(clippy::cast_precision_loss)] // a rate
+    pub(super) fn bytes_per_s(&mut self, duration: Duration) -> Outcome<f64> {
+        let start_ns = monotonic_ns();
+        let end_ns = start_ns + nanoseconds(duration);
+        let mut written = 0;
+        while self.free.len() < DEPTH || monotonic_ns() < end_ns {
+            if monotonic_ns() < end_ns {
+                while !self.free.is_empty() {
+                    self.submit()?;
+                }
+            }
+            match self.reap()? {
+                0 => self.wait()?,
+                writes => written += writes as u64 * self.bytes as u64,
+            }
+            signals::check()?;
+        }
+        Ok(written as f64 / ((monotonic_ns() - start_ns).max(1) as f64 / 1e9))
+    }
+
+    fn submit(&mut self) -> Outcome {
+        let buffer = self.free.pop().ok_or_else(|| Failure::internal("no buffer"))?;
+        if self.offset + self.bytes as u64 > self.length {
+            self.offset = 0;
+        }
+        self.ticket += 1;
+        let (file, offset) = (self.file, self.offset);
+        let write = Operation::Write { file, offset, buffer, durability: Durability::Durable };
+        self.disk.submit(Ticket(self.ticket), write);
+        self.disk.flush();
+        self.offset += self.bytes as u64;
+        Ok(())
+    }
+
+    /// Completed writes.
+    fn reap(&mut self) -> Outcome<usize> {
+        let mut completed = Vec::new();
+        self.disk.reap(&mut completed);
+        for one in &mut completed {
+            self.free.extend(one.buffer.take());
+            if let Err(error) = &one.result {
+                return Err(Failure::system("write durably", error));
+            }
+        }
+        Ok(completed.len())
+    }
+
+    fn wait(&mut self) -> Outcome {
+        self.disk.wait(None).map_err(|error| Failure::system("wait for the disk", error))
+    }
+}
+
+/// Bytes that no disk takes for a hole.
+fn filled(bytes: usize) -> Buffer {
+    let mut buffer = Buffer::new(bytes);
+    for (index, byte) in buffer.iter_mut().enumerate() {
+        *byte = (index % 251).to_le_bytes()[0];
+    }
+    buffer
+}
+
+fn nanoseconds(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,273 @@
+//! Publishing to a brokered queue: messages go out as long as the window has room, confirmations come back in their
+//! order.
+
+use std::io::{self, BufWriter, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use ringmain_client::{
+    BrokeredProducer, Client, ConfirmError, Level, ProducerOptions, QueueInfo, SendError,
+    SettledRun,
+};
+use serde_json::json;
+
+use super::lines::Lines;
+use super::{Config, NOTICE_AFTER, Source, bad_input};
+use crate::cli::args::Confirm;
+use crate::cli::exit::{Exit, Failure, Outcome};
+use crate::cli::output::{notice, print_json};
+
+/// How long a wait for confirmations goes on before the input is looked at again.
+const SLICE: Duration = Duration::from_millis(5);
+
+/// Lines that are taken off the input at once.
+const LINES_AT_ONCE: usize = 256;
+
+pub(super) fn run(client: Client, info: &QueueInfo, config: Config, input: Source) -> Outcome {
+    let default = if info.durable { Confirm::Durable } else { Confirm::Received };
+    let confirm = config.confirm.unwrap_or(default);
+    let options = ProducerOptions::default()
+        .wait(config.wait)
+        .window(config.window.map_or(0, |window| window as usize));
+    let producer = client
+        .brokered_producer(&config.queue, options)
+        .map_err(|error| Failure::queue(&config.queue, error))?;
+    let mut publisher = Publisher {
+        client,
+        producer,
+        confirm,
+        receipts: BufWriter::new(io::stdout()),
+        config,
+        sent: 0,
+        bytes: 0,
+        settled: 0,
+        first: None,
+        last: None,
+        noticed: false,
+        quiet_since: None,
+    };
+    publisher.publish_all(input)?;
+    publisher.summary()
+}
+
+struct Publisher {
+    client: Client,
+    producer: BrokeredProducer,
+    config: Config,
+    confirm: Confirm,
+    receipts: BufWriter<io::Stdout>,
+    sent: u64,
+    bytes: u64,
+    /// Messages that are confirmed and, if asked for, printed.
+    settled: u64,
+    first: Option<u64>,
+    last: Option<u64>,
+    noticed: bool,
+    /// Since when nothing was confirmed although something is due.
+    quiet_since: Option<Instant>,
+}
+
+impl Publisher {
+    fn publish_all(&mut self, input: Source) -> Outcome {
+        let Source { reader, descriptor } = input;
+        let mut lines = Lines::new(reader, self.producer.max_message());
+        loop {
+            // A confirmation does not wait for the next line.
+            while !lines.ready() && self.unsettled() > 0 && !readable(&descriptor)? {
+                self.collect(SLICE)?;
+            }
+            match lines.next(LINES_AT_ONCE) {
+                Ok(available) if available.is_empty() => break,
+                Ok(available) => available.iter().try_for_each(|payload| self.publish(payload))?,
+                Err(error) => {
+                    self.finish()?;
+                    return Err(bad_input(&self.config.queue, self.sent, &error));
+                }
+            }
+            while self.collect(Duration::ZERO)? {}
+        }
+        self.finish()
+    }
+
+    /// What was sent is in the lane: it arrives, whatever becomes of this process. Whoever wants to know more waits.
+    fn finish(&mut self) -> Outcome {
+        if self.confirm == Confirm::Received && !self.config.receipts {
+            return Ok(());
+        }
+        while self.unsettled() > 0 {
+            self.collect(NOTICE_AFTER)?;
+        }
+        Ok(())
+    }
+
+    fn unsettled(&self) -> u64 {
+        self.sent - self.settled
+    }
+
+    /// Sends one message, waiting for room.
+    fn publish(&mut self, payload: &[u8]) -> Outcome {
+        let start = Instant::now();
+        loop {
+            // While something is on the way, room comes with its confirmation, which is waited for below.
+            let patience = if self.unsettled() == 0 { SLICE } else { Duration::ZERO };
+            let sent = match &self.config.metadata {
+                Some(metadata) => self.producer.send_message_timeout(metadata, payload, patience),
+                None => self.producer.send_timeout(payload, patience),
+            };
+            match sent {
+                Ok(_) => break,
+                Err(SendError::Full | SendError::Timeout) => self.wait_for_room(start)?,
+                Err(error) => return Err(self.failed(Failure::send(&self.config.queue, &error))),
+            }
+        }
+        self.sent += 1;
+        self.bytes += payload.len() as u64;
+        Ok(())
+    }
+
+    fn wait_for_room(&mut self, since: Instant) -> Outcome {
+        if self.unsettled() > 0 {
+            self.collect(SLICE)?;
+        }
+        match self.config.timeout {
+            Some(limit) if since.elapsed() >= limit => Err(self.failed(Failure::new(
+                Exit::Temporary,
+                format_args!(
+                    "queue {} took no message for {}; wait longer with --timeout, or see the daemon's \
+                     log",
+                    self.config.queue,
+                    humantime::format_duration(limit)
+                ),
+            ))),
+            _ => Ok(()),
+        }
+    }
+
+    /// Takes in what is settled, waiting at most this long for the first; whether there was something.
+    fn collect(&mut self, timeout: Duration) -> Outcome<bool> {
+        let next = if timeout.is_zero() {
+            self.producer.try_next_settled()
+        } else {
+            self.producer.next_settled(timeout)
+        };
+        match next {
+            Ok(Some(run)) => {
+                self.quiet_since = None;
+                self.confirmed(&run)?;
+                Ok(true)
+            }
+            Ok(None) | Err(ConfirmError::Timeout) => {
+                self.look_after_daemon(timeout)?;
+                Ok(false)
+            }
+            Err(error) => Err(self.unconfirmed(error)),
+        }
+    }
+
+    fn confirmed(&mut self, run: &SettledRun) -> Outcome {
+        let confirmation = run.result.map_err(|error| self.unconfirmed(error))?;
+        let sequences = confirmation.sequence..confirmation.sequence + run.count;
+        self.settled += run.count;
+        self.first.get_or_insert(sequences.start);
+        self.last = Some(sequences.end - 1);
+        if !self.config.receipts {
+            return Ok(());
+        }
+        let level = level_name(confirmation.level);
+        let json = self.config.json;
+        let write = || -> io::Result<()> {
+            for sequence in sequences {
+                if json {
+                    let line = format!("{{\"sequence\":{sequence},\"confirmed\":\"{level}\"}}");
+                    writeln!(self.receipts, "{line}")?;
+                } else {
+                    writeln!(self.receipts, "{sequence}")?;
+                }
+            }
+            self.receipts.flush()
+        };
+        write().map_err(|error| Failure::stdout(&error))
+    }
+
+    /// When confirmations stay away: is there still somebody who could give them?
+    fn look_after_daemon(&mut self, waited: Duration) -> Outcome {
+        if waited.is_zero() || self.unsettled() == 0 {
+            return Ok(());
+        }
+        let since = *self.quiet_since.get_or_insert_with(Instant::now);
+        if since.elapsed() < NOTICE_AFTER {
+            return Ok(());
+        }
+        self.quiet_since = None;
+        let asked = self.client.queue_info(&self.config.queue);
+        asked.map_err(|error| self.failed(Failure::queue(&self.config.queue, error)))?;
+        if !self.noticed {
+            self.noticed = true;
+            notice(&format!(
+                "queue {} confirms nothing for now; if its disk is full it goes on as soon as there is \
+                 room, see the daemon's log",
+                self.config.queue
+            ));
+        }
+        Ok(())
+    }
+
+    fn unconfirmed(&self, error: ConfirmError) -> Failure {
+        let exit = match error {
+            ConfirmError::JournalFailed { .. } => Exit::Io,
+            ConfirmError::Closed(_) | ConfirmError::Lost => Exit::Unavailable,
+            ConfirmError::QueueFull => Exit::Temporary,
+            ConfirmError::TooLarge { .. } | ConfirmError::QueueDeleted => Exit::Data,
+            _ => Exit::Internal,
+        };
+        self.failed(Failure::new(exit, format_args!("queue {}: {error}", self.config.queue)))
+    }
+
+    /// How far it came.
+    fn failed(&self, failure: Failure) -> Failure {
+        match failure {
+            Failure::Message { exit, message } => Failure::new(
+                exit,
+                format_args!(
+                    "{message}; {} messages were confirmed, {} more were sent",
+                    self.settled,
+                    self.unsettled()
+                ),
+            ),
+            other => other,
+        }
+    }
+
+    fn summary(&self) -> Outcome {
+        if !self.config.json || self.config.receipts {
+            return Ok(());
+        }
+        let all = self.unsettled() == 0 && self.producer.is_durable();
+        print_json(&json!({
+            "queue": self.config.queue,
+            "published": self.sent,
+            "bytes": self.bytes,
+            "confirmed": if all { "durable" } else { "received" },
+            "first_sequence": self.first,
+            "last_sequence": self.last,
+        }))
+    }
+}
+
+fn level_name(level: Level) -> &'static str {
+    match level {
+        Level::Durable => "durable",
+        _ => "received",
+    }
+}
+
+/// Whether a read would not wait: there is something, or the end.
+fn readable(descriptor: &OwnedFd) -> Outcome<bool> {
+    let mut entry = [PollFd::new(descriptor.as_fd(), PollFlags::POLLIN)];
+    match poll(&mut entry, PollTimeout::ZERO) {
+        Ok(ready) => Ok(ready > 0),
+        Err(nix::errno::Errno::EINTR) => Ok(false),
+        Err(error) => Err(Failure::system("look at the input", error)),
+    }
+}

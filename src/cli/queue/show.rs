@@ -1,0 +1,188 @@
+//! Queues as people see them.
+
+use ringmain_client::raw::protocol::{BrokeredInfo, HandleInfo, Kind, Plane, QueueInfo, Role};
+
+use crate::cli::output::{Facts, Table};
+use crate::cli::units;
+
+pub(super) fn created(info: &QueueInfo) -> String {
+    let rings = format!(
+        "{} slots of {}",
+        units::count(info.slots.into()),
+        units::bytes(info.slot_size.into()),
+    );
+    if info.plane == Plane::Direct {
+        let memory = units::bytes(info.memory_bytes);
+        return format!(
+            "{}: {} queue of {rings} ({memory} of shared memory)",
+            info.name,
+            kind(info)
+        );
+    }
+    let what = if info.durable { "durable" } else { "brokered" };
+    let rules = info.brokered.as_ref().map(rules).unwrap_or_default();
+    format!("{}: {what} {} queue, rings of {rings}; {rules}", info.name, kind(info))
+}
+
+/// The delivery rules in one line.
+pub(super) fn rules(info: &BrokeredInfo) -> String {
+    let deliveries = match (info.max_deliveries, info.dead_letter.as_str()) {
+        (0, "") => "any number of deliveries".to_string(),
+        (0, queue) => format!("any number of deliveries, rejected messages go to {queue}"),
+        (most, "") => format!("at most {most} deliveries, then discarded"),
+        (most, queue) => format!("at most {most} deliveries, then to {queue}"),
+    };
+    format!("{deliveries}; lease {}", lease(info))
+}
+
+fn lease(info: &BrokeredInfo) -> String {
+    match info.lease_ms {
+        0 => "as long as the consumer lives".to_string(),
+        ms => units::duration_ms(ms),
+    }
+}
+
+pub(super) fn list(queues: &[QueueInfo]) -> Table {
+    let mut table = Table::new(&[
+        "NAME",
+        "KIND",
+        "PLANE",
+        "DURABLE",
+        "SLOTS",
+        "SLOT",
+        "USED",
+        "MESSAGES",
+        "READY",
+        "UNACKED",
+        "MEMORY",
+        "PRODUCERS",
+        "CONSUMERS",
+        "REPAIRS",
+        "STATE",
+    ]);
+    for queue in queues {
+        let brokered = |value: fn(&BrokeredInfo) -> u64| {
+            queue.brokered.as_ref().map_or_else(|| "-".to_string(), |b| value(b).to_string())
+        };
+        table.row(vec![
+            queue.name.clone(),
+            kind(queue).to_string(),
+            queue.plane.to_string(),
+            yes(queue.durable).to_string(),
+            queue.slots.to_string(),
+            queue.slot_size.to_string(),
+            if queue.plane == Plane::Direct { queue.used_slots.to_string() } else { "-".into() },
+            brokered(|info| info.messages),
+            brokered(|info| info.ready),
+            brokered(|info| info.unacknowledged),
+            units::bytes(queue.memory_bytes),
+            queue.producers.to_string(),
+            queue.consumers.to_string(),
+            queue.repairs.to_string(),
+            queue.state.clone(),
+        ]);
+    }
+    table
+}
+
+fn yes(value: bool) -> &'static str {
+    if value { "yes" } else { "no" }
+}
+
+pub(super) fn facts(info: &QueueInfo) -> Facts {
+    let mut facts = Facts::default();
+    facts.add("name", &info.name);
+    facts.add("id", info.id);
+    let durable = if info.durable { "durable" } else { "not durable" };
+    facts.add("kind", format!("{}, {}, {durable}", kind(info), info.plane));
+    facts.add("state", &info.state);
+    facts.add("slots", format!("{} of {}", info.slots, units::bytes(info.slot_size.into())));
+    facts.add("longest message", units::bytes(info.max_message.into()));
+    facts.add("shared memory", units::bytes(info.memory_bytes));
+    facts.add(
+        "rights",
+        format!("{:03o}, user {}, group {}", info.mode, info.owner_uid, info.group_gid),
+    );
+    facts.add("wake mode", format!("{:?}", info.wake_mode).to_lowercase());
+    if let Some(info) = &info.brokered {
+        brokered(&mut facts, info);
+        return facts;
+    }
+    facts
+        .add("used slots", format!("{} (tail {}, head {})", info.used_slots, info.tail, info.head));
+    facts.add("deaths repaired", info.repairs);
+    facts.add("discarded claims of dead producers", info.tombstones);
+    facts.add("messages of dead consumers given out again", info.returned);
+    facts
+}
+
+fn brokered(facts: &mut Facts, info: &BrokeredInfo) {
+    facts.add(
+        "messages",
+        format!(
+            "{} ({}); next sequence {}",
+            units::count(info.messages),
+            units::bytes(info.message_bytes),
+            info.next_sequence
+        ),
+    );
+    facts.add("ready", units::count(info.ready));
+    facts.add("with consumers", units::count(info.unacknowledged));
+    facts.add("delayed", units::count(info.delayed));
+    facts.add("redelivered", units::count(info.redelivered));
+    facts.add("dead letters", units::count(info.dead_lettered));
+    facts.add("discarded", units::count(info.discarded));
+    facts.add("rules", rules(info));
+    facts.add("shard", info.shard);
+}
+
+pub(super) fn handles(handles: &[HandleInfo]) -> Table {
+    let mut table = Table::new(&[
+        "HANDLE",
+        "ROLE",
+        "PID",
+        "UID",
+        "STATE",
+        "MESSAGES",
+        "BYTES",
+        "OWNS",
+        "WAITING",
+        "DELAYED BY",
+        "DELAYS OTHERS",
+    ]);
+    let pid_of = |handle: u8| {
+        let found = handles.iter().find(|other| other.handle == handle);
+        found.map_or_else(|| format!("handle {handle}"), |other| format!("pid {}", other.pid))
+    };
+    for handle in handles {
+        let owns = match (handle.owned_slots, handle.owns_position) {
+            (0, _) => "-".to_string(),
+            (slots, None) => slots.to_string(),
+            (slots, Some(position)) => format!("{slots} from {position}"),
+        };
+        table.row(vec![
+            handle.handle.to_string(),
+            match handle.role {
+                Role::Produce => "produce".to_string(),
+                Role::Consume => "consume".to_string(),
+            },
+            handle.pid.to_string(),
+            handle.uid.to_string(),
+            handle.state.clone(),
+            units::count(handle.messages),
+            units::bytes(handle.bytes),
+            owns,
+            handle.waiting_ns.map_or_else(|| "-".to_string(), units::nanos),
+            handle.delayed_by.map_or_else(|| "-".to_string(), pid_of),
+            handle.delays_others_ns.map_or_else(|| "-".to_string(), units::nanos),
+        ]);
+    }
+    table
+}
+
+fn kind(info: &QueueInfo) -> &'static str {
+    match info.kind {
+        Kind::Spsc => "spsc",
+        Kind::Mpmc => "mpmc",
+    }
+}

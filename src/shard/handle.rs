@@ -1,0 +1,425 @@
+//! One handle as its shard has it: two rings, what was taken out of one, what waits for room in the other.
+
+use std::collections::VecDeque;
+
+use ringmain_client::layout::spsc_page;
+use ringmain_client::protocol::{HandleKey, Role, WakeMode};
+use ringmain_client::ring::{
+    Closed, Consumer, Fault, Kernel, Producer, RingMemory, Taken, TryReceiveError, TrySendError,
+    repair, wake_sleepers,
+};
+use ringmain_client::sync::atomic::Ordering;
+use ringmain_client::sys::kernel::HostKernel;
+use ringmain_client::wire::{Down, Encoded, Outcome, RECORD_BYTES_MAX};
+
+use super::memory::PairMemory;
+
+/// A slot of a ring with records: the word and the header, then the record.
+const RECORD_OFFSET: usize = ringmain_client::layout::slot::BODY;
+
+/// A message or record that was taken and whose slots are not released yet.
+#[derive(Debug)]
+struct Held {
+    taken: Taken,
+    /// Submissions: they are released when everything up to this LSN is durable; unknown until what follows from them is
+    /// appended.
+    lsn: Option<u64>,
+    /// To be answered then.
+    request: Option<u64>,
+}
+
+/// What goes into the ring towards the client when there is room.
+#[derive(Debug, Clone, Copy)]
+enum Waiting {
+    Completion { first: u64, last: u64, count: u32, sequence: u64, outcome: Outcome, detail: u64 },
+    Record(Down),
+}
+
+/// One handle.
+#[derive(Debug)]
+pub(super) struct Handle {
+    pub(super) key: HandleKey,
+    pub(super) role: Role,
+    pub(super) session: u64,
+    pub(super) ready_index: u32,
+    kernel: HostKernel,
+    up: Consumer,
+    down: Producer,
+    /// Taken and not released, oldest first.
+    held: VecDeque<Held>,
+    /// Of `held`, the last: taken out of the ring, refused by the journal for want of room.
+    pub(super) refused: bool,
+    /// Records for the client, oldest first.
+    waiting: VecDeque<Waiting>,
+    /// There was no room towards the client when it had come this far.
+    blocked_at: Option<u64>,
+    /// In the list of those that may have something.
+    pub(super) is_listed: bool,
+    /// In the list of those whose clients may have to be woken.
+    pub(super) is_touched: bool,
+    wake_up: bool,
+    wake_down: bool,
+    /// It was given back (`false`) or its process is dead (`true`).
+    pub(super) closing: Option<bool>,
+    /// Nothing more was in `up` since then.
+    pub(super) is_drained: bool,
+    /// What its client did.
+    pub(super) fault: Option<String>,
+    /// Submissions before this position were taken by a broker that is gone.
+    again_before: u64,
+    pub(super) messages: u64,
+    pub(super) bytes: u64,
+    /// Behind the rings: dropped after them.
+    pub(super) memory: PairMemory,
+}
+
+impl Handle {
+    /// Fails if the client has written what cannot be.
+    pub(super) fn new(
+        key: HandleKey,
+        memory: PairMemory,
+        session: u64,
+        ready_index: u32,
+        wake_mode: WakeMode,
+    ) -> Result<Self, Fault> {
+        let pair = &memory.pair;
+        let geometry = *pair.geometry();
+        // A broker that died between the word of a record and its position: the record was sent.
+        repair::dead_handle(&pair.down(), &geometry.down(), key.handle, Role::Produce)?;
+        let RingMemory::Spsc { consumer, .. } = pair.up() else { unreachable!("pairs are spsc") };
+        // Relaxed: written by a broker that is gone.
+        let again_before = consumer.u64_at(spsc_page::TAKEN).load(Ordering::Relaxed);
+        let up = Consumer::new(pair.up(), geometry.up(), key.handle)?;
+        let down = Producer::new(pair.down(), geometry.down(), key.handle)?;
+        Ok(Self {
+            key,
+            role: geometry.role(),
+            session,
+            ready_index,
+            kernel: HostKernel::new(wake_mode),
+            up,
+            down,
+            held: VecDeque::new(),
+            refused: false,
+            waiting: VecDeque::new(),
+            blocked_at: None,
+            is_listed: false,
+            is_touched: false,
+            wake_up: false,
+            wake_down: false,
+            closing: None,
+            is_drained: false,
+            fault: None,
+            again_before,
+            messages: 0,
+            bytes: 0,
+            memory,
+        })
+    }
+
+    /// Takes the next message out of `up`, into these buffers: its position, the position behind it, its flags. What the
+    /// journal refused before comes again.
+    pub(super) fn take(
+        &mut self,
+        metadata: &mut Vec<u8>,
+        payload: &mut Vec<u8>,
+    ) -> Result<Option<(u64, u64, u16)>, Fault> {
+        if !std::mem::take(&mut self.refused) {
+            match self.up.try_take() {
+                Ok(taken) => self.held.push_back(Held { taken, lsn: None, request: None }),
+                Err(TryReceiveError::Empty | TryReceiveError::Closed(_)) => return Ok(None),
+                Err(TryReceiveError::Fault(fault)) => return Err(fault),
+            }
+        }
+        let Some(Held { taken, .. }) = self.held.back() else { return Ok(None) };
+        metadata.resize(taken.metadata_length(), 0);
+        payload.resize(taken.length(), 0);
+        self.up.read_metadata(taken, metadata);
+        self.up.read(taken, 0, payload);
+        Ok(Some((taken.sequence(), self.up.position(), taken.flags())))
+    }
+
+    /// Whether a submission at this position may have been taken by a broker that is gone.
+    pub(super) fn is_again(&self, position: u64) -> bool {
+        position < self.again_before
+    }
+
+    /// Position of the next message of `up` that was not taken.
+    pub(super) fn up_position(&self) -> u64 {
+        self.up.position()
+    }
+
+    /// Messages taken and not released.
+    pub(super) fn held(&self) -> usize {
+        self.held.len()
+    }
+
+    /// What follows from all submissions so far is appended up to this LSN.
+    pub(super) fn appended(&mut self, lsn: u64) {
+        for held in self.held.iter_mut().rev() {
+            if held.lsn.is_some() {
+                break;
+            }
+            held.lsn = Some(lsn);
+        }
+    }
+
+    /// The submission that was taken last wants to know when everything up to it is stored.
+    pub(super) fn answer_when_stored(&mut self, request: u64) {
+        if let Some(held) = self.held.back_mut() {
+            held.request = Some(request);
+        }
+    }
+
+    /// Releases submissions whose consequences are durable; all of them if nothing will be any more.
+    pub(super) fn release_submissions(&mut self, durable: u64, failed: Option<i32>) {
+        while let Some(held) = self.held.front() {
+            let stored = held.lsn.is_some_and(|lsn| lsn <= durable);
+            if !stored && failed.is_none() {
+                break;
+            }
+            let Some(held) = self.held.pop_front() else { break };
+            self.up.release(held.taken);
+            self.wake_up = true;
+            if let Some(request) = held.request {
+                let (outcome, detail) = match failed {
+                    Some(errno) if !stored => {
+                        (Outcome::JournalFailed, u64::from(errno.unsigned_abs()))
+                    }
+                    _ => (Outcome::Done, 0),
+                };
+                self.record(Down::Answer { request, outcome, detail });
+            }
+        }
+    }
+
+    /// Releases messages of the lane up to this position; `Some` is where the lane stands now, if that changed.
+    fn release_lane(&mut self, last: u64) -> bool {
+        let mut released = false;
+        while self.held.front().is_some_and(|held| held.taken.sequence() <= last) {
+            if let Some(held) = self.held.pop_front() {
+                self.up.release(held.taken);
+                released = true;
+            }
+        }
+        self.wake_up |= released;
+        released
+    }
+
+    /// Everything of the lane below this position is released.
+    pub(super) fn released_position(&self) -> u64 {
+        self.held.front().map_or_else(|| self.up.position(), |held| held.taken.sequence())
+    }
+
+    /// The messages of the lane from one position to another have come to this.
+    pub(super) fn completed(
+        &mut self,
+        first: u64,
+        last: u64,
+        count: u32,
+        sequence: u64,
+        outcome: Outcome,
+        detail: u64,
+    ) {
+        if let Some(Waiting::Completion {
+            last: last_before,
+            count: count_before,
+            sequence: sequence_before,
+            outcome: Outcome::Done,
+            ..
+        }) = self.waiting.back_mut()
+            && outcome == Outcome::Done
+            && *sequence_before + u64::from(*count_before) == sequence
+            && let Some(sum) = count_before.checked_add(count)
+        {
+            *count_before = sum;
+            *last_before = last;
+            return;
+        }
+        let record = Waiting::Completion { first, last, count, sequence, outcome, detail };
+        self.waiting.push_back(record);
+    }
+
+    /// A record for a consumer.
+    pub(super) fn record(&mut self, record: Down) {
+        self.waiting.push_back(Waiting::Record(record));
+    }
+
+    /// Puts records into the ring while there is room; whether lane slots were released.
+    pub(super) fn flush(&mut self) -> bool {
+        let mut released = false;
+        while let Some(waiting) = self.waiting.front().copied() {
+            let (record, last) = match waiting {
+                Waiting::Completion { first, last, count, sequence, outcome, detail } => {
+                    let record = Down::Completed {
+                        first_position: first,
+                        last_position: last,
+                        first_sequence: sequence,
+                        count,
+                        outcome,
+                        detail,
+                    };
+                    (record, Some(last))
+                }
+                Waiting::Record(record) => (record, None),
+            };
+            // Nobody reads what is sent to a handle that is being taken back.
+            if self.closing.is_none() && self.fault.is_none() && !self.send(&record.encode()) {
+                break;
+            }
+            self.waiting.pop_front();
+            if let Some(last) = last {
+                released |= self.release_lane(last);
+            }
+        }
+        released
+    }
+
+    /// Whether it went in. A ring that is closed swallows it.
+    fn send(&mut self, record: &Encoded) -> bool {
+        self.send_message(0, &[], record.as_ref()) != Sent::Full
+    }
+
+    /// Puts a message into the ring towards the client.
+    pub(super) fn send_message(&mut self, flags: u16, metadata: &[u8], payload: &[u8]) -> Sent {
+        if self.blocked_at.is_some() {
+            return Sent::Full;
+        }
+        let client = self.memory.client_position();
+        match self.down.try_send(flags, metadata, payload) {
+            Ok(_) => {
+                self.wake_down = true;
+                Sent::Yes
+            }
+            Err(TrySendError::Full) => {
+                self.blocked_at = Some(client);
+                // The client looks at this when it has made room; the shard looks once more before it sleeps.
+                self.down.own_park().announce(self.key.handle);
+                Sent::Full
+            }
+            Err(TrySendError::TooLarge { .. }) => Sent::TooLarge,
+            Err(TrySendError::Closed(_)) => Sent::Closed,
+            Err(TrySendError::Fault(fault)) => {
+                self.fault.get_or_insert_with(|| fault.to_string());
+                Sent::Closed
+            }
+        }
+    }
+
+    /// Position of the next message to the client.
+    pub(super) fn down_position(&self) -> u64 {
+        self.down.position()
+    }
+
+    /// Whether records wait.
+    pub(super) fn has_waiting(&self) -> bool {
+        !self.waiting.is_empty()
+    }
+
+    /// Records that wait.
+    pub(super) fn waiting(&self) -> usize {
+        self.waiting.len()
+    }
+
+    /// Whether there was no room towards the client and the client has not moved since.
+    pub(super) fn is_blocked(&self) -> bool {
+        self.blocked_at.is_some_and(|at| self.memory.client_position() == at)
+    }
+
+    /// Whether there was no room towards the client.
+    pub(super) fn was_blocked(&self) -> bool {
+        self.blocked_at.is_some()
+    }
+
+    /// A message whose completion was sent before: its slots are free.
+    pub(super) fn release_completed(&mut self, position: u64) {
+        // Nothing before it may be held any more, or the order of the releases would be lost.
+        if self.waiting.is_empty() {
+            self.release_lane(position);
+        }
+    }
+
+    /// Messages sent and not confirmed, or delivered and not acknowledged.
+    pub(super) fn unfinished(&self) -> u64 {
+        match self.role {
+            Role::Produce => self.held.len() as u64,
+            Role::Consume => {
+                let leases = self.memory.pair.leases();
+                (0..leases.entries()).filter(|slot| leases.get(*slot).is_some()).count() as u64
+            }
+        }
+    }
+
+    /// Whether the client has made room since the last look.
+    pub(super) fn has_room_again(&mut self) -> bool {
+        match self.blocked_at {
+            Some(at) if self.memory.client_position() != at => {
+                self.blocked_at = None;
+                self.down.own_park().retract(self.key.handle);
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// Wakes its client if that sleeps and there is a reason.
+    pub(super) fn wake(&mut self) {
+        let (up, down) = (std::mem::take(&mut self.wake_up), std::mem::take(&mut self.wake_down));
+        if !up && !down {
+            return;
+        }
+        self.kernel.light_barrier();
+        if down && self.down.peer_park().any_sleeper() {
+            wake_sleepers(self.down.peer_park(), &self.kernel, u32::MAX);
+        }
+        if up && self.up.peer_park().any_sleeper() {
+            wake_sleepers(self.up.peer_park(), &self.kernel, u32::MAX);
+        }
+    }
+
+    /// Closes its rings for the client and wakes it.
+    pub(super) fn close(&mut self, value: u64) {
+        self.memory.close(value);
+        self.wake_up = true;
+        self.wake_down = true;
+        self.wake_all();
+    }
+
+    /// Wakes its client, whatever it waits for.
+    pub(super) fn wake_all(&mut self) {
+        self.kernel.heavy_barrier();
+        wake_sleepers(self.down.peer_park(), &self.kernel, u32::MAX);
+        wake_sleepers(self.up.peer_park(), &self.kernel, u32::MAX);
+    }
+
+    /// Why it is closed, if it is.
+    pub(super) fn closed(&self) -> Option<Closed> {
+        self.down.closed()
+    }
+
+    /// Lane position of the last message whose completion was sent by a broker that is gone.
+    pub(super) fn last_completed(&self) -> Option<u64> {
+        let tail = self.down.position();
+        let pair = &self.memory.pair;
+        let geometry = pair.geometry().down();
+        let RingMemory::Spsc { slots, .. } = pair.down() else { return None };
+        let offset = geometry.slot_offset(tail.checked_sub(1)?);
+        let mut bytes = [0; RECORD_BYTES_MAX];
+        slots.copy_out(offset + RECORD_OFFSET, &mut bytes);
+        // A completion has 44 bytes; every completion takes one slot, and nothing else goes to a producer.
+        match Down::decode(&bytes[..44]) {
+            Ok(Down::Completed { last_position, .. }) => Some(last_position),
+            _ => None,
+        }
+    }
+}
+
+/// What became of a message to a client.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Sent {
+    Yes,
+    Full,
+    TooLarge,
+    /// The ring is closed.
+    Closed,
+}

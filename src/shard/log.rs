@@ -1,0 +1,38 @@
+//! The journal, as the logic sees it.
+
+use super::logic::{Log, Message};
+use crate::disk::Disk;
+use crate::journal::{AppendError, Fetch, Journal, Location, Lsn, RecordRef};
+
+impl<D: Disk> Log for Journal<D> {
+    fn begin(&mut self) {
+        Journal::begin(self);
+    }
+
+    fn append(&mut self, record: RecordRef<'_>) -> Result<(Lsn, Location), AppendError> {
+        Journal::append(self, record)
+    }
+
+    fn commit(&mut self) {
+        Journal::commit(self);
+    }
+
+    fn abort(&mut self) {
+        Journal::abort(self);
+    }
+
+    fn message(&mut self, queue: u64, sequence: u64) -> Message<'_> {
+        match Journal::message(self, queue, sequence) {
+            Fetch::Ready(stored) => Message::Ready(stored.body),
+            Fetch::Pending => Message::Pending,
+            Fetch::Missing => {
+                Message::Lost(format!("message {sequence} of queue {queue} is not in the journal"))
+            }
+            Fetch::Failed(damage) => Message::Lost(damage.to_string()),
+        }
+    }
+
+    fn forget(&mut self, queue: u64, below: u64) {
+        Journal::forget(self, queue, below);
+    }
+}

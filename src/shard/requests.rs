@@ -1,0 +1,273 @@
+//! What the control thread asks, carried out.
+
+use std::collections::BTreeSet;
+use std::os::fd::AsFd;
+
+use ringmain_client::layout::control;
+use ringmain_client::pair::LeaseEntry;
+use ringmain_client::protocol::{ErrorCode, HandleKey, Role};
+use ringmain_client::wire::Outcome;
+
+use super::control::{FromShard, HandleCounters, NewHandle, ToShard};
+use super::handle::Handle;
+use super::handles::Session;
+use super::logic::{ConsumerSpec, ControlResult, LaneRun, Refusal};
+use super::thread::{Shard, Stopping, now};
+use crate::disk::Disk;
+
+impl<D: Disk> Shard<D> {
+    /// Carries a request out, or gives it back if the journal has no room for it now.
+    pub(super) fn carry_out(&mut self, request: ToShard) -> Option<ToShard> {
+        match request {
+            ToShard::Create { request, definition } => {
+                self.logic.create_queue(&mut self.journal, request, definition);
+            }
+            ToShard::Edit { request, queue, edit } => {
+                self.logic.edit_queue(&mut self.journal, request, queue, edit);
+            }
+            ToShard::Delete { request, queue } => {
+                self.deleting.push((request, queue));
+                self.logic.delete_queue(&mut self.journal, request, queue);
+            }
+            ToShard::Purge { request, queue } => {
+                self.logic.purge(&mut self.journal, request, queue);
+            }
+            ToShard::Redrive { request, queue, count } => {
+                self.logic.redrive(&mut self.journal, request, queue, count);
+            }
+            ToShard::Inform { request, queues, handles } => {
+                self.inform(request, &queues, handles);
+            }
+            ToShard::Link { session, link, bell } => {
+                if let Err(error) = self.journal.disk().watch(bell.as_fd()) {
+                    let text = format!(
+                        "shard {}: a client's eventfd cannot be watched: {error}; raise the limit of open files \
+                         (ulimit -n)",
+                        self.number()
+                    );
+                    self.outbox.send(FromShard::Log { text });
+                }
+                self.handles.sessions.insert(session, Session::new(link, bell));
+            }
+            ToShard::Unlink { session } => self.unlink(session),
+            ToShard::Attach { request, handle } => return self.attach(request, handle),
+            ToShard::Adopted => {
+                self.logic.start(now());
+                self.is_started = true;
+            }
+            ToShard::Gone { key, died } => self.close(key, died),
+            ToShard::Stop { close } => {
+                self.stopping.get_or_insert_with(|| Stopping::now(close));
+            }
+        }
+        None
+    }
+
+    fn unlink(&mut self, session: u64) {
+        let Some(found) = self.handles.sessions.get_mut(&session) else { return };
+        found.is_leaving = true;
+        if found.is_empty()
+            && let Some(found) = self.handles.sessions.remove(&session)
+        {
+            self.journal.disk().unwatch(found.bell.as_fd());
+        }
+    }
+
+    /// A handle was given back, or its process is dead: what it sent is taken first.
+    fn close(&mut self, key: HandleKey, died: bool) {
+        let Some(place) = self.handles.place(key) else {
+            // Closed before, for what its client did or with its queue.
+            self.outbox.send(FromShard::Released { key });
+            return;
+        };
+        if let Some(handle) = self.handles.get_mut(place) {
+            handle.closing = Some(died);
+            handle.is_drained = false;
+        }
+        self.handles.list(place);
+        self.handles.touch(place);
+    }
+
+    fn attach(&mut self, request: u64, new: Box<NewHandle>) -> Option<ToShard> {
+        let (key, adopted) = (new.key, new.adopted);
+        let opened = match new.role() {
+            Role::Produce => self.logic.open_producer(key, new.lane),
+            Role::Consume => {
+                let status = new.memory.pair.status();
+                let credit = if adopted {
+                    u32::try_from(status.credit()).unwrap_or(u32::MAX)
+                } else {
+                    new.credit
+                };
+                let spec = ConsumerSpec {
+                    group: new.group.clone(),
+                    from: new.from,
+                    credit,
+                    leases: new.memory.pair.geometry().leases(),
+                    browse: new.browse,
+                };
+                status.set_credit(u64::from(credit));
+                self.logic.open_consumer(&mut self.journal, key, &spec)
+            }
+        };
+        let result = match opened {
+            Ok(()) => self.open(*new),
+            Err(Refusal::Full) => return Some(ToShard::Attach { request, handle: new }),
+            Err(Refusal::JournalFailed(errno)) => ControlResult::JournalFailed(errno),
+            Err(Refusal::Unknown) => {
+                new.memory.close(control::CLOSED_DELETED);
+                let text = "the queue was deleted meanwhile".to_owned();
+                ControlResult::Refused(ErrorCode::NotFound, text)
+            }
+        };
+        if !adopted {
+            self.outbox.send(FromShard::Attached { request, key, result });
+        } else if result != ControlResult::Done {
+            self.outbox.send(FromShard::Released { key });
+        }
+        None
+    }
+
+    /// The logic knows it: now its rings.
+    fn open(&mut self, new: NewHandle) -> ControlResult {
+        let (key, adopted, role) = (new.key, new.adopted, new.role());
+        if !self.handles.sessions.contains_key(&new.session) {
+            self.logic.close_handle(&mut self.handles, key, now());
+            let text = "internal error of the daemon (no link): please report it".to_owned();
+            return ControlResult::Refused(ErrorCode::Internal, text);
+        }
+        let handle = Handle::new(key, new.memory, new.session, new.ready_index, new.wake_mode);
+        let handle = match handle {
+            Ok(handle) if handle.closed().is_none() => handle,
+            // It was closed for what its client did; the client still has to give it back.
+            Ok(_) => {
+                self.logic.close_handle(&mut self.handles, key, now());
+                return ControlResult::Done;
+            }
+            Err(fault) => {
+                self.logic.close_handle(&mut self.handles, key, now());
+                self.outbox.send(FromShard::Fault { key, what: fault.to_string() });
+                return ControlResult::Done;
+            }
+        };
+        let place = self.handles.insert(handle);
+        if adopted {
+            match role {
+                Role::Produce => self.adopt_lane(place),
+                Role::Consume => self.adopt_leases(place),
+            }
+        }
+        self.handles.touch(place);
+        ControlResult::Done
+    }
+
+    /// What the journal has of a lane is completed if it was not, and not taken again.
+    fn adopt_lane(&mut self, place: usize) {
+        let Some(handle) = self.handles.get_mut(place) else { return };
+        let runs = self.logic.lane_runs(handle.key, handle.up_position());
+        let completed = handle.last_completed();
+        let journaled = runs.last().map(last_of).max(completed);
+        let mut runs = runs.into_iter().peekable();
+        let (mut metadata, mut payload) = (Vec::new(), Vec::new());
+        while journaled.is_some_and(|last| handle.up_position() <= last) {
+            let position = match handle.take(&mut metadata, &mut payload) {
+                Ok(Some((position, _, _))) => position,
+                Ok(None) => break,
+                Err(fault) => {
+                    handle.fault = Some(fault.to_string());
+                    break;
+                }
+            };
+            while runs.peek().is_some_and(|run| last_of(run) < position) {
+                runs.next();
+            }
+            let sequence = runs.peek().and_then(|run| sequence_at(run, position));
+            if completed.is_some_and(|last| position <= last) {
+                handle.release_completed(position);
+            } else if let Some(sequence) = sequence {
+                handle.completed(position, position, 1, sequence, Outcome::Done, 0);
+            } else {
+                // It was refused, and its successors were not: all that is refused for good is what is too long.
+                handle.completed(position, position, 1, 0, Outcome::TooLarge, 0);
+            }
+        }
+        let (key, position) = (handle.key, handle.released_position());
+        self.logic.released(key, position);
+    }
+
+    /// The lease table is the truth: a message that was delivered is still with its consumer.
+    fn adopt_leases(&mut self, place: usize) {
+        let Some(handle) = self.handles.get(place) else { return };
+        let (key, sent) = (handle.key, handle.down_position());
+        let table = handle.memory.pair.leases();
+        for slot in 0..table.entries() {
+            let Some(LeaseEntry { attempt, sequence, position }) = table.get(slot) else {
+                continue;
+            };
+            let was_sent = position < sent;
+            if !was_sent || !self.logic.adopt_lease(key, slot, sequence, attempt, now()) {
+                table.set(slot, None);
+            }
+        }
+    }
+
+    fn inform(&self, request: u64, queues: &[u64], handles: bool) {
+        let infos = queues.iter().filter_map(|id| Some((*id, self.logic.info(*id)?))).collect();
+        let mut counters = Vec::new();
+        if handles {
+            let wanted: BTreeSet<u64> = queues.iter().copied().collect();
+            let of = self.handles.all().filter(|(_, handle)| wanted.contains(&handle.key.queue));
+            counters.extend(of.map(|(_, handle)| HandleCounters {
+                key: handle.key,
+                messages: handle.messages,
+                bytes: handle.bytes,
+                unfinished: handle.unfinished(),
+            }));
+        }
+        self.outbox.send(FromShard::Information {
+            request,
+            shard: self.number(),
+            queues: infos,
+            handles: counters,
+        });
+    }
+
+    /// Answers requests that have come to their ends; the handles of a queue that is deleted end with it.
+    pub(super) fn answer_requests(&mut self) {
+        for (request, result) in std::mem::take(&mut self.handles.results) {
+            let deleted = self.deleting.iter().position(|(deletion, _)| *deletion == request);
+            if let Some(index) = deleted {
+                let (_, queue) = self.deleting.swap_remove(index);
+                if result == ControlResult::Done {
+                    self.end_handles(queue);
+                }
+            }
+            self.outbox.send(FromShard::Done { request, result });
+        }
+    }
+
+    fn end_handles(&mut self, queue: u64) {
+        let of = self.handles.all().filter(|(_, handle)| handle.key.queue == queue);
+        let places: Vec<usize> = of.map(|(place, _)| place).collect();
+        for place in places {
+            let Some(handle) = self.handles.get_mut(place) else { continue };
+            let key = handle.key;
+            handle.flush();
+            handle.close(control::CLOSED_DELETED);
+            self.logic.close_handle(&mut self.handles, key, now());
+            self.forget(place);
+        }
+    }
+}
+
+fn last_of(run: &LaneRun) -> u64 {
+    run.first_position + run.stride * u64::from(run.count.saturating_sub(1))
+}
+
+fn sequence_at(run: &LaneRun, position: u64) -> Option<u64> {
+    let distance = position.checked_sub(run.first_position)?;
+    // A run of one message may have any stride.
+    let nth = distance.checked_div(run.stride).unwrap_or(0);
+    let is_there = nth * run.stride == distance && nth < u64::from(run.count);
+    is_there.then_some(run.first_sequence + nth)
+}

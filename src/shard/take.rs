@@ -1,0 +1,191 @@
+//! Taking out of the rings what clients have sent, a bounded share of each in a turn.
+
+use ringmain_client::protocol::Role;
+use ringmain_client::wire::{Outcome, Up};
+
+use super::handle::Handle;
+use super::logic::{Now, Refusal};
+use super::memory::{deliverable_bytes, is_deliverable};
+use super::thread::Shard;
+use crate::disk::Disk;
+
+/// Messages of one handle in a turn.
+const TAKEN_AT_ONCE: usize = 256;
+/// Bytes of one handle in a turn.
+const TAKEN_BYTES_AT_ONCE: usize = 256 << 10;
+/// Answers that wait for a consumer to make room: with more of them its submissions wait, too.
+const ANSWERS_MAX: usize = 1024;
+
+/// A private copy of what was taken last.
+#[derive(Debug, Default)]
+pub(super) struct Taken {
+    metadata: Vec<u8>,
+    payload: Vec<u8>,
+}
+
+/// How it goes on with a handle in this turn.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Next {
+    /// Bytes that were taken.
+    Took(usize),
+    /// Nothing more can be taken now, and there may be more.
+    Later,
+    /// Nothing more is there, or ever will be.
+    Nothing,
+}
+
+impl<D: Disk> Shard<D> {
+    /// Takes what the handles of this role have, a share from each.
+    pub(super) fn take_all(&mut self, role: Role, now: Now) {
+        for _ in 0..self.handles.listed(role) {
+            let Some(place) = self.handles.next_listed(role) else { return };
+            let mut taken = std::mem::take(&mut self.taken);
+            let more = self.take_from(place, role, &mut taken, now);
+            self.taken = taken;
+            self.handles.touch(place);
+            if more {
+                self.handles.list(place);
+            }
+        }
+    }
+
+    /// Whether there may be more.
+    fn take_from(&mut self, place: usize, role: Role, taken: &mut Taken, now: Now) -> bool {
+        let mut bytes = 0;
+        for _ in 0..TAKEN_AT_ONCE {
+            if bytes > TAKEN_BYTES_AT_ONCE {
+                break;
+            }
+            let next = match role {
+                Role::Produce => self.take_message(place, taken, now),
+                Role::Consume => self.take_submission(place, taken, now),
+            };
+            match next {
+                Next::Took(more) => bytes += more,
+                Next::Later => return true,
+                Next::Nothing => return false,
+            }
+        }
+        true
+    }
+
+    /// Copies the next message or record of a handle: its position and the one behind it, and its flags.
+    fn copy(&mut self, place: usize, taken: &mut Taken) -> Result<(u64, u64, u16), Next> {
+        let handle = self.handles.get_mut(place).ok_or(Next::Nothing)?;
+        if handle.fault.is_some() {
+            return Err(Next::Nothing);
+        }
+        match handle.take(&mut taken.metadata, &mut taken.payload) {
+            Ok(Some(found)) => Ok(found),
+            Ok(None) => {
+                handle.is_drained = true;
+                Err(Next::Nothing)
+            }
+            Err(fault) => {
+                handle.fault = Some(fault.to_string());
+                Err(Next::Nothing)
+            }
+        }
+    }
+
+    /// Takes a message out of a lane.
+    fn take_message(&mut self, place: usize, taken: &mut Taken, now: Now) -> Next {
+        if self.is_journal_full {
+            return Next::Later;
+        }
+        let Some(handle) = self.handles.get(place) else { return Next::Nothing };
+        // A client that does not take its completions waits by itself.
+        if handle.is_blocked() && handle.closing.is_none() {
+            return Next::Nothing;
+        }
+        let (key, geometry) = (handle.key, *handle.memory.pair.geometry());
+        let (position, next, flags) = match self.copy(place, taken) {
+            Ok(found) => found,
+            Err(next) => return next,
+        };
+        let Taken { metadata, payload } = taken;
+        let published = if is_deliverable(&geometry, metadata.len(), payload.len()) {
+            let log = &mut self.journal;
+            self.logic.publish(log, key, position, next, flags, metadata, payload, now)
+        } else {
+            let limit = deliverable_bytes(&geometry);
+            self.logic.refuse(key, position, Outcome::TooLarge, limit);
+            Ok(())
+        };
+        let Some(handle) = self.handles.get_mut(place) else { return Next::Nothing };
+        match published {
+            Ok(()) => {
+                handle.messages += 1;
+                handle.bytes += payload.len() as u64;
+                Next::Took(payload.len() + metadata.len())
+            }
+            Err(Refusal::Full | Refusal::JournalFailed(_)) => {
+                handle.refused = true;
+                self.is_journal_full = true;
+                Next::Later
+            }
+            Err(Refusal::Unknown) => self.is_unknown(place),
+        }
+    }
+
+    /// Takes a record of a consumer.
+    fn take_submission(&mut self, place: usize, taken: &mut Taken, now: Now) -> Next {
+        let overdue = |handle: &Handle| handle.waiting() > ANSWERS_MAX && handle.closing.is_none();
+        if self.handles.get(place).is_some_and(overdue) {
+            return Next::Nothing;
+        }
+        let (position, _, _) = match self.copy(place, taken) {
+            Ok(found) => found,
+            Err(next) => return next,
+        };
+        let Some(handle) = self.handles.get_mut(place) else { return Next::Nothing };
+        let (key, again) = (handle.key, handle.is_again(position));
+        let up = match Up::decode(&taken.payload) {
+            Ok(up) => up,
+            Err(error) => {
+                handle.fault = Some(error.to_string());
+                return Next::Nothing;
+            }
+        };
+        if let Up::Credit { credit } = up {
+            let credit = credit.min(handle.memory.pair.geometry().leases());
+            handle.memory.pair.status().set_credit(u64::from(credit));
+        }
+        let submitted = self.logic.submission(&mut self.handles, key, up, again, now);
+        let Some(handle) = self.handles.get_mut(place) else { return Next::Nothing };
+        match submitted {
+            Ok(()) => {
+                if let Up::Flush { request } = up {
+                    handle.answer_when_stored(request);
+                }
+                self.handles.submitting.push(place);
+                Next::Took(taken.payload.len())
+            }
+            Err(Refusal::Full | Refusal::JournalFailed(_)) => {
+                handle.refused = true;
+                Next::Later
+            }
+            Err(Refusal::Unknown) => self.is_unknown(place),
+        }
+    }
+
+    fn is_unknown(&mut self, place: usize) -> Next {
+        if let Some(handle) = self.handles.get_mut(place) {
+            handle.fault = Some("the shard does not know this handle".to_owned());
+        }
+        Next::Nothing
+    }
+
+    /// What follows from all submissions is appended: their slots are released when that is durable.
+    pub(super) fn submissions_appended(&mut self) {
+        let lsn = self.journal.last_lsn();
+        let mut submitting = std::mem::take(&mut self.handles.submitting);
+        for place in submitting.drain(..) {
+            if let Some(handle) = self.handles.get_mut(place) {
+                handle.appended(lsn);
+                self.handles.touch(place);
+            }
+        }
+        self.handles.submitting = submitting;
+    }
+}

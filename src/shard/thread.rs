@@ -1,0 +1,412 @@
+//! The turn of a shard's thread.
+//!
+//! ```text
+//! requests of the control thread ─┐
+//! READY words ──► submissions ────┤
+//!                 lanes ──────────┼──► Logic ──► Journal::append ──► submit ──► disk
+//! clock ──────────────────────────┘      ▲
+//!                                        └── on_durable ◄── reap ◄── completions of the disk
+//! Logic ──► completions, deliveries, answers ──► rings towards the clients ──► wake-ups
+//! ```
+//!
+//! Nothing in a turn waits for a client or for the disk, and each handle has a bounded share of it. When there is nothing to
+//! do the thread says so on its page, looks once more, and sleeps until the disk, a client or the control thread has something.
+
+use std::collections::VecDeque;
+use std::io;
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, TryRecvError};
+use std::time::{Duration, Instant};
+
+use super::control::{FromShard, Outbox, ToShard};
+use super::handles::Handles;
+use super::logic::{Logic, Now};
+use super::memory::PageMemory;
+use super::spin::Spin;
+use super::take::Taken;
+use crate::disk::Disk;
+use crate::journal::{Journal, Ready};
+use ringmain_client::layout::control;
+use ringmain_client::protocol::{Role, WakeMode};
+use ringmain_client::ring::Kernel;
+use ringmain_client::sys::clock::{monotonic_ns, realtime_ns};
+use ringmain_client::sys::eventfd::EventFd;
+use ringmain_client::sys::kernel::HostKernel;
+
+/// Rounds of giving out messages in a turn.
+const DISPATCHES_AT_ONCE: usize = 4;
+/// Requests of the control thread in a turn.
+const REQUESTS_AT_ONCE: usize = 64;
+/// How long a stop waits for the disk.
+pub(super) const STOP_PATIENCE: Duration = Duration::from_secs(6);
+
+/// A shard. Everything in it belongs to one thread.
+#[derive(Debug)]
+pub(super) struct Shard<D: Disk> {
+    pub(super) number: u32,
+    pub(super) page: PageMemory,
+    kernel: HostKernel,
+    /// Watched as long as it is open.
+    _bell: Arc<EventFd>,
+    pub(super) outbox: Outbox<FromShard>,
+    pub(super) journal: Journal<D>,
+    pub(super) logic: Logic,
+    pub(super) handles: Handles,
+    /// A request that the journal had no room for; those behind it wait.
+    pub(super) stalled: VecDeque<ToShard>,
+    /// Deletions under way: request and queue.
+    pub(super) deleting: Vec<(u64, u64)>,
+    /// Everything is adopted.
+    pub(super) is_started: bool,
+    /// The journal failed, and everybody was told.
+    failed_errno: Option<i32>,
+    /// No room for the journal, and that was logged.
+    is_full: bool,
+    pub(super) stopping: Option<Stopping>,
+    /// A wait failed, and that was logged.
+    is_sleepless: bool,
+    spin: Spin,
+    /// What was taken last.
+    pub(super) taken: Taken,
+    /// The journal takes nothing in this turn any more.
+    pub(super) is_journal_full: bool,
+}
+
+/// What a shard is made of.
+#[derive(Debug)]
+pub(super) struct Parts<D: Disk> {
+    pub(super) number: u32,
+    pub(super) page: PageMemory,
+    pub(super) outbox: Outbox<FromShard>,
+    pub(super) journal: Journal<D>,
+    pub(super) logic: Logic,
+}
+
+/// The end of a shard.
+#[derive(Debug)]
+pub(super) struct Stopping {
+    pub(super) close: bool,
+    pub(super) deadline: Instant,
+}
+
+impl<D: Disk> Shard<D> {
+    /// `bell` announces requests of the control thread.
+    pub(super) fn new(
+        mut parts: Parts<D>,
+        wake_mode: WakeMode,
+        bell: Arc<EventFd>,
+    ) -> io::Result<Self> {
+        parts.journal.disk().watch(bell.as_fd())?;
+        parts.page.page.set_asleep(false);
+        Ok(Self {
+            number: parts.number,
+            page: parts.page,
+            kernel: HostKernel::new(wake_mode),
+            _bell: bell,
+            outbox: parts.outbox,
+            journal: parts.journal,
+            logic: parts.logic,
+            handles: Handles::default(),
+            stalled: VecDeque::new(),
+            deleting: Vec::new(),
+            is_started: false,
+            failed_errno: None,
+            is_full: false,
+            stopping: None,
+            is_sleepless: false,
+            spin: Spin::new(),
+            taken: Taken::default(),
+            is_journal_full: false,
+        })
+    }
+
+    pub(super) fn number(&self) -> u32 {
+        self.number
+    }
+
+    /// Until it is told to stop.
+    pub(super) fn run(mut self, inbox: Receiver<ToShard>) {
+        loop {
+            let busy = self.turn(&inbox);
+            if self.stopping.is_some() && self.is_stopped(busy) {
+                break;
+            }
+            if !busy {
+                self.idle();
+            }
+        }
+        self.end();
+    }
+
+    /// One turn; whether there is more to do at once.
+    fn turn(&mut self, inbox: &Receiver<ToShard>) -> bool {
+        let mut busy = self.requests(inbox);
+        busy |= self.handles.look();
+        if !self.is_started {
+            return busy;
+        }
+        let now = now();
+        self.is_journal_full = !self.is_journal_ready();
+        self.take_all(Role::Consume, now);
+        self.take_all(Role::Produce, now);
+        if self.logic.next_deadline().is_some_and(|due| due <= now.monotonic_ns) {
+            self.logic.on_time(&mut self.handles, now);
+        }
+        self.dispatch(now);
+        if self.logic.flush(&mut self.journal) {
+            self.submissions_appended();
+        }
+        self.journal.submit(&self.logic, Instant::now());
+        busy |= self.reap(now);
+        busy |= self.dispatch(now);
+        if self.logic.flush(&mut self.journal) {
+            self.submissions_appended();
+        }
+        self.journal.submit(&self.logic, Instant::now());
+        busy |= self.tend();
+        self.answer_requests();
+        let has_work = self.handles.listed(Role::Consume) + self.handles.listed(Role::Produce) > 0;
+        busy | (has_work && self.is_journal_ready())
+    }
+
+    fn is_journal_ready(&self) -> bool {
+        // A journal that failed takes nothing, but what is sent to it is to be answered.
+        matches!(self.journal.is_ready(), Ready::Ready | Ready::Failed(_))
+    }
+
+    fn requests(&mut self, inbox: &Receiver<ToShard>) -> bool {
+        for done in 0..REQUESTS_AT_ONCE {
+            let request = match self.stalled.pop_front() {
+                Some(request) => request,
+                None => match inbox.try_recv() {
+                    Ok(request) => request,
+                    Err(TryRecvError::Empty) => return done > 0,
+                    // The control thread is gone, and the process with it in a moment.
+                    Err(TryRecvError::Disconnected) => {
+                        self.stopping.get_or_insert_with(|| Stopping::now(false));
+                        return false;
+                    }
+                },
+            };
+            if let Some(request) = self.carry_out(request) {
+                self.stalled.push_front(request);
+                return done > 0;
+            }
+        }
+        true
+    }
+
+    /// Gives messages out; whether there is more to give out at once.
+    fn dispatch(&mut self, now: Now) -> bool {
+        for _ in 0..DISPATCHES_AT_ONCE {
+            if !self.logic.dispatch(&mut self.journal, &mut self.handles, now) {
+                return false;
+            }
+        }
+        true
+    }
+
+    /// Takes what the disk has done; whether there was anything.
+    fn reap(&mut self, now: Now) -> bool {
+        let progress = self.journal.reap();
+        self.logic.on_durable(progress.durable, &mut self.handles, &mut self.journal, now);
+        if let Some(failure) = &progress.failed
+            && self.failed_errno.is_none()
+        {
+            self.failed_errno = Some(failure.errno);
+            self.page.page.set_failed(failure.errno, failure.lsn);
+            self.outbox.send(FromShard::Log { text: format!("shard {}: {failure}", self.number) });
+            self.logic.on_failed(failure.errno, &mut self.handles);
+            let places: Vec<usize> = self.handles.all().map(|(place, _)| place).collect();
+            for place in places {
+                self.handles.list(place);
+                self.handles.touch(place);
+                if let Some(handle) = self.handles.get_mut(place) {
+                    handle.wake_all();
+                }
+            }
+        }
+        self.tell_of_room();
+        progress.advanced || progress.reads > 0
+    }
+
+    /// A full disk is no failure: it is logged, and what was sent waits in its lane.
+    fn tell_of_room(&mut self) {
+        match self.journal.is_ready() {
+            Ready::NoSpace { detail, .. } if !self.is_full => {
+                self.is_full = true;
+                let text = format!(
+                    "shard {}: no room for the journal ({detail}): producers wait until there is some; free space, or \
+                         acknowledge messages",
+                    self.number
+                );
+                self.outbox.send(FromShard::Log { text });
+            }
+            Ready::Ready if std::mem::take(&mut self.is_full) => {
+                let text = format!("shard {}: there is room for the journal again", self.number);
+                self.outbox.send(FromShard::Log { text });
+            }
+            _ => {}
+        }
+    }
+
+    /// The end of a turn for every handle that something happened to: records, releases, wake-ups, ends. Whether there is more
+    /// to do at once.
+    fn tend(&mut self) -> bool {
+        let touched = self.handles.take_touched();
+        let mut again = false;
+        for place in &touched {
+            again |= self.tend_one(*place);
+        }
+        self.handles.reuse_touched(touched);
+        again
+    }
+
+    fn tend_one(&mut self, place: usize) -> bool {
+        let durable = self.journal.durable();
+        let Some(handle) = self.handles.get_mut(place) else { return false };
+        let (key, role) = (handle.key, handle.role);
+        let has_room = handle.has_room_again();
+        if role == Role::Consume {
+            handle.release_submissions(durable, self.failed_errno);
+        }
+        if handle.flush() {
+            handle.memory.pair.status().set_taken(handle.up_position());
+            self.logic.released(key, handle.released_position());
+        }
+        let is_open = !handle.has_waiting() && !handle.is_blocked();
+        handle.wake();
+        if handle.fault.is_some() {
+            self.end_faulty(place);
+            return false;
+        }
+        if handle.closing.is_some() && handle.is_drained {
+            self.end_closing(place);
+        } else if role == Role::Consume && handle.held() > 0 {
+            // Its submissions wait for the disk: looked at again in every turn until they are stored.
+            self.handles.touch(place);
+        }
+        if role == Role::Consume && is_open {
+            self.logic.room(key);
+        }
+        if has_room {
+            self.handles.list(place);
+        }
+        has_room
+    }
+
+    /// Its client broke the rules: nothing more is taken, leases return, nobody else notices.
+    fn end_faulty(&mut self, place: usize) {
+        let Some(handle) = self.handles.get_mut(place) else { return };
+        let key = handle.key;
+        handle.close(control::CLOSED_FAULT);
+        let what = handle.fault.clone().unwrap_or_default();
+        self.logic.close_handle(&mut self.handles, key, now());
+        self.forget(place);
+        self.outbox.send(FromShard::Fault { key, what });
+    }
+
+    /// Everything that a handle sent was taken.
+    fn end_closing(&mut self, place: usize) {
+        let Some(handle) = self.handles.get(place) else { return };
+        let key = handle.key;
+        // What was in the lane is stored before anybody forgets the lane.
+        if handle.role == Role::Produce && handle.held() > 0 && self.failed_errno.is_none() {
+            return;
+        }
+        self.logic.close_handle(&mut self.handles, key, now());
+        self.forget(place);
+        self.outbox.send(FromShard::Released { key });
+    }
+
+    /// Takes a handle out of the tables.
+    pub(super) fn forget(&mut self, place: usize) {
+        if let Some((_, Some(session))) = self.handles.remove(place) {
+            self.journal.disk().unwatch(session.bell.as_fd());
+        }
+    }
+
+    /// Nothing to do: looks on for a moment if that has paid lately, then sleeps.
+    fn idle(&mut self) {
+        if self.stopping.is_none() && self.spin.look(|| self.handles.is_ready()) {
+            return;
+        }
+        self.page.page.set_asleep(true);
+        // Partner of the light barrier of every client between its READY word and its look at the page.
+        self.kernel.heavy_barrier();
+        let found = self.handles.is_ready() | self.handles.look_for_room();
+        if !found {
+            let timeout = self.timeout();
+            if let Err(error) = self.journal.wait(timeout) {
+                if !std::mem::replace(&mut self.is_sleepless, true) {
+                    let text = format!("shard {}: it cannot sleep: {error}", self.number);
+                    self.outbox.send(FromShard::Log { text });
+                }
+                std::thread::sleep(Duration::from_millis(10));
+            }
+        }
+        self.page.page.set_asleep(false);
+    }
+
+    /// When there is something to do although nothing happens.
+    fn timeout(&mut self) -> Option<Duration> {
+        let journal =
+            self.journal.next_deadline().map(|due| due.saturating_duration_since(Instant::now()));
+        let logic = self
+            .logic
+            .next_deadline()
+            .filter(|_| self.is_started)
+            .map(|due| Duration::from_nanos(due.saturating_sub(monotonic_ns())));
+        let stop = self
+            .stopping
+            .as_ref()
+            .map(|stop| stop.deadline.saturating_duration_since(Instant::now()));
+        [journal, logic, stop].into_iter().flatten().min()
+    }
+
+    /// Whether a shard that is to stop has nothing more to do.
+    fn is_stopped(&mut self, busy: bool) -> bool {
+        let Some(stopping) = &self.stopping else { return false };
+        if Instant::now() >= stopping.deadline || self.failed_errno.is_some() || !self.is_started {
+            return true;
+        }
+        let taken = !stopping.close
+            || (self.handles.listed(Role::Produce) == 0 && self.handles.listed(Role::Consume) == 0);
+        let stored = self.journal.durable() >= self.journal.last_lsn();
+        !busy && taken && stored && self.handles.submitting.is_empty()
+    }
+
+    /// Closes the journal, and tells the clients if nobody takes over.
+    fn end(mut self) {
+        let mut messages = 0;
+        let ids: Vec<u64> = self.logic.queues().map(|queue| queue.id).collect();
+        for id in ids {
+            messages += self.logic.info(id).map_or(0, |info| info.messages);
+        }
+        let places: Vec<usize> = self.handles.all().map(|(place, _)| place).collect();
+        if self.stopping.as_ref().is_none_or(|stopping| stopping.close) {
+            for place in places {
+                if let Some(handle) = self.handles.get_mut(place) {
+                    handle.close(control::CLOSED_DRAINING);
+                }
+            }
+        }
+        if let Err(failure) = self.journal.close(&self.logic) {
+            let text = format!("shard {}: {failure}", self.number);
+            self.outbox.send(FromShard::Log { text });
+        }
+        self.outbox.send(FromShard::Stopped { shard: self.number, messages });
+    }
+}
+
+impl Stopping {
+    pub(super) fn now(close: bool) -> Self {
+        Self { close, deadline: Instant::now() + STOP_PATIENCE }
+    }
+}
+
+/// The time.
+pub(super) fn now() -> Now {
+    Now { monotonic_ns: monotonic_ns(), realtime_ns: realtime_ns() }
+}

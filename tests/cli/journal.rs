@@ -1,0 +1,130 @@
+//! Looking into the journal of a daemon that does not run.
+
+use super::*;
+
+/// A journal with some messages; the daemon has stopped.
+fn journal() -> Daemon {
+    let mut daemon = Daemon::durable();
+    daemon.create("q", &["--durable"]);
+    let text: String = (0..2000).map(|n| format!("record {n} {}\n", "x".repeat(n % 100))).collect();
+    daemon.feed(&["publish", "q", "--window", "16"], text.as_bytes());
+    daemon.ok(&["consume", "q", "--count", "700"]);
+    daemon.stop();
+    daemon
+}
+
+/// The files of its journal, largest first.
+fn files(folder: &Path) -> Vec<PathBuf> {
+    let mut files: Vec<PathBuf> = std::fs::read_dir(folder.join("shard-0"))
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| path.is_file())
+        .collect();
+    files.sort();
+    files
+}
+
+/// Offset of something that only a message has.
+fn find(file: &Path, needle: &[u8]) -> Option<usize> {
+    let bytes = std::fs::read(file).unwrap();
+    bytes.windows(needle.len()).position(|window| window == needle)
+}
+
+fn flip(file: &Path, offset: usize) {
+    let mut bytes = std::fs::read(file).unwrap();
+    bytes[offset] ^= 0x40;
+    std::fs::write(file, bytes).unwrap();
+}
+
+#[test]
+fn a_whole_journal_verifies() {
+    let daemon = journal();
+    let data = daemon.data();
+    let shard = data.join("shard-0");
+    for folder in [&data, &shard] {
+        let report = json(&run(&["journal", "verify", path(folder), "--json"]));
+        assert_eq!(report[0]["verified"], true, "{report}");
+        assert!(report[0]["last_lsn"].as_u64().unwrap() > 2000, "{report}");
+        let text = run(&["journal", "verify", path(folder)]);
+        assert!(text.status.success() && stdout(&text).contains("LSN"), "{text:?}");
+    }
+    let report = json(&run(&["journal", "inspect", path(&data), "--json"]));
+    assert!(!report[0]["segments"].as_array().unwrap().is_empty(), "{report}");
+    let text = run(&["journal", "inspect", path(&data)]);
+    assert!(text.status.success() && stdout(&text).lines().count() > 3, "{text:?}");
+    // Nothing is wrong, so there is nothing to give up.
+    assert!(run(&["journal", "repair", path(&data)]).status.success());
+}
+
+#[test]
+fn damage_is_named_and_given_up_on_demand_only() {
+    let mut daemon = journal();
+    let data = daemon.data();
+    let file = files(&data).into_iter().find(|file| find(file, b"record 1000 ").is_some());
+    let file = file.expect("a file with messages");
+    flip(&file, find(&file, b"record 1000 ").unwrap());
+    let name = file.file_name().unwrap().to_str().unwrap();
+
+    let output = run(&["journal", "verify", path(&data)]);
+    let (code, line) = failure(&output);
+    assert_eq!(code, 65, "{line}");
+    assert!(line.contains("LSN") && line.contains(name) && line.contains("byte"), "{line}");
+    let output = run(&["journal", "verify", path(&data), "--json"]);
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!((output.status.code(), &report[0]["verified"]), (Some(65), &false.into()));
+    for key in ["lsn", "file", "offset", "what"] {
+        assert!(report[0]["damage"].get(key).is_some(), "{key} in {report}");
+    }
+    // The daemon refuses to serve it and keeps everything.
+    let socket = daemon.folder.path().join("other");
+    let arguments = ["serve", "--socket", path(&socket), "--data-dir", path(&data)];
+    let (code, line) = failure_line(&run(&arguments));
+    assert!(code == 65 && line.contains("LSN"), "{code} {line}");
+    assert_fails(&run(&["journal", "repair", path(&data)]), 65, "--accept-loss");
+    assert_eq!(run(&["journal", "verify", path(&data)]).status.code(), Some(65));
+
+    let before = files(&data).len();
+    let output = run(&["journal", "repair", path(&data), "--accept-loss"]);
+    assert!(output.status.success(), "{output:?}");
+    assert!(run(&["journal", "verify", path(&data)]).status.success());
+    let kept = walk(&data);
+    assert!(kept >= before, "files were deleted: {kept} of {before} are left");
+    daemon.restart();
+    daemon.ok(&["queue", "list"]);
+}
+
+/// All files below a folder.
+fn walk(folder: &Path) -> usize {
+    let entries = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+    entries.map(|path| if path.is_dir() { walk(&path) } else { 1 }).sum()
+}
+
+/// The exit code and the last line on stderr: the daemon logs before it gives up.
+fn failure_line(output: &Output) -> (i32, String) {
+    let text = stderr(output);
+    let last = text.lines().last().unwrap_or_default().to_string();
+    (output.status.code().expect("it ended by itself"), last)
+}
+
+#[test]
+fn a_running_daemons_journal_is_left_alone() {
+    let daemon = Daemon::durable();
+    daemon.create("q", &["--durable"]);
+    for command in ["verify", "inspect", "repair"] {
+        let (code, line) = failure(&run(&["journal", command, path(&daemon.data())]));
+        assert!(code == 75 && line.contains("daemon"), "{command}: {code} {line}");
+    }
+}
+
+#[test]
+fn folders_without_a_journal_are_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let missing = folder.path().join("missing");
+    std::fs::write(folder.path().join("file"), "no journal").unwrap();
+    for command in ["verify", "inspect", "repair"] {
+        assert_fails(&run(&["journal", command, path(&missing)]), 65, "missing");
+        assert_fails(&run(&["journal", command, path(folder.path())]), 65, "no journal");
+        let (code, _) = failure(&run(&["journal", command, path(&folder.path().join("file"))]));
+        assert!([65, 74].contains(&code), "{code}");
+    }
+}

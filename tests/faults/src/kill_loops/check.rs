@@ -1,0 +1,251 @@
+//! What the receipts and the consumed lines must say together.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use super::records::Records;
+
+/// One process that published or consumed.
+#[derive(Debug, Clone)]
+pub(super) struct Life {
+    pub(super) publishes: bool,
+    /// Deaths of the keeper before it.
+    pub(super) era: u64,
+    /// When it began and ended, by the count of beginnings and ends.
+    pub(super) start: u64,
+    pub(super) end: Option<u64>,
+    /// It ended by itself: all it printed is acknowledged.
+    pub(super) well: bool,
+}
+
+/// Where a life prints.
+pub(super) fn output(folder: &Path, life: usize) -> PathBuf {
+    folder.join(format!("out-{life}"))
+}
+
+/// One delivery of a message.
+#[derive(Debug, Clone, Copy)]
+struct Delivery {
+    life: usize,
+    redelivered: bool,
+}
+
+/// A message as consumers saw it.
+#[derive(Debug)]
+struct Seen {
+    life: usize,
+    number: usize,
+    deliveries: Vec<Delivery>,
+}
+
+/// What was found.
+#[derive(Debug, Default)]
+pub(super) struct Findings {
+    problems: Vec<String>,
+    confirmed: usize,
+    distinct: u64,
+    highest: u64,
+    again: usize,
+}
+
+impl Findings {
+    fn problem(&mut self, text: String) {
+        self.problems.push(text);
+    }
+}
+
+/// Reads all outputs and compares them.
+pub(super) fn check(folder: &Path, lives: &[Life], records: &Records) -> Findings {
+    let mut findings = Findings::default();
+    let mut seen: BTreeMap<u64, Seen> = BTreeMap::new();
+    for (life, _) in lives.iter().enumerate().filter(|(_, life)| !life.publishes) {
+        consumed(folder, life, records, &mut seen, &mut findings);
+    }
+    findings.distinct = seen.len() as u64;
+    findings.highest = seen.keys().next_back().copied().unwrap_or(0);
+    for (sequence, one) in &seen {
+        deliveries(*sequence, &one.deliveries, lives, &mut findings);
+    }
+    let mut by_life: HashMap<usize, Vec<(usize, u64)>> = HashMap::new();
+    for (sequence, one) in &seen {
+        by_life.entry(one.life).or_default().push((one.number, *sequence));
+    }
+    for (life, _) in lives.iter().enumerate().filter(|(_, life)| life.publishes) {
+        let stored = by_life.remove(&life).unwrap_or_default();
+        published(folder, life, &stored, &mut findings);
+    }
+    for life in by_life.keys() {
+        findings.problem(format!("records of life {life}, which is no publisher"));
+    }
+    findings
+}
+
+/// Lines that were written as a whole.
+fn lines(folder: &Path, life: usize) -> Vec<String> {
+    let text = fs::read(output(folder, life)).unwrap_or_default();
+    let whole = text.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
+    String::from_utf8_lossy(&text[..whole]).lines().map(str::to_owned).collect()
+}
+
+fn consumed(
+    folder: &Path,
+    life: usize,
+    records: &Records,
+    seen: &mut BTreeMap<u64, Seen>,
+    findings: &mut Findings,
+) {
+    for line in lines(folder, life) {
+        let document: serde_json::Value = serde_json::from_str(&line).unwrap_or_default();
+        let (Some(sequence), Some(payload)) =
+            (document["sequence"].as_u64(), document["payload"].as_str())
+        else {
+            findings.problem(format!("consumer {life} printed {line:?}"));
+            continue;
+        };
+        let Some((publisher, number)) = records.identify(payload) else {
+            findings.problem(format!("sequence {sequence} is altered: {payload:?}"));
+            continue;
+        };
+        let redelivered = document["redelivered"].as_bool().unwrap_or(false);
+        let delivery = Delivery { life, redelivered };
+        let one = seen.entry(sequence).or_insert_with(|| Seen {
+            life: publisher,
+            number,
+            deliveries: Vec::new(),
+        });
+        if (one.life, one.number) != (publisher, number) {
+            findings.problem(format!(
+                "sequence {sequence} stands for record {} of publisher {} and for record {number} of \
+                 publisher {publisher}",
+                one.number, one.life
+            ));
+        }
+        one.deliveries.push(delivery);
+    }
+}
+
+/// A message that comes again is marked, and one that was acknowledged does not come again. A delivery alone is not
+/// in the journal: after the death of the keeper, the next one may be the first that is known of.
+fn deliveries(sequence: u64, all: &[Delivery], lives: &[Life], findings: &mut Findings) {
+    findings.again += all.len() - 1;
+    let mut unmarked: HashMap<u64, usize> = HashMap::new();
+    for delivery in all.iter().filter(|delivery| !delivery.redelivered) {
+        *unmarked.entry(lives[delivery.life].era).or_default() += 1;
+    }
+    if unmarked.values().any(|count| *count > 1) {
+        findings.problem(format!("sequence {sequence} came twice without a mark: {all:?}"));
+    }
+    for first in all.iter().filter(|delivery| lives[delivery.life].well) {
+        let end = lives[first.life].end.unwrap_or(u64::MAX);
+        if let Some(later) = all.iter().find(|later| lives[later.life].start > end) {
+            findings.problem(format!(
+                "sequence {sequence} was acknowledged by consumer {} and came again to {}",
+                first.life, later.life
+            ));
+        }
+    }
+}
+
+/// What a publisher sent is there from its first record on without a gap, in order, and at least as far as it was confirmed.
+fn published(folder: &Path, life: usize, stored: &[(usize, u64)], findings: &mut Findings) {
+    let receipts: Vec<Option<u64>> =
+        lines(folder, life).iter().map(|line| line.parse().ok()).collect();
+    findings.confirmed += receipts.len();
+    if stored.len() < receipts.len() {
+        findings.problem(format!(
+            "publisher {life}: {} records were confirmed, {} consumed",
+            receipts.len(),
+            stored.len()
+        ));
+    }
+    // In the order of the sequences, so the numbers must count up.
+    for (expected, (number, sequence)) in stored.iter().enumerate() {
+        if expected != *number {
+            findings.problem(format!(
+                "publisher {life}: record {number} has sequence {sequence} where record {expected} is due"
+            ));
+            break;
+        }
+        if receipts.get(expected).is_some_and(|receipt| *receipt != Some(*sequence)) {
+            findings.problem(format!(
+                "publisher {life}: record {number} has sequence {sequence}, its receipt says {:?}",
+                receipts[expected]
+            ));
+        }
+    }
+}
+
+/// Nothing, or what is wrong in one text.
+pub(super) fn verdict(findings: Findings, next_sequence: u64) -> Result<(), String> {
+    let Findings { mut problems, confirmed, distinct, highest, again } = findings;
+    if distinct != highest || highest + 1 != next_sequence {
+        problems.push(format!(
+            "{distinct} records under sequences up to {highest}, and the next one is {next_sequence}"
+        ));
+    }
+    if confirmed == 0 {
+        problems.push("nothing was confirmed".into());
+    }
+    println!("    {distinct} records, {confirmed} receipts, {again} deliveries again");
+    if problems.is_empty() {
+        return Ok(());
+    }
+    let count = problems.len();
+    problems.truncate(5);
+    Err(format!("{count} problems: {}", problems.join("; ")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn life(publishes: bool, era: u64, start: u64, end: u64, well: bool) -> Life {
+        Life { publishes, era, start, end: Some(end), well }
+    }
+
+    fn judge(receipts: &str, consumed: &[&[(u64, usize, bool)]], lives: &[Life]) -> Vec<String> {
+        let folder = tempfile::tempdir().unwrap();
+        let records = Records::load();
+        fs::write(output(folder.path(), 0), receipts).unwrap();
+        for (index, deliveries) in consumed.iter().enumerate() {
+            let text: String = deliveries
+                .iter()
+                .map(|(sequence, number, redelivered)| {
+                    let payload = records.line(0, *number);
+                    let document = serde_json::json!({
+                        "sequence": sequence, "redelivered": redelivered, "payload": payload,
+                    });
+                    format!("{document}\n")
+                })
+                .collect();
+            fs::write(output(folder.path(), index + 1), text).unwrap();
+        }
+        check(folder.path(), lives, &records).problems
+    }
+
+    #[test]
+    fn what_is_wrong_is_found() {
+        let lives = [
+            life(true, 0, 1, 9, true),
+            life(false, 0, 2, 5, true),
+            life(false, 0, 6, 8, false),
+            life(false, 1, 10, 11, false),
+        ];
+        let judge = |receipts: &str, consumed: &[&[(u64, usize, bool)]]| {
+            judge(receipts, consumed, &lives).len()
+        };
+        let (a, b, c) = ((1, 0, false), (2, 1, false), (3, 2, false));
+        assert_eq!(judge("1\n2\n", &[&[a, b, c], &[], &[]]), 0);
+        // A torn receipt counts for nothing.
+        assert_eq!(judge("1\n2", &[&[a], &[], &[]]), 0);
+        assert_eq!(judge("1\n2\n", &[&[a], &[], &[]]), 1, "lost");
+        assert_eq!(judge("1\n", &[&[a, c], &[], &[]]), 1, "a gap");
+        assert_eq!(judge("2\n", &[&[a], &[], &[]]), 1, "another sequence");
+        assert_eq!(judge("", &[&[a, (1, 1, true)], &[], &[]]), 1, "two records of one sequence");
+        assert_eq!(judge("", &[&[a], &[(1, 0, true)], &[]]), 1, "again after its acknowledgement");
+        assert_eq!(judge("", &[&[], &[a, a], &[]]), 1, "twice without a mark");
+        assert_eq!(judge("", &[&[], &[a, (1, 0, true)], &[a]]), 0);
+        assert_eq!(judge("", &[&[(1, 1, false), (2, 0, false)], &[], &[]]), 1, "out of order");
+    }
+}

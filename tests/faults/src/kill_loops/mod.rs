@@ -1,0 +1,291 @@
+//! Kill loops: a real daemon with real publishers and consumers on real records; broker, keeper and clients are killed at
+//! random moments.
+//!
+//! What is checked at the end: every confirmed record was consumed, unaltered, under the sequence of its receipt; the records of one
+//! publisher in its order and without a gap; no sequence stands for two records, none is missing; what came twice was
+//! marked; what a consumer that ended well had printed never came again; the journal verifies.
+
+mod check;
+mod processes;
+mod records;
+
+use std::time::{Duration, Instant};
+
+use crate::random::Random;
+use crate::runner::{Runner, Size, Tally};
+use check::Life;
+use processes::{Binary, Client, Daemon, End};
+use records::Records;
+
+/// Publishers, and as many consumers.
+const MEMBERS: usize = 4;
+
+/// Longest time that anything may take on a busy machine before it counts as hung.
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// Queue of the case.
+const QUEUE: &str = "jobs";
+
+#[derive(Debug, Clone, Copy)]
+struct Plan {
+    durable: bool,
+    kills: u32,
+    seed: u64,
+}
+
+/// Whom a signal hits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Victim {
+    Publisher,
+    Consumer,
+    /// SIGTERM: it ends well.
+    ConsumerAsked,
+    Broker,
+    Keeper,
+    KeeperAndBroker,
+}
+
+/// Runs the suite; the exit code.
+pub fn run(arguments: impl Iterator<Item = String>) -> i32 {
+    let size = Size::from_environment("RINGMAIN_KILL_LOOPS");
+    let seed = Random::seed_from_environment();
+    println!("RINGMAIN_SEED={seed}");
+    let binary = match Binary::build() {
+        Ok(binary) => binary,
+        Err(error) => {
+            eprintln!("{error}");
+            return 1;
+        }
+    };
+    let records = Records::load();
+    let mut runner = Runner::new("kills", arguments);
+    for (name, durable, short, long) in [("durable", true, 100, 2000), ("memory", false, 40, 800)] {
+        let plan = Plan { durable, kills: size.choose(short, long), seed };
+        runner.case(&format!("kill-loops::{name}"), |tally| {
+            let result = World::start(&binary, &records, plan).and_then(|mut world| {
+                let result = world.run(tally);
+                result.map_err(|error| format!("{error}\n{}", world.daemon.log_end()))
+            });
+            if let Err(error) = result {
+                tally.check(|| format!("{plan:?}"), Err(error));
+            }
+        });
+    }
+    runner.finish()
+}
+
+/// Everybody, and what they left.
+struct World<'a> {
+    binary: &'a Binary,
+    records: &'a Records,
+    plan: Plan,
+    random: Random,
+    // In front of the daemon, whose folder has their files: dropped first.
+    publishers: Vec<Client>,
+    consumers: Vec<Client>,
+    daemon: Daemon,
+    lives: Vec<Life>,
+    /// Counts starts and ends, so that it is known what came before what.
+    moment: u64,
+    /// Counts the deaths of the keeper.
+    era: u64,
+}
+
+impl<'a> World<'a> {
+    fn start(binary: &'a Binary, records: &'a Records, plan: Plan) -> Result<Self, String> {
+        let daemon = Daemon::start(binary)?;
+        let plane: &[&str] = if plan.durable { &["--durable"] } else { &["--plane", "brokered"] };
+        daemon.run(&[&["queue", "create", QUEUE, "--lease", "20s"], plane].concat())?;
+        let mut world = Self {
+            binary,
+            records,
+            plan,
+            random: Random::new(plan.seed),
+            publishers: Vec::new(),
+            consumers: Vec::new(),
+            daemon,
+            lives: Vec::new(),
+            moment: 0,
+            era: 0,
+        };
+        for _ in 0..MEMBERS {
+            let publisher = world.publisher()?;
+            world.publishers.push(publisher);
+            let consumer = world.consumer()?;
+            world.consumers.push(consumer);
+        }
+        Ok(world)
+    }
+
+    fn publisher(&mut self) -> Result<Client, String> {
+        let window = self.random.pick(&["1", "16", "256", "4096"]);
+        let life = self.life(true);
+        let arguments = ["publish", QUEUE, "--receipts", "--window", window];
+        Client::start(&self.daemon, life, &arguments, Some(self.records))
+    }
+
+    fn consumer(&mut self) -> Result<Client, String> {
+        let credit = self.random.pick(&["1", "8", "64", "512"]);
+        let life = self.life(false);
+        let arguments = ["consume", QUEUE, "--json", "--credit", credit];
+        Client::start(&self.daemon, life, &arguments, None)
+    }
+
+    fn life(&mut self, publishes: bool) -> usize {
+        self.moment += 1;
+        let life = Life { publishes, era: self.era, start: self.moment, end: None, well: false };
+        self.lives.push(life);
+        self.lives.len() - 1
+    }
+
+    fn ended(&mut self, life: usize, well: bool) {
+        self.moment += 1;
+        self.lives[life].end = Some(self.moment);
+        self.lives[life].well = well;
+    }
+
+    fn run(&mut self, tally: &mut Tally) -> Result<(), String> {
+        for _ in 0..self.plan.kills {
+            std::thread::sleep(Duration::from_micros(self.random.any() % 120_000));
+            let victim = self.victim();
+            self.kill(victim).map_err(|error| format!("{victim:?}: {error}"))?;
+            tally.units += 1;
+        }
+        self.finish()?;
+        let problems = check::check(&self.daemon.folder, &self.lives, self.records);
+        let next = self.next_sequence();
+        self.daemon.stop()?;
+        if self.plan.durable {
+            self.daemon.run_offline(&["journal", "verify"])?;
+        }
+        check::verdict(problems, next?)
+    }
+
+    fn victim(&mut self) -> Victim {
+        let members = [
+            Victim::Publisher,
+            Victim::Publisher,
+            Victim::Consumer,
+            Victim::Consumer,
+            Victim::ConsumerAsked,
+            Victim::Broker,
+            Victim::Broker,
+        ];
+        if self.plan.durable && self.random.below(5) == 0 {
+            return self.random.pick(&[Victim::Keeper, Victim::KeeperAndBroker]);
+        }
+        self.random.pick(&members)
+    }
+
+    fn kill(&mut self, victim: Victim) -> Result<(), String> {
+        match victim {
+            Victim::Publisher => {
+                let index = self.random.below(MEMBERS);
+                let end = self.publishers[index].kill(libc::SIGKILL)?;
+                let known = end == End::Signal(libc::SIGKILL) || self.publishers[index].stillborn();
+                self.must(known, || format!("it ended: {end:?}"))?;
+                self.ended(self.publishers[index].life, false);
+                self.publishers[index] = self.publisher()?;
+            }
+            Victim::Consumer | Victim::ConsumerAsked => {
+                let asked = victim == Victim::ConsumerAsked;
+                let signal = if asked { libc::SIGTERM } else { libc::SIGKILL };
+                let index = self.random.below(MEMBERS);
+                let end = self.consumers[index].kill(signal)?;
+                // One that has just started does not listen to SIGTERM yet; then it has printed nothing.
+                let well = asked && end == End::Code(0);
+                let said = self.consumers[index].complaint();
+                let known = well || end == End::Signal(signal) || self.consumers[index].stillborn();
+                self.must(known, || format!("it ended: {end:?} {said}"))?;
+                self.ended(self.consumers[index].life, well);
+                self.consumers[index] = self.consumer()?;
+            }
+            Victim::Broker => {
+                let broker = self.daemon.broker()?;
+                processes::send(broker, libc::SIGKILL);
+                // Sometimes the next one dies as well, while it takes over.
+                if self.random.below(4) == 0 {
+                    std::thread::sleep(Duration::from_micros(self.random.any() % 20_000));
+                    if let Ok(next) = self.daemon.broker() {
+                        processes::send(next, libc::SIGKILL);
+                    }
+                }
+                self.daemon.wait_until_answers()?;
+            }
+            Victim::Keeper | Victim::KeeperAndBroker => {
+                self.daemon.kill_keeper(victim == Victim::KeeperAndBroker)?;
+                self.daemon.restart(self.binary)?;
+                self.everybody_ends()?;
+                self.era += 1;
+                for index in 0..MEMBERS {
+                    self.publishers[index] = self.publisher()?;
+                    self.consumers[index] = self.consumer()?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    #[allow(clippy::unused_self)] // reads like the other steps
+    fn must(&self, holds: bool, complaint: impl FnOnce() -> String) -> Result<(), String> {
+        if holds { Ok(()) } else { Err(complaint()) }
+    }
+
+    /// Another daemon answers, which does not know them: everybody says so and ends; nobody hangs.
+    fn everybody_ends(&mut self) -> Result<(), String> {
+        let mut ended = Vec::new();
+        for client in self.publishers.iter_mut().chain(&mut self.consumers) {
+            client.close_input();
+            let end = client.wait(LIMIT)?;
+            let said = client.complaint();
+            let known = matches!(end, End::Code(0 | 65 | 69 | 74 | 75)) && !said.contains("panic");
+            if !known {
+                return Err(format!("a client without its daemon ended with {end:?}: {said}"));
+            }
+            ended.push(client.life);
+        }
+        ended.into_iter().for_each(|life| self.ended(life, false));
+        Ok(())
+    }
+
+    /// Publishers come to their end, consumers take all that is left.
+    fn finish(&mut self) -> Result<(), String> {
+        self.publishers.iter_mut().for_each(Client::close_input);
+        for index in 0..MEMBERS {
+            let end = self.publishers[index].wait(LIMIT)?;
+            let said = self.publishers[index].complaint();
+            let well = end == End::Code(0);
+            let stillborn = self.publishers[index].stillborn();
+            self.must(well || stillborn, || format!("a publisher ended with {end:?}: {said}"))?;
+            self.ended(self.publishers[index].life, well);
+            if self.consumers[index].stillborn() {
+                self.ended(self.consumers[index].life, false);
+                self.consumers[index] = self.consumer()?;
+            }
+        }
+        let start = Instant::now();
+        while self.daemon.number(QUEUE, "messages")? > 0 {
+            if start.elapsed() > LIMIT {
+                return Err(format!(
+                    "messages are left: {}",
+                    self.daemon.run(&["queue", "info", QUEUE, "--json"])?
+                ));
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        for index in 0..MEMBERS {
+            let end = self.consumers[index].kill(libc::SIGTERM)?;
+            let said = self.consumers[index].complaint();
+            let well = end == End::Code(0);
+            self.must(well || end == End::Signal(libc::SIGTERM), || {
+                format!("a consumer ended with {end:?}: {said}")
+            })?;
+            self.ended(self.consumers[index].life, well);
+        }
+        Ok(())
+    }
+
+    fn next_sequence(&self) -> Result<u64, String> {
+        self.daemon.number(QUEUE, "next_sequence")
+    }
+}
