@@ -135,3 +135,43 @@ fn groups_are_taken_back_and_limits_are_told() {
     assert_eq!(fetch(&mut journal, 1, 2), Some(b"two".to_vec()));
     assert_eq!(fetch(&mut journal, 1, 3), None);
 }
+
+/// As [`settle_witnessed`], with a second between the attempts to make a file.
+fn settle_slowly(journal: &mut Journal<SimulatedDisk>, owner: &Owner, now: &mut Instant) {
+    for _ in 0..6 {
+        *now += Duration::from_millis(1_100);
+        journal.submit(owner, *now);
+        assert_eq!(journal.reap().failed, None);
+    }
+}
+
+#[test]
+fn a_full_disk_holds_producers_up_until_there_is_room() {
+    let simulation = Simulation::new();
+    simulation.set_capacity(Some(6 * (64 << 10)));
+    let (mut journal, mut owner) = open(&simulation);
+    let mut now = Instant::now();
+    settle_slowly(&mut journal, &owner, &mut now);
+    let mut published = Vec::new();
+    while journal.is_ready() == Ready::Ready {
+        published.push(owner.publish(&mut journal, 1, &[1; 2_000]).expect("there is room"));
+        settle_slowly(&mut journal, &owner, &mut now);
+    }
+    let Ready::NoSpace { errno, .. } = journal.is_ready() else {
+        panic!("{:?}", journal.is_ready());
+    };
+    assert_eq!(errno, libc::ENOSPC);
+    assert_eq!(journal.durable(), journal.last_lsn(), "what was taken is durable");
+    // Acks go on, and make room.
+    for sequence in published {
+        owner.acknowledge(&mut journal, 1, sequence).expect("acks have room");
+        settle_slowly(&mut journal, &owner, &mut now);
+    }
+    settle_slowly(&mut journal, &owner, &mut now);
+    assert_eq!(journal.is_ready(), Ready::Ready);
+    owner.publish(&mut journal, 1, b"again").expect("there is room");
+    settle_slowly(&mut journal, &owner, &mut now);
+    drop(journal);
+    let (_, again) = open(&simulation);
+    assert_eq!(again.state(), owner.state());
+}
