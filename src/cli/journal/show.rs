@@ -35,6 +35,7 @@ fn plain(value: &Value) -> String {
         Value::Null => "-".to_string(),
         Value::Bool(true) => "yes".to_string(),
         Value::Bool(false) => "no".to_string(),
+        Value::Array(values) if values.is_empty() => "none".to_string(),
         Value::Array(values) => values.iter().map(plain).collect::<Vec<_>>().join(", "),
         other => other.to_string(),
     }

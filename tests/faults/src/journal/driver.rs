@@ -52,10 +52,8 @@ impl Driver {
         let (journal, report) = Journal::open(simulation.disk(), config(), &mut owner)?;
         model.truncate(report.last_lsn);
         let mut positions = [0; 3];
-        for (lane, position) in journal.lanes() {
-            if let Some(known) = positions.get_mut(*lane as usize) {
-                *known = *position;
-            }
+        for (lane, known) in positions.iter_mut().enumerate() {
+            *known = journal.lanes().get(&(lane as u64)).copied().unwrap_or(0);
         }
         let mut driver = Self {
             simulation: simulation.clone(),

@@ -40,6 +40,11 @@ impl Owner {
         bodies.map(|((_, sequence), body)| (*sequence, body.clone())).collect()
     }
 
+    /// Forgets what the messages were.
+    pub fn drop_bodies(&mut self) {
+        self.bodies.clear();
+    }
+
     pub fn publish<D: Disk>(
         &mut self,
         journal: &mut Journal<D>,
