@@ -1,6 +1,6 @@
 //! Sending and receiving in tokio programs (cargo feature `tokio`).
 //!
-//! The runtime watches the eventfd of a doorbell, which needs its I/O driver. While messages (or room) are there, nothing
+//! The runtime watches the socket of a doorbell, which needs its I/O driver. While messages (or room) are there, nothing
 //! but the ring is touched. All futures can be dropped at any time: what was not
 //! sent or received by then has not happened. A future that waits looks at its ring every 100 ms whatever became of its
 //! ring of the bell, as the blocking forms do.
@@ -71,6 +71,8 @@ struct Bell {
     /// Its number.
     doorbell: u32,
     readable: AsyncFd<OwnedFd>,
+    /// Readable when another handle has taken the rings.
+    drained: AsyncFd<OwnedFd>,
     alarm: AsyncFd<Alarm>,
     /// The alarm is set. It is left to run when a wait ends, so that short waits do not set it each time.
     ticking: bool,
@@ -96,12 +98,16 @@ impl Bell {
         let readable =
             unsafe { AsyncFd::register_with_interest(place.descriptor()?, Interest::READABLE) }
                 .map_err(std::io::Error::from)?;
+        // SAFETY: as above.
+        let drained =
+            unsafe { AsyncFd::register_with_interest(place.drained()?, Interest::READABLE) }
+                .map_err(std::io::Error::from)?;
         let flags = TimerFlags::TFD_CLOEXEC | TimerFlags::TFD_NONBLOCK;
         let timer = TimerFd::new(ClockId::CLOCK_MONOTONIC, flags).map_err(std::io::Error::from)?;
         // SAFETY: as above; the timer owns its descriptor.
         let alarm = unsafe { AsyncFd::register_with_interest(Alarm(timer), Interest::READABLE) }
             .map_err(std::io::Error::from)?;
-        let bell = Self { place, doorbell, readable, alarm, ticking: false, armed: false };
+        let bell = Self { place, doorbell, readable, drained, alarm, ticking: false, armed: false };
         bell.set_doorbell(ring);
         Ok(bell)
     }
@@ -144,6 +150,11 @@ impl Bell {
                 // Cleared before the bit is looked at: a ring that comes later makes the descriptor ready anew.
                 if let Poll::Ready(mut rung) = self.readable.poll_read_ready(context)? {
                     rung.clear_ready();
+                    self.place.drain();
+                    continue;
+                }
+                if let Poll::Ready(mut drained) = self.drained.poll_read_ready(context)? {
+                    drained.clear_ready();
                     continue;
                 }
                 ready!(self.alarm.poll_read_ready(context))?.clear_ready();

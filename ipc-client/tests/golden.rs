@@ -7,9 +7,12 @@ mod support;
 use std::path::PathBuf;
 
 use ringmain_client::layout::metadata::{Metadata, MetadataError, TraceId};
+use ringmain_client::layout::pair::{link, shard_page};
 use ringmain_client::layout::{Geometry, LAYOUT_VERSION, PAGE_BYTES, mpmc, spsc_page};
-use ringmain_client::protocol::Kind;
-use ringmain_client::ring::{Consumer, Producer, Region, RingMemory};
+use ringmain_client::pair::{LeaseEntry, Link, Pair, PairGeometry, ShardPage};
+use ringmain_client::protocol::{Kind, Role};
+use ringmain_client::ring::{Consumer, Producer, Region, RingMemory, repair};
+use ringmain_client::wire::{DeliveryHeader, Down, LeaseToken, Up};
 use support::ring_memory;
 
 fn golden(name: &str, bytes: &[u8]) {
@@ -109,4 +112,65 @@ fn metadata_bytes() {
         Ok(Metadata::default()),
         "unknown tags are skipped"
     );
+}
+
+#[test]
+fn both_files_of_a_brokered_handle() {
+    let sizes = PairGeometry::new(Role::Consume, 64, 64, 200, 64, 4).expect("valid");
+    let client = support::region(sizes.client_file_bytes());
+    let shard = support::region(sizes.shard_file_bytes());
+    let pair = Pair::new(sizes, client.clone(), shard.clone()).expect("the right lengths");
+    repair::init_control(&pair.control(), 7, Kind::Spsc, &sizes.up());
+    let mut requests = Producer::new(pair.up(), sizes.up(), 1).expect("producer");
+    let mut requested = Consumer::new(pair.up(), sizes.up(), 1).expect("consumer");
+    let mut deliveries = Producer::new(pair.down(), sizes.down(), 1).expect("producer");
+    let mut delivered = Consumer::new(pair.down(), sizes.down(), 1).expect("consumer");
+    let lease = LeaseToken { slot: 2, attempt: 1, sequence: 0x0102 };
+    let header = DeliveryHeader { lease, published_ns: 0x0304, lease_ms: 0x0506 };
+    let mut bytes = Down::Delivery(header).encode().as_ref().to_vec();
+    bytes.extend_from_slice(b"payload");
+    deliveries.try_send(0, &[], &bytes).expect("room");
+    let drained = Down::Drained.encode();
+    deliveries.try_send(0, &[], drained.as_ref()).expect("room");
+    let taken = delivered.try_take().expect("sent");
+    delivered.release(taken);
+    let ups = [
+        Up::Ack { lease, request: 0x07 },
+        Up::Nack { lease, request: 0x08, delay_ms: 0x09 },
+        Up::Extend { lease, request: 0x0a, lease_ms: 0x0b },
+        Up::Reject { lease, request: 0x0c },
+        Up::Credit { credit: 0x0d },
+        Up::Flush { request: 0x0e },
+    ];
+    for up in ups {
+        requests.try_send(0, &[], up.encode().as_ref()).expect("room");
+    }
+    let taken = requested.try_take().expect("sent");
+    requested.release(taken);
+    pair.status().set_taken(0x0f);
+    pair.status().set_credit(0x10);
+    let entry = LeaseEntry { attempt: 1, sequence: 0x0102, position: 0x11 };
+    pair.leases().set(2, Some(entry));
+    assert_eq!((pair.leases().get(2), pair.leases().get(3)), (Some(entry), None));
+    golden("pair-client-file", &dump(&client, 0, client.len()));
+    golden("pair-shard-file", &dump(&shard, 0, shard.len()));
+}
+
+#[test]
+fn link_and_shard_page() {
+    let (words, page) = (support::region(link::BYTES), support::region(shard_page::BYTES));
+    let link = Link::new(words.clone()).expect("long enough");
+    let shard = ShardPage::new(page.clone()).expect("long enough");
+    link.set_ready(0);
+    link.set_ready(3);
+    link.set_ready(u32::MAX);
+    assert!(link.take_ready(0) && !link.take_ready(0) && !link.take_ready(u32::MAX));
+    for asleep in [true, false, true] {
+        shard.set_asleep(asleep);
+        assert_eq!(shard.sleep() != 0, asleep);
+    }
+    shard.set_failed(-5, 0x12);
+    assert_eq!(shard.failed(), Some((5, 0x12)));
+    golden("link", &dump(&words, 0, words.len()));
+    golden("shard-page", &dump(&page, 0, page.len()));
 }

@@ -16,8 +16,8 @@ use ringmain_client::layout::{
 use ringmain_client::pair::{Link, ShardPage};
 use ringmain_client::protocol::{Kind, Role};
 use ringmain_client::ring::{
-    Consumer, Kernel, Park, Producer, Region, RingMemory, TryReceiveError, repair, sleep_once,
-    wake_sleepers,
+    Consumer, Kernel, Park, Producer, Region, RingMemory, TryReceiveError, View, Visit, repair,
+    sleep_once, wake_sleepers,
 };
 use ringmain_client::sync::atomic::{AtomicU32, Ordering, fence};
 
@@ -186,6 +186,65 @@ fn spsc_over_several_slots_and_batches() {
             received.push(number);
         }
         assert_eq!(received, sent);
+    });
+}
+
+/// Reads, checks and collects what it is shown.
+#[derive(Default)]
+struct Collector {
+    numbers: Vec<u64>,
+}
+
+impl Visit for Collector {
+    fn message(&mut self, view: View<'_>) {
+        let mut bytes = vec![0; view.taken().length()];
+        view.read(0, &mut bytes);
+        let first = u64::from_ne_bytes(bytes[..8].try_into().expect("eight bytes"));
+        assert_eq!(bytes, message(first / 16, bytes.len() / 8), "altered");
+        self.numbers.push(first / 16);
+    }
+
+    fn may_go_on(&self) -> bool {
+        true
+    }
+
+    fn given_back(&mut self, _producers: &Park) {}
+}
+
+fn visited_batches(memory: &RingMemory, geometry: Geometry) {
+    advance(memory, geometry, 3, 1, 2);
+    let mut producer = Producer::new(memory.clone(), geometry, 1).expect("producer");
+    let mut consumer = Consumer::new(memory.clone(), geometry, 2).expect("consumer");
+    let sender = thread::spawn(move || {
+        let messages: Vec<_> = (0..4).map(|number| message(number, 1)).collect();
+        let mut sent = vec![];
+        for pair in [0, 2] {
+            if producer.try_send_batch(&[&messages[pair], &messages[pair + 1]]).is_ok() {
+                sent.extend([pair as u64, pair as u64 + 1]);
+            }
+        }
+        sent
+    });
+    let mut collector = Collector::default();
+    let _ = consumer.try_visit(3, &mut collector);
+    let sent = sender.join().expect("sender");
+    while consumer.try_visit(2, &mut collector).is_ok() {}
+    assert_eq!(collector.numbers, sent);
+}
+
+#[test]
+fn spsc_visited_batches() {
+    check(|| {
+        let geometry = Geometry::for_models(2, 2);
+        visited_batches(&spsc_memory(&geometry), geometry);
+    });
+}
+
+#[test]
+fn mpmc_visited_batches() {
+    check(|| {
+        let geometry = Geometry::for_models(2, 2);
+        visited_batches(&mpmc_memory(&geometry, &[1, 2]), geometry);
     });
 }
 

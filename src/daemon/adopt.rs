@@ -75,11 +75,11 @@ impl Broker {
             }
             Key::Doorbell(id) => {
                 let entry: DoorbellEntry = decode(bytes)?;
-                let [memory, eventfd] = exactly(own)?;
+                let [memory, socket] = exactly(own)?;
                 let session =
                     self.sessions.get_mut(&entry.session).ok_or("its session is missing")?;
                 session.doorbells.insert(id);
-                self.doorbells.insert(id, Doorbell::new(entry.session, memory, eventfd)?);
+                self.doorbells.insert(id, Doorbell::new(entry.session, memory, socket)?);
             }
             Key::Queue(id) => {
                 let entry: QueueEntry = decode(bytes)?;
@@ -105,10 +105,12 @@ impl Broker {
                     epoch: entry.epoch,
                     session: entry.session,
                     doorbell: entry.doorbell,
-                    dirty: entry.dirty,
                     reported: false,
                 };
                 found.handles.insert(handle, adopted);
+                if entry.dirty {
+                    self.abandoned.push((queue, handle));
+                }
             }
             Key::Shard(_)
             | Key::Segment(_)
@@ -149,7 +151,7 @@ impl Broker {
             queue.entry.purging = false;
             let item = queue.item(id);
             // The proof of death: only one broker runs at a time, and this one has taken nothing yet.
-            match queue.memory.repair(HANDLE_DAEMON, Role::Consume) {
+            match queue.memory.repair(&[(HANDLE_DAEMON, Role::Consume)]) {
                 Ok(()) => {
                     log!("queue {}: a purge was interrupted, repeat it", queue.entry.name);
                     if let Some(queue) = self.queues.get(&id) {
@@ -159,6 +161,9 @@ impl Broker {
                 Err(fault) => self.close_for_fault(id, &fault.to_string()),
             }
             self.keeper.apply(Vec::new(), vec![item])?;
+        }
+        for (queue, handle) in std::mem::take(&mut self.abandoned) {
+            self.give_back(queue, handle)?;
         }
         let idle: Vec<u64> = self.sessions.keys().copied().collect();
         for session in idle {

@@ -26,7 +26,7 @@ fn handle_item(queue: u64, index: u8, handle: &Handle) -> Item {
         epoch: handle.epoch,
         session: handle.session,
         doorbell: handle.doorbell,
-        dirty: handle.dirty,
+        dirty: false,
     };
     Item {
         key: Key::Handle { queue, handle: index }.bytes(),
@@ -97,8 +97,7 @@ impl Broker {
         };
         let (memory, descriptors) = queue.hand_out(role)?;
         let epoch = self.counters.epoch(&mut self.keeper)?;
-        let handle =
-            Handle { role, epoch, session: number, doorbell: None, dirty: false, reported: false };
+        let handle = Handle { role, epoch, session: number, doorbell: None, reported: false };
         let mut items = vec![handle_item(id, index, &handle)];
         let mut beside = Vec::new();
         if !session.stored {
@@ -161,9 +160,7 @@ impl Broker {
         };
         let session = self.sessions.get(&holder.session);
         let pid = session.map_or(0, |session| session.pid);
-        let why = if holder.dirty {
-            "; it gave its handle back with a message in hand and keeps it until it exits"
-        } else if session.is_none_or(|session| session.connection.is_none()) {
+        let why = if session.is_none_or(|session| session.connection.is_none()) {
             "; its connection is closed, but it is still running"
         } else {
             ""
@@ -177,11 +174,7 @@ impl Broker {
     pub(super) fn check_handle(&self, session: u64, key: HandleKey) -> Result<(), Failure> {
         let handle = self.queues.get(&key.queue).and_then(|queue| queue.handles.get(&key.handle));
         match handle {
-            Some(handle)
-                if handle.session == session && handle.epoch == key.epoch && !handle.dirty =>
-            {
-                Ok(())
-            }
+            Some(handle) if handle.session == session && handle.epoch == key.epoch => Ok(()),
             _ => refuse(
                 ErrorCode::NotFound,
                 format!(
@@ -212,8 +205,9 @@ impl Broker {
         Ok(Answer::of(Reply::Done))
     }
 
-    /// Takes a handle back from a living process. If it still owns slots, only the exit of the process can prove that it
-    /// does not use them: the index stays taken until then.
+    /// Takes a handle back from a living process, which says by that that it does not use it any more: a client has unmapped
+    /// the ring before. Slots that it still owns were forgotten with their guard or reservation, and are repaired as after
+    /// a death.
     pub(super) fn give_back(&mut self, id: u64, index: u8) -> Result<(), LinkLost> {
         let Some(queue) = self.queues.get(&id) else {
             return Ok(());
@@ -222,13 +216,13 @@ impl Broker {
             return Ok(());
         };
         let (role, session) = (handle.role, handle.session);
-        if queue.memory.owned_by(index, role).slots > 0 {
-            return self.update_handle(id, index, |handle| {
-                handle.dirty = true;
-                handle.doorbell = None;
-            });
+        if queue.memory.owned_by(index, role).slots == 0 {
+            queue.memory.clear_handle(role, index);
+        } else {
+            // Before the message to the keeper: if this broker dies in between, the next one learns from the client that
+            // the handle is not used, and finds nothing left to repair.
+            self.repair(id, &[(index, role)]);
         }
-        queue.memory.clear_handle(role, index);
         let key = Key::Handle { queue: id, handle: index };
         self.keeper.apply(vec![key.bytes()], Vec::new())?;
         if let Some(queue) = self.queues.get_mut(&id) {

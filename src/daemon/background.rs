@@ -12,8 +12,7 @@ use ringmain_client::sys::eventfd::EventFd;
 
 use crate::shard::control::Outbox;
 
-/// Runs `work` on a new thread, or here if there can be none. Signals stay with the main thread: they are there to
-/// interrupt its system calls.
+/// Runs `work` on a new thread, or here if there can be none. Signals stay with the main thread.
 pub(super) fn run(name: &str, work: impl FnOnce() + Send + 'static) {
     // The closure is handed over in a box that comes back if the thread cannot be started.
     let work = Arc::new(std::sync::Mutex::new(Some(work)));

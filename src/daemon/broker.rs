@@ -25,7 +25,7 @@ use super::background::Results;
 use super::brokered::Brokered;
 use super::connections::{Answer, Connection};
 use super::counters::Counters;
-use super::doorbells::{Bell, Doorbell};
+use super::doorbells::Doorbell;
 use super::link::{BrokerConfig, FromKeeper, KeeperLink, LinkLost, ToKeeper};
 use super::log::log;
 use super::process::has_exited;
@@ -57,7 +57,6 @@ pub(super) struct Broker {
     pub(super) queues: BTreeMap<u64, Queue>,
     pub(super) names: BTreeMap<String, u64>,
     pub(super) doorbells: BTreeMap<u32, Doorbell>,
-    pub(super) bell: Bell,
     /// Queues whose memory is not there yet, by name.
     pub(super) allocating: BTreeMap<String, Pending>,
     pub(super) allocated: Results<(String, Result<QueueMemory, MemoryError>)>,
@@ -65,6 +64,8 @@ pub(super) struct Broker {
     pub(super) brokered: Brokered,
     /// For new queues.
     pub(super) wake_mode: WakeMode,
+    /// Handles that an older broker had taken back and left unrepaired; empty after the adoption.
+    pub(super) abandoned: Vec<(u64, u8)>,
     /// The connection that waits for the end of an upgrade's beginning.
     pub(super) upgrade_by: Option<u64>,
     pub(super) buffer: Vec<u8>,
@@ -82,7 +83,6 @@ pub fn broker_main() -> Result<(), DaemonError> {
     let version = env!("CARGO_PKG_VERSION").to_owned();
     keeper.send(&ToKeeper::Standby { version }).map_err(lost)?;
     let (config, brokered_config, listener) = keeper.start().map_err(lost)?;
-    let bell = Bell::new().map_err(|error| DaemonError::io("timer_create", &error))?;
     let membarrier = !config.force_no_membarrier && membarrier::register();
     let mut broker = Broker {
         config,
@@ -96,13 +96,13 @@ pub fn broker_main() -> Result<(), DaemonError> {
         queues: BTreeMap::new(),
         names: BTreeMap::new(),
         doorbells: BTreeMap::new(),
-        bell,
         allocating: BTreeMap::new(),
         allocated: Results::new().map_err(|error| DaemonError::io("eventfd", &error))?,
         counters: Counters::after(None),
         brokered: Brokered::new(brokered_config)
             .map_err(|error| DaemonError::io("eventfd", &error))?,
         wake_mode: if membarrier { WakeMode::Membarrier } else { WakeMode::Fence },
+        abandoned: Vec::new(),
         upgrade_by: None,
         buffer: vec![0; FRAME_BYTES_MAX],
     };
@@ -131,8 +131,6 @@ fn set_signals() -> nix::Result<()> {
     }
     // SAFETY: the handler only calls alarm(2), which is async-signal-safe.
     unsafe { sigaction(Signal::SIGUSR1, &action(SigHandler::Handler(on_keeper_death))) }?;
-    // SAFETY: the handler does nothing; the signal is there to interrupt a system call.
-    unsafe { sigaction(Signal::SIGUSR2, &action(SigHandler::Handler(on_interrupt))) }?;
     // The keeper had some signals blocked when it started us.
     SigSet::empty().thread_set_mask()?;
     prctl::set_pdeathsig(Signal::SIGUSR1)
@@ -143,8 +141,6 @@ extern "C" fn on_keeper_death(_: libc::c_int) {
     // SAFETY: takes no pointer; SIGALRM then ends the process.
     unsafe { libc::alarm(ORPHAN_S) };
 }
-
-extern "C" fn on_interrupt(_: libc::c_int) {}
 
 /// Our end of the keeper's socket pair is standard input.
 fn keeper_socket() -> Result<OwnedFd, DaemonError> {
@@ -310,7 +306,7 @@ impl Broker {
             if let Some(doorbell) = queue.doorbell_of(&ring)
                 && let Some(doorbell) = self.doorbells.get(&doorbell)
             {
-                self.bell.ring(doorbell, ring.bit);
+                doorbell.ring(ring.bit);
             }
         }
     }

@@ -1,6 +1,9 @@
 //! Deaths: the exit of a process, seen on its pidfd, and nothing else.
 
+use std::collections::BTreeMap;
 use std::time::Instant;
+
+use ringmain_client::protocol::Role;
 
 use super::broker::Broker;
 use super::entries::Key;
@@ -26,12 +29,27 @@ impl Broker {
             .collect();
         // All repairs before the first message to the keeper: survivors wait for these only. If this broker dies in
         // between, the next one finds the same sessions dead and repairs again, which changes nothing.
+        let mut of_queue: BTreeMap<u64, Vec<(u8, Role)>> = BTreeMap::new();
         for (_, session) in &dead {
             if let Some(connection) = session.connection {
                 self.connections.remove(&connection);
             }
-            for (queue, handle) in &session.handles {
-                self.repair(*queue, *handle);
+            for (id, index) in &session.handles {
+                let queue = self.queues.get_mut(id);
+                if let Some(handle) = queue.and_then(|queue| queue.handles.remove(index)) {
+                    of_queue.entry(*id).or_default().push((*index, handle.role));
+                }
+            }
+        }
+        for (id, handles) in of_queue {
+            let begun = Instant::now();
+            self.repair(id, &handles);
+            let took_ms = begun.elapsed().as_millis();
+            if took_ms > SLOW_MS
+                && let Some(queue) = self.queues.get(&id)
+            {
+                let (name, count) = (&queue.entry.name, handles.len());
+                log!("queue {name}: the repair of {count} handles after a death took {took_ms} ms");
             }
         }
         let mut deletes = Vec::new();
@@ -63,27 +81,14 @@ impl Broker {
         Ok(())
     }
 
-    fn repair(&mut self, id: u64, index: u8) {
-        let Some(queue) = self.queues.get_mut(&id) else {
+    /// Repairs these handles of a queue in one pass, and wakes everybody. Nobody uses them any more.
+    pub(super) fn repair(&self, id: u64, handles: &[(u8, Role)]) {
+        let Some(queue) = self.queues.get(&id) else {
             return;
         };
-        let Some(handle) = queue.handles.remove(&index) else {
-            return;
-        };
-        let begun = Instant::now();
-        match queue.memory.repair(index, handle.role) {
-            Ok(()) => {
-                if let Some(queue) = self.queues.get(&id) {
-                    self.wake(queue);
-                }
-            }
+        match queue.memory.repair(handles) {
+            Ok(()) => self.wake(queue),
             Err(fault) => self.close_for_fault(id, &fault.to_string()),
-        }
-        let took_ms = begun.elapsed().as_millis();
-        if took_ms > SLOW_MS
-            && let Some(queue) = self.queues.get(&id)
-        {
-            log!("queue {}: the repair after a death took {took_ms} ms", queue.entry.name);
         }
     }
 }

@@ -1,18 +1,13 @@
 //! Doorbells: how a process is told about many queues at once. The daemon keeps their descriptors, hands them to those who
 //! publish, and rings them itself after a repair or a close.
 
-use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::time::Duration;
 
-use nix::sys::signal::{SigEvent, SigevNotify, Signal};
-use nix::sys::timer::{Expiration, Timer, TimerSetTimeFlags};
-use nix::time::ClockId;
 use ringmain_client::layout::doorbell as layout;
 use ringmain_client::protocol::{ErrorCode, HandleKey, Reply};
 use ringmain_client::ring::Region;
 use ringmain_client::sync::atomic::{Ordering, fence};
-use ringmain_client::sys::eventfd::EventFd;
+use ringmain_client::sys::datagram::SignalSender;
 use ringmain_client::sys::futex;
 use ringmain_client::sys::map::{Access, Mapping, Populate};
 use ringmain_client::sys::memory::verify_sealed;
@@ -30,9 +25,6 @@ const DOORBELLS_PER_SESSION: usize = 16;
 /// Each costs keeper and broker two descriptors.
 const DOORBELLS_PER_USER: usize = 2048;
 
-/// How long the daemon lets itself be held up by a process that blocks the write to its own eventfd.
-const PATIENCE: Duration = Duration::from_millis(5);
-
 /// One doorbell.
 #[derive(Debug)]
 pub(super) struct Doorbell {
@@ -40,69 +32,46 @@ pub(super) struct Doorbell {
     region: Region,
     _mapping: Mapping,
     memory: OwnedFd,
-    eventfd: EventFd,
+    sender: SignalSender,
 }
 
 impl Doorbell {
     /// Takes the descriptors of a client, or those that the keeper held. The error says what is wrong with them.
-    pub(super) fn new(session: u64, memory: OwnedFd, eventfd: OwnedFd) -> Result<Self, String> {
+    pub(super) fn new(session: u64, memory: OwnedFd, socket: OwnedFd) -> Result<Self, String> {
         verify_sealed(memory.as_fd(), layout::BYTES)
             .map_err(|error| format!("first descriptor (the doorbell's memory): {error}"))?;
-        let eventfd = EventFd::from_descriptor(eventfd)
-            .map_err(|error| format!("second descriptor (the doorbell's eventfd): {error}"))?;
+        let sender = SignalSender::from_descriptor(socket)
+            .map_err(|error| format!("second descriptor (the doorbell's socket): {error}"))?;
         let mapping = Mapping::map(memory.as_fd(), layout::BYTES, Access::ReadWrite, Populate::Now)
             .map_err(|error| format!("the doorbell's memory cannot be mapped: {error}"))?;
         // SAFETY: page-aligned, readable and writable for its length as long as the mapping, which this value keeps; the
         // file cannot shrink; accessed through atomics only.
         let region = unsafe { Region::new(mapping.base(), mapping.len()) };
-        Ok(Self { session, region, _mapping: mapping, memory, eventfd })
+        Ok(Self { session, region, _mapping: mapping, memory, sender })
     }
 }
 
-/// Rings doorbells without being held up by their owners.
-#[derive(Debug)]
-pub(super) struct Bell {
-    timer: std::cell::RefCell<Timer>,
-}
-
-impl Bell {
-    pub(super) fn new() -> io::Result<Self> {
-        let notify = SigevNotify::SigevSignal { signal: Signal::SIGUSR2, si_value: 0 };
-        let timer = Timer::new(ClockId::CLOCK_MONOTONIC, SigEvent::new(notify))?;
-        Ok(Self { timer: std::cell::RefCell::new(timer) })
-    }
-
+impl Doorbell {
     /// Rings for the queue with this bit; a bit out of range comes from a hostile member and rings nothing.
-    pub(super) fn ring(&self, doorbell: &Doorbell, bit: u32) {
+    pub(super) fn ring(&self, bit: u32) {
         let bit = bit as usize;
         if bit >= layout::QUEUES_MAX {
             return;
         }
-        let pending = doorbell.region.u64_at(layout::PENDING + bit / 64 * 8);
+        let pending = self.region.u64_at(layout::PENDING + bit / 64 * 8);
         // Release: whoever takes the bit sees what it was rung for.
         pending.fetch_or(1 << (bit % 64), Ordering::Release);
         // SeqCst: partner of the owner's fence between setting its mode and its last look at the bits.
         fence(Ordering::SeqCst);
-        match doorbell.region.u32_at(layout::MODE).load(Ordering::Relaxed) {
+        match self.region.u32_at(layout::MODE).load(Ordering::Relaxed) {
             layout::MODE_FUTEX => {
-                let event = doorbell.region.u32_at(layout::EVENT);
+                let event = self.region.u32_at(layout::EVENT);
                 // Release: before the wake, so that a sleeper on its way notices.
                 event.fetch_add(1, Ordering::Release);
                 futex::wake(event, u32::MAX);
             }
-            layout::MODE_EVENTFD => self.signal(&doorbell.eventfd),
+            layout::MODE_SOCKET => self.sender.signal(),
             _ => {}
-        }
-    }
-
-    /// The owner can fill the counter and make the write block. A signal that comes again and again ends it.
-    fn signal(&self, eventfd: &EventFd) {
-        let mut timer = self.timer.borrow_mut();
-        let every = Expiration::IntervalDelayed(PATIENCE.into(), PATIENCE.into());
-        if timer.set(every, TimerSetTimeFlags::empty()).is_ok() {
-            eventfd.signal();
-            let _ =
-                timer.set(Expiration::OneShot(Duration::ZERO.into()), TimerSetTimeFlags::empty());
         }
     }
 }
@@ -113,7 +82,7 @@ impl Broker {
         number: u64,
         descriptors: Vec<OwnedFd>,
     ) -> Result<Answer, Failure> {
-        let Ok([memory, eventfd]) = <[OwnedFd; 2]>::try_from(descriptors) else {
+        let Ok([memory, socket]) = <[OwnedFd; 2]>::try_from(descriptors) else {
             return Err(bug("descriptors were not counted").into());
         };
         let Some(session) = self.sessions.get(&number) else {
@@ -137,7 +106,7 @@ impl Broker {
             );
             return refuse(ErrorCode::Limit, text);
         }
-        let doorbell = match Doorbell::new(number, memory, eventfd) {
+        let doorbell = match Doorbell::new(number, memory, socket) {
             Ok(doorbell) => doorbell,
             Err(reason) => return refuse(ErrorCode::Invalid, reason),
         };
@@ -152,7 +121,7 @@ impl Broker {
         }
         let bytes = encode(&DoorbellEntry { session: number });
         items.push(Item { key: Key::Doorbell(id).bytes(), bytes, descriptors: 2 });
-        beside.extend([doorbell.memory.as_fd(), doorbell.eventfd.as_fd()]);
+        beside.extend([doorbell.memory.as_fd(), doorbell.sender.as_fd()]);
         self.keeper.apply_with(Vec::new(), items, &beside)?.or_else(no_room)?;
         if let Some(session) = self.sessions.get_mut(&number) {
             session.stored = true;
@@ -169,11 +138,26 @@ impl Broker {
         doorbell: u32,
     ) -> Result<Answer, Failure> {
         if self.doorbells.get(&doorbell).is_none_or(|found| found.session != number) {
-            let text = format!("doorbell {doorbell} does not belong to this process");
-            return refuse(ErrorCode::NotFound, text);
+            return refuse(ErrorCode::NotFound, not_yours(doorbell));
         }
         self.check_handle(number, key)?;
         self.update_handle(key.queue, key.handle, |handle| handle.doorbell = Some(doorbell))?;
+        Ok(Answer::of(Reply::Done))
+    }
+
+    /// The number is not used again: handles that are still bound to it are bound to nothing, and whoever still has the
+    /// descriptors rings nobody.
+    pub(super) fn release_doorbell(
+        &mut self,
+        number: u64,
+        doorbell: u32,
+    ) -> Result<Answer, Failure> {
+        let session = self.sessions.get_mut(&number);
+        if !session.is_some_and(|session| session.doorbells.remove(&doorbell)) {
+            return refuse(ErrorCode::NotFound, not_yours(doorbell));
+        }
+        self.doorbells.remove(&doorbell);
+        self.keeper.apply(vec![Key::Doorbell(doorbell).bytes()], Vec::new())?;
         Ok(Answer::of(Reply::Done))
     }
 
@@ -197,9 +181,13 @@ impl Broker {
             return refuse(ErrorCode::NotFound, text);
         };
         let descriptors =
-            vec![clone_descriptor(found.memory.as_fd())?, clone_descriptor(found.eventfd.as_fd())?];
+            vec![clone_descriptor(found.memory.as_fd())?, clone_descriptor(found.sender.as_fd())?];
         Ok(Answer { descriptors, ..Answer::of(Reply::Doorbell { doorbell }) })
     }
+}
+
+fn not_yours(doorbell: u32) -> String {
+    format!("doorbell {doorbell} does not belong to this process")
 }
 
 impl super::queues::Queue {

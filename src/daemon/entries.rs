@@ -118,7 +118,7 @@ pub(super) struct SessionEntry {
     pub(super) uid: u32,
 }
 
-/// With two descriptors: the memfd and the eventfd.
+/// With two descriptors: the memfd and the socket.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct DoorbellEntry {
     pub(super) session: u64,
@@ -158,7 +158,7 @@ pub(super) struct HandleEntry {
     pub(super) session: u64,
     /// The doorbell that publishers of the queue may fetch.
     pub(super) doorbell: Option<u32>,
-    /// Given back while it owned slots: the index stays taken until the process exits.
+    /// Given back while it owned slots. Older brokers kept such handles; this one repairs them at once.
     pub(super) dirty: bool,
 }
 

@@ -162,7 +162,7 @@ impl Broker {
     fn handle_state(&self, handle: &Handle) -> &'static str {
         match self.sessions.get(&handle.session) {
             Some(session) if session.pid != 0 && is_stopped(session.pid) => "stopped",
-            Some(session) if session.connection.is_some() && !handle.dirty => "attached",
+            Some(session) if session.connection.is_some() => "attached",
             _ => "detached",
         }
     }

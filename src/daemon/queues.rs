@@ -53,8 +53,6 @@ pub(super) struct Handle {
     pub(super) epoch: u32,
     pub(super) session: u64,
     pub(super) doorbell: Option<u32>,
-    /// Given back while it owned slots.
-    pub(super) dirty: bool,
     /// Whether a fault that it reported was logged.
     pub(super) reported: bool,
 }

@@ -69,6 +69,7 @@ impl Broker {
             Request::FetchDoorbell { queue, doorbell } => {
                 self.fetch_doorbell(session, queue, doorbell)
             }
+            Request::ReleaseDoorbell { doorbell } => self.release_doorbell(session, doorbell),
             Request::ReportFault { handle, what } => self.report_fault(session, handle, &what),
             Request::Status => Ok(self.status()),
             Request::Upgrade { binary } => {

@@ -157,9 +157,10 @@ impl QueueMemory {
         }
     }
 
-    /// After the death of a handle's process; the caller has the proof of it, and wakes everybody afterwards.
-    pub(super) fn repair(&self, handle: u8, role: Role) -> Result<(), Fault> {
-        repair::dead_handle(&self.ring, &self.geometry, handle, role).map(|_| ())
+    /// After the death of the handles' processes, or when they were given back with slots in hand; the caller has the
+    /// proof of it, and wakes everybody afterwards.
+    pub(super) fn repair(&self, handles: &[(u8, Role)]) -> Result<(), Fault> {
+        repair::dead_handles(&self.ring, &self.geometry, handles).map(|_| ())
     }
 
     pub(super) fn owned_by(&self, handle: u8, role: Role) -> Owned {

@@ -131,9 +131,6 @@ impl Broker {
             else {
                 continue;
             };
-            if handle.dirty {
-                continue;
-            }
             let key = HandleKey { queue, handle: index, epoch: handle.epoch };
             if !lost.remove(&key) {
                 self.give_back(queue, index)?;

@@ -606,6 +606,37 @@ mod tests {
         }
     }
 
+    /// The caller looked for work, found none, took completions, and sleeps: a wake from in between must end that sleep.
+    #[test]
+    fn a_wake_that_is_seen_while_completions_are_taken_is_not_lost() {
+        if availability() != Availability::Allowed {
+            eprintln!("skipped: {}", availability());
+            return;
+        }
+        let folder = tempfile::tempdir().unwrap();
+        let mut disk = UringDisk::new(folder.path(), SyncMode::Dsync).unwrap();
+        let mut ring = Ring::new(SyncMode::Dsync).unwrap();
+        ring.flights.insert(7, flight(&disk.files.directory, 1));
+        disk.ring = Some(ring);
+        // From now on the ring watches for wakes.
+        disk.wait(Some(Duration::from_millis(1))).unwrap();
+        for in_flight in [true, false] {
+            disk.waker().wake();
+            let mut completed = Vec::new();
+            for _ in 0..100 {
+                disk.reap(&mut completed);
+            }
+            if !in_flight && let Some(ring) = &mut disk.ring {
+                ring.flights.clear();
+            }
+            // Else this hangs.
+            disk.wait(None).unwrap();
+            if in_flight {
+                disk.wait(Some(Duration::from_millis(1))).unwrap();
+            }
+        }
+    }
+
     fn eventfd() -> ringmain_client::sys::eventfd::EventFd {
         ringmain_client::sys::eventfd::EventFd::new().unwrap()
     }

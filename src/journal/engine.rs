@@ -11,19 +11,14 @@ use super::format::{self, CLEAN, FRONTIER, Header, LANE_BYTES};
 use super::frontier::Frontier;
 use super::index::{Index, Run};
 use super::space::{Head, Segment, Spare};
-use super::table::file_name;
 use super::types::{
-    AppendError, Config, Damage, Failure, JournalStatistics, Location, Lsn, Progress, Ready,
-    RecordRef, Snapshot,
+    AppendError, Config, Damage, Failure, JournalStatistics, Location, Lsn, Ready, RecordRef,
+    Snapshot,
 };
-use crate::disk::{
-    BLOCK_BYTES, Completed, Disk, Done, Durability, FileId, Operation, Ticket, errno,
-};
+use crate::disk::{BLOCK_BYTES, Completed, Disk, Durability, FileId, Operation, Ticket};
 
 /// Lanes that may turn up for the first time in one batch.
 const NEW_LANES: usize = 256;
-/// After so many batches, free segments are looked for.
-const LOOK_BATCHES: u64 = 64;
 /// Kept free behind the batches: the last block of a footer, and a last witness.
 pub(super) const TAIL_BYTES: u64 = 2 * BLOCK_BYTES as u64;
 
@@ -40,9 +35,9 @@ pub(super) enum Task {
 /// A batch that is on stable storage, and its memory.
 #[derive(Debug)]
 pub(super) struct Written {
-    header: Header,
-    runs: Vec<Run>,
-    buffer: Option<crate::disk::Buffer>,
+    pub(super) header: Header,
+    pub(super) runs: Vec<Run>,
+    pub(super) buffer: Option<crate::disk::Buffer>,
 }
 
 /// What all batches have in common.
@@ -72,7 +67,7 @@ pub struct Journal<D: Disk> {
     pub(super) frontier: Frontier<Written>,
     pub(super) tasks: HashMap<Ticket, Task>,
     next_ticket: u64,
-    completed: Vec<Completed>,
+    pub(super) completed: Vec<Completed>,
     /// Oldest first.
     pub(super) segments: Vec<Segment>,
     pub(super) spares: Vec<Spare>,
@@ -88,10 +83,10 @@ pub struct Journal<D: Disk> {
     pub(super) index: Index,
     pub(super) cache: Cache,
     pub(super) damaged: HashMap<(u64, u32), Damage>,
-    failure: Option<Failure>,
+    pub(super) failure: Option<Failure>,
     pub(super) now: Instant,
-    witness_due: Option<Instant>,
-    reads_done: u32,
+    pub(super) witness_due: Option<Instant>,
+    pub(super) reads_done: u32,
     pub(super) unflushed: bool,
     /// Free segments are looked for.
     pub(super) look_for_free: bool,
@@ -270,7 +265,7 @@ impl<D: Disk> Journal<D> {
         self.flush();
     }
 
-    fn flush(&mut self) {
+    pub(super) fn flush(&mut self) {
         if std::mem::take(&mut self.unflushed) {
             self.disk.flush();
         }
@@ -407,96 +402,6 @@ impl<D: Disk> Journal<D> {
         self.figures.frontier_batches += 1;
         self.close_staged(flags);
         true
-    }
-
-    // --- completions
-
-    /// Takes what the disk has done.
-    pub fn reap(&mut self) -> Progress {
-        let before = self.frontier.durable();
-        let mut completed = std::mem::take(&mut self.completed);
-        self.disk.reap(&mut completed);
-        for one in completed.drain(..) {
-            self.complete(one);
-        }
-        self.completed = completed;
-        while let Some(written) = self.frontier.next_durable() {
-            self.note_durable(written);
-        }
-        self.flush();
-        let durable = self.frontier.durable();
-        Progress {
-            durable,
-            advanced: durable > before,
-            reads: std::mem::take(&mut self.reads_done),
-            failed: self.failure.clone(),
-        }
-    }
-
-    fn complete(&mut self, completed: Completed) {
-        let Completed { ticket, result, buffer } = completed;
-        let Some(task) = self.tasks.remove(&ticket) else { return };
-        match (task, result) {
-            (Task::Batch { header, runs, .. }, Ok(_)) => {
-                self.frontier.completed(ticket, Written { header, runs, buffer });
-            }
-            (Task::Batch { header, file_number, .. }, Err(error)) => {
-                self.fail(header.first_lsn, file_number, header.offset, &error);
-            }
-            (Task::Footer { .. }, Ok(_)) | (Task::Remove, _) => {}
-            (Task::Footer { epoch, offset }, Err(error)) => {
-                let number = self.file_of(epoch).map_or(0, |(_, number)| number);
-                self.fail(self.frontier.durable() + 1, number, offset, &error);
-            }
-            (Task::Read { segment, block, lsn }, result) => {
-                let result = result.map(|_| ());
-                if self.read_done(segment, block, lsn, result, buffer) {
-                    self.reads_done += 1;
-                }
-            }
-            (Task::Create { number, bytes }, Ok(Done::Created(file))) => {
-                self.no_space = None;
-                self.retry_at = None;
-                self.spares.push(Spare { file, number, bytes });
-            }
-            (Task::Create { .. }, Ok(Done::Whole)) => {}
-            (Task::Create { .. }, Err(error)) => self.no_spare(&error),
-        }
-    }
-
-    /// Nothing is written and nothing is confirmed any more.
-    fn fail(&mut self, lsn: Lsn, file_number: u64, offset: u64, error: &io::Error) {
-        let file = file_name(file_number);
-        let detail = error.to_string();
-        let failure = Failure { errno: errno(error), lsn, file, offset, detail };
-        self.failure.get_or_insert(failure);
-        self.witness_due = None;
-        self.retry_at = None;
-    }
-
-    fn note_durable(&mut self, written: Written) {
-        let Written { header, runs, buffer } = written;
-        for run in &runs {
-            self.index.insert(*run);
-        }
-        self.look_for_free |= self.figures.batches.is_multiple_of(LOOK_BATCHES);
-        if let Some(head) = &mut self.head
-            && head.epoch == header.epoch
-        {
-            head.contents.add(&runs);
-        } else if let Some(segment) =
-            self.segments.iter_mut().find(|segment| segment.entry.epoch == header.epoch)
-        {
-            segment.contents.add(&runs);
-        }
-        match buffer {
-            Some(buffer) if !runs.is_empty() => {
-                let block = super::batch::block_number(header.offset);
-                self.cache.insert(header.epoch, block, buffer);
-            }
-            Some(buffer) => self.cache.recycle(buffer),
-            None => {}
-        }
     }
 
     /// Every record up to this one is on stable storage.

@@ -9,8 +9,9 @@ use crate::disk::{BLOCK_BYTES, Buffer};
 
 /// Bytes of a run.
 const RUN_BYTES: usize = 40;
-/// Bytes of the fixed part behind the header.
-const FIXED_BYTES: usize = 56;
+/// Bytes of header and fixed part.
+#[allow(clippy::cast_possible_truncation)] // a few dozen bytes
+const TRAILER_BYTES: u32 = HEADER_BYTES as u32 + 56;
 
 /// What a footer says about its segment.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -69,7 +70,7 @@ impl Footer {
             epoch: self.epoch,
             offset: file_bytes - BLOCK_BYTES as u64,
             first_lsn: self.end_lsn,
-            length: (HEADER_BYTES + FIXED_BYTES) as u32,
+            length: TRAILER_BYTES,
             previous: self.chain,
             ..header
         };
@@ -93,7 +94,7 @@ impl Trailer {
         let place = file_bytes.checked_sub(BLOCK_BYTES as u64)?;
         let as_expected = header.flags == FOOTER
             && header.offset == place
-            && header.length as usize == HEADER_BYTES + FIXED_BYTES
+            && header.length == TRAILER_BYTES
             && header.lanes == 0
             && format::body_error(block, &header).is_none();
         if !as_expected {

@@ -64,9 +64,10 @@ impl<T> Frontier<T> {
         }
     }
 
-    /// The next batch of which all before it are durable as well.
-    pub(super) fn next_durable(&mut self) -> Option<T> {
-        if !self.pending.front()?.done {
+    /// The next batch of which all before it are durable as well, if it has no record from `limit` on.
+    pub(super) fn next_durable(&mut self, limit: Lsn) -> Option<T> {
+        let front = self.pending.front()?;
+        if !front.done || front.last_lsn >= limit {
             return None;
         }
         let pending = self.pending.pop_front()?;
@@ -86,12 +87,23 @@ mod tests {
         frontier.started(Ticket(1), 12, 10);
         frontier.started(Ticket(2), 20, 10);
         frontier.completed(Ticket(2), "second");
-        assert_eq!((frontier.next_durable(), frontier.durable()), (None, 10));
+        assert_eq!((frontier.next_durable(Lsn::MAX), frontier.durable()), (None, 10));
         frontier.completed(Ticket(1), "first");
-        assert_eq!((frontier.next_durable(), frontier.durable()), (Some("first"), 12));
-        assert_eq!((frontier.next_durable(), frontier.durable()), (Some("second"), 20));
-        assert_eq!((frontier.next_durable(), frontier.witnessed()), (None, 10));
+        assert_eq!((frontier.next_durable(Lsn::MAX), frontier.durable()), (Some("first"), 12));
+        assert_eq!((frontier.next_durable(Lsn::MAX), frontier.durable()), (Some("second"), 20));
+        assert_eq!((frontier.next_durable(Lsn::MAX), frontier.witnessed()), (None, 10));
         assert_eq!(frontier.in_flight(), 0);
+    }
+
+    #[test]
+    fn nothing_is_confirmed_from_a_failure_on() {
+        let mut frontier = Frontier::new(0, 0);
+        frontier.started(Ticket(1), 1, 0);
+        frontier.started(Ticket(2), 2, 0);
+        frontier.completed(Ticket(1), ());
+        frontier.completed(Ticket(2), ());
+        assert_eq!(frontier.next_durable(2), Some(()));
+        assert_eq!((frontier.next_durable(2), frontier.durable()), (None, 1));
     }
 
     #[test]
@@ -101,7 +113,7 @@ mod tests {
         frontier.started(Ticket(2), 2, 0);
         frontier.completed(Ticket(2), ());
         frontier.completed(Ticket(9), ());
-        assert_eq!(frontier.next_durable(), None);
+        assert_eq!(frontier.next_durable(Lsn::MAX), None);
         assert_eq!((frontier.durable(), frontier.in_flight()), (0, 2));
     }
 }

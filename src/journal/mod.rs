@@ -18,6 +18,7 @@
 mod batch;
 mod cache;
 pub mod canary;
+mod completion;
 mod engine;
 mod footer;
 pub mod format;

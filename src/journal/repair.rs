@@ -88,11 +88,7 @@ fn finish_interrupted(disk: &mut impl Disk) -> Result<(), OpenError> {
 const REPAIRED: &str = ".repaired";
 
 /// The first free name of its kind.
-fn move_aside(
-    disk: &mut impl Disk,
-    name: &str,
-    aside: &mut Vec<String>,
-) -> Result<(), OpenError> {
+fn move_aside(disk: &mut impl Disk, name: &str, aside: &mut Vec<String>) -> Result<(), OpenError> {
     let names = disk.list().map_err(io("list", "", 0))?;
     let is_free = |new: &String| !names.iter().any(|(other, _)| other == new);
     let new = (1..).map(|number| format!("{name}.aside-{number}")).find(is_free);
@@ -102,11 +98,7 @@ fn move_aside(
     Ok(())
 }
 
-fn mend(
-    disk: &mut impl Disk,
-    damage: &Damage,
-    report: &mut RepairReport,
-) -> Result<(), OpenError> {
+fn mend(disk: &mut impl Disk, damage: &Damage, report: &mut RepairReport) -> Result<(), OpenError> {
     let survey = match Survey::of(disk, Loss::Accepted) {
         Ok(survey) => survey,
         // A file of a wrong length stands in the way.
@@ -118,12 +110,12 @@ fn mend(
     };
     let entries = survey.recovered.old.iter().map(|old| (old.entry, Some(old.file)));
     // A hole that only the verification found, behind a valid footer, is named by its file.
-    let named = entries.filter(|(_, file)| {
-        file.is_some_and(|file| survey.files[file].name == damage.file)
-    });
+    let mut named =
+        entries.filter(|(_, file)| file.is_some_and(|file| survey.files[file].name == damage.file));
     let broken = survey.recovered.broken.first().copied().or_else(|| {
-        let in_head = survey.recovered.head.is_some_and(|(head, _)| survey.files[head].name == damage.file);
-        if in_head { None } else { named.last() }
+        let in_head =
+            survey.recovered.head.is_some_and(|(head, _)| survey.files[head].name == damage.file);
+        if in_head { None } else { named.next_back() }
     });
     match broken {
         Some((entry, file)) => fill(disk, survey, (entry, file), report),
@@ -249,11 +241,7 @@ fn replace(
 }
 
 /// Ends the journal where its last segment ends, and removes every witness of more.
-fn cut(
-    disk: &mut impl Disk,
-    survey: &Survey,
-    report: &mut RepairReport,
-) -> Result<(), OpenError> {
+fn cut(disk: &mut impl Disk, survey: &Survey, report: &mut RepairReport) -> Result<(), OpenError> {
     let recovered = &survey.recovered;
     let end_lsn = recovered.end_lsn;
     report.lost.push((end_lsn, recovered.witnessed.max(end_lsn)));

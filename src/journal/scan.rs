@@ -161,11 +161,9 @@ impl FileFacts {
                 Err(OpenError::Corrupt(Damage { lsn, file, offset, what }))
             }
             Ok(header) => Ok(Some(header)),
-            Err(HeaderError::Version(found)) => Err(OpenError::Version {
-                file: self.name.clone(),
-                found,
-                known: format::VERSION,
-            }),
+            Err(HeaderError::Version(found)) => {
+                Err(OpenError::Version { file: self.name.clone(), found, known: format::VERSION })
+            }
             Err(_) => Ok(None),
         }
     }

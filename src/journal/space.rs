@@ -69,7 +69,7 @@ pub(super) struct Contents {
 impl Contents {
     pub(super) fn add(&mut self, runs: &[Run]) {
         for run in runs {
-            let range = self.ranges.entry(run.queue).or_insert((run.first, run.last()));
+            let range = self.ranges.entry(run.queue).or_insert_with(|| (run.first, run.last()));
             range.0 = range.0.min(run.first);
             range.1 = range.1.max(run.last());
         }
@@ -206,8 +206,14 @@ impl<D: Disk> Journal<D> {
         let mut entries: Vec<Entry> = live.map(|segment| segment.entry).collect();
         entries.extend(self.head_entry(self.next_lsn, self.chain));
         let lanes: Vec<(u64, u64)> = self.lanes.iter().map(|(lane, at)| (*lane, *at)).collect();
-        let mut writer =
-            Writer { journal: self, batch: None, sealed: Vec::new(), epoch, file_bytes, records: 0 };
+        let mut writer = Writer {
+            journal: self,
+            batch: None,
+            sealed: Vec::new(),
+            epoch,
+            file_bytes,
+            records: 0,
+        };
         for (lane, position) in lanes {
             writer.batch().lane(lane, position);
         }

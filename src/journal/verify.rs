@@ -194,8 +194,7 @@ fn info(file: &FileFacts, state: &str) -> SegmentInfo {
         .chain(&file.first)
         .filter(|header| header.flags & FOOTER == 0)
         .max_by_key(|header| (header.incarnation, header.epoch));
-    let (epoch, incarnation) =
-        newest.map_or((0, 0), |header| (header.epoch, header.incarnation));
+    let (epoch, incarnation) = newest.map_or((0, 0), |header| (header.epoch, header.incarnation));
     let batches = chain(file, epoch, incarnation);
     let first_lsn = batches.first().map_or(0, |batch| batch.header.first_lsn);
     SegmentInfo {

@@ -266,10 +266,8 @@ fn last_of(run: &LaneRun) -> u64 {
 
 fn sequence_at(run: &LaneRun, position: u64) -> Option<u64> {
     let distance = position.checked_sub(run.first_position)?;
-    let (nth, rest) = if run.stride == 0 {
-        (0, distance)
-    } else {
-        (distance / run.stride, distance % run.stride)
-    };
-    (rest == 0 && nth < u64::from(run.count)).then_some(run.first_sequence + nth)
+    // A run of one message may have any stride.
+    let nth = distance.checked_div(run.stride).unwrap_or(0);
+    let is_there = nth * run.stride == distance && nth < u64::from(run.count);
+    is_there.then_some(run.first_sequence + nth)
 }

@@ -64,6 +64,8 @@ pub(super) struct Shard<D: Disk> {
     /// No room for the journal, and that was logged.
     is_full: bool,
     pub(super) stopping: Option<Stopping>,
+    /// A wait failed, and that was logged.
+    is_sleepless: bool,
     spin: Spin,
     /// What was taken last.
     pub(super) taken: Taken,
@@ -112,6 +114,7 @@ impl<D: Disk> Shard<D> {
             failed_errno: None,
             is_full: false,
             stopping: None,
+            is_sleepless: false,
             spin: Spin::new(),
             taken: Taken::default(),
             is_journal_full: false,
@@ -231,15 +234,14 @@ impl<D: Disk> Shard<D> {
     /// A full disk is no failure: it is logged, and what was sent waits in its lane.
     fn tell_of_room(&mut self) {
         match self.journal.is_ready() {
-            Ready::NoSpace { detail, .. } => {
-                if !std::mem::replace(&mut self.is_full, true) {
-                    let text = format!(
-                        "shard {}: no room for the journal ({detail}): producers wait until there is some; free space, or \
+            Ready::NoSpace { detail, .. } if !self.is_full => {
+                self.is_full = true;
+                let text = format!(
+                    "shard {}: no room for the journal ({detail}): producers wait until there is some; free space, or \
                          acknowledge messages",
-                        self.number
-                    );
-                    self.outbox.send(FromShard::Log { text });
-                }
+                    self.number
+                );
+                self.outbox.send(FromShard::Log { text });
             }
             Ready::Ready if std::mem::take(&mut self.is_full) => {
                 let text = format!("shard {}: there is room for the journal again", self.number);
@@ -337,8 +339,10 @@ impl<D: Disk> Shard<D> {
         if !found {
             let timeout = self.timeout();
             if let Err(error) = self.journal.wait(timeout) {
-                let text = format!("shard {}: it cannot sleep: {error}", self.number);
-                self.outbox.send(FromShard::Log { text });
+                if !std::mem::replace(&mut self.is_sleepless, true) {
+                    let text = format!("shard {}: it cannot sleep: {error}", self.number);
+                    self.outbox.send(FromShard::Log { text });
+                }
                 std::thread::sleep(Duration::from_millis(10));
             }
         }

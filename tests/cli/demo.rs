@@ -151,6 +151,23 @@ fn throughput_is_verified() {
 }
 
 #[test]
+fn throughput_says_how_late_messages_are() {
+    for kind in [&["--kind", "spsc"][..], &["--kind", "mpmc", "--producers", "2"]] {
+        let common = ["bench", "throughput", "--latency", "--duration", "200ms", "--json"];
+        let answer = json(&clean(&[&common, kind].concat()));
+        assert_eq!(answer["verified"], true);
+        for times in ["latency_us", "age_us"] {
+            has(&answer[times], &["p50", "p99", "p999", "max"]);
+            // Every message, not a sample.
+            assert_eq!(answer[times]["samples"], answer["received"]);
+        }
+        assert!(answer["latency_us"]["max"].as_f64() >= answer["age_us"]["max"].as_f64());
+    }
+    let plain = json(&clean(&["bench", "throughput", "--duration", "100ms", "--json"]));
+    assert!(plain.get("latency_us").is_none() && plain.get("age_us").is_none(), "{plain}");
+}
+
+#[test]
 fn durable_publishes_have_their_keys() {
     let folder = tempfile::tempdir().unwrap();
     let table: &[&[&str]] = &[

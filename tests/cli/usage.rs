@@ -89,6 +89,11 @@ fn wrong_arguments_are_usage_errors() {
         (&["bench", "throughput", "--producers", "2"], "use --kind mpmc"),
         (&["bench", "throughput", "--size", "7"], "at least 8"),
         (&["bench", "throughput", "--slots", "64", "--batch", "17"], "at most a quarter"),
+        (&["bench", "throughput", "--latency", "--size", "31"], "at least 32"),
+        (&["bench", "throughput", "--latency", "--batch", "2"], "leave --batch out"),
+        (&["bench", "throughput", "--latency", "--slot-size", "64"], "must fit one slot"),
+        (&["demo", "--socket", "/tmp/s"], "leave --socket out"),
+        (&["--socket", "/tmp/s", "demo"], "leave --socket out"),
         (&["demo", "--slots", "1000"], "must be a power of two"),
         (&["demo", "--slot-size", "65"], "must be a multiple of 16"),
         (&["demo", "--passes", "0"], "'0'"),
@@ -200,6 +205,8 @@ fn help_is_complete_and_goes_to_stdout() {
         assert!(output.status.success() && output.stderr.is_empty(), "{arguments:?}");
         let text = stdout(&output);
         assert!(text.contains("Usage: ringmain"), "{text}");
+        // Each command but the one that has a daemon of its own.
+        assert_eq!(text.contains("--socket"), *arguments != ["demo"], "{text}");
         if !matches!(arguments, ["queue" | "bench" | "dead-letter" | "journal"]) {
             assert!(text.contains("Examples:\n  ringmain "), "{text}");
         }

@@ -176,3 +176,20 @@ fn dropping_handles_is_quick_while_the_broker_is_stopped() {
     });
     assert!(gone, "{last} consumers are left");
 }
+
+/// Both processes of the daemon are killed, and this producer never waits: it asks.
+#[test]
+fn a_producer_that_never_waits_can_ask() {
+    let (mut daemon, client) = Daemon::with_queue(Kind::Mpmc, 64, 64);
+    let mut producer = client.producer("q").expect("attach");
+    let mut consumer = client.consumer("q").expect("attach");
+    let mut buffer = Vec::new();
+    producer.check_connection().expect("the daemon knows it");
+    daemon.replace();
+    let asked = until(PATIENCE, || {
+        producer.try_send(b"x").expect("there is room");
+        consumer.try_receive(&mut buffer).expect("it is there");
+        producer.check_connection() == Err(SendError::Closed(Closed::Deleted))
+    });
+    assert!(asked, "it never noticed");
+}

@@ -88,3 +88,28 @@ fn what_a_dead_producer_reserved_stops_nobody() {
         assert!(repaired);
     }
 }
+
+#[test]
+fn what_was_forgotten_is_given_out_when_its_handle_is_dropped() {
+    for kind in [Kind::Spsc, Kind::Mpmc] {
+        let (_daemon, client) = Daemon::with_queue(kind, 64, 64);
+        let mut producer = client.producer("q").expect("attach");
+        std::mem::forget(producer.reserve(8).expect("there is room"));
+        drop(producer);
+        let mut producer = client.producer("q").expect("the one before was given back");
+        let mut consumer = client.consumer("q").expect("attach");
+        producer.send(b"first").expect("there is room");
+        std::mem::forget(consumer.take_timeout(PATIENCE).expect("nobody is in the way"));
+        drop(consumer);
+        let mut consumer = client.consumer("q").expect("the one before was given back");
+        let mut buffer = Vec::new();
+        let received = consumer.receive_timeout(&mut buffer, PATIENCE).expect("it is there again");
+        assert!(received.redelivered && buffer == b"first");
+        // Twice round the ring.
+        for n in 0..128_u8 {
+            producer.send_timeout(&[n], PATIENCE).expect("every slot came back");
+            consumer.receive_timeout(&mut buffer, PATIENCE).expect("it is there");
+            assert_eq!(buffer, [n]);
+        }
+    }
+}

@@ -206,6 +206,25 @@ fn selectors_may_be_made_again_and_again() {
 }
 
 #[test]
+fn selectors_that_are_gone_count_against_no_limit() {
+    let (daemon, client) = Daemon::with_queue(Kind::Mpmc, 64, 64);
+    let mut clients = Vec::new();
+    // More than the doorbells that one user may have.
+    for _ in 0..130 {
+        let client = daemon.client();
+        let all: Vec<_> =
+            (0..16).map(|_| Selector::new(&client).expect("doorbells are given back")).collect();
+        drop(all);
+        clients.push(client);
+    }
+    let mut selector = Selector::new(&clients[0]).expect("doorbells are given back");
+    let token = selector.add(clients[0].consumer("q").expect("attach")).expect("bind");
+    assert!(!selector.arm().expect("no fork"));
+    client.producer("q").expect("attach").send(b"x").expect("there is room");
+    assert_eq!(selector.wait(Some(PATIENCE)).expect("no fork"), [token]);
+}
+
+#[test]
 fn a_message_that_is_sent_last_rings_although_its_sender_leaves() {
     let (daemon, client) = Daemon::with_queue(Kind::Mpmc, 64, 64);
     let mut selector = Selector::new(&client).expect("the daemon answers");

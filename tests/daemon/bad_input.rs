@@ -6,7 +6,7 @@ use ringmain_client::protocol::frame::CONTROL;
 use ringmain_client::protocol::{
     ErrorCode, FRAME_BYTES_MAX, HandleKey, Kind, QueueSpec, Reply, Request, Role,
 };
-use ringmain_client::sys::eventfd::EventFd;
+use ringmain_client::sys::datagram::signal_pair;
 use ringmain_client::sys::memory::create_sealed;
 use ringmain_client::sys::packet::{Blocking, send_packet};
 
@@ -81,7 +81,7 @@ fn wrong_frames_of_every_request() {
         for (bytes, expected) in [
             ([good.as_slice(), &[0]].concat(), ErrorCode::Invalid),
             (with(0, b'X'), ErrorCode::Invalid),
-            (with(4, 2), ErrorCode::Version),
+            (with(4, 99), ErrorCode::Version),
             (with(6, 1), ErrorCode::Invalid),
             (with(11, 0xff), ErrorCode::Invalid),
             (with(12, 200), ErrorCode::Invalid),
@@ -151,7 +151,8 @@ fn foreign_descriptors_for_a_doorbell() {
     let frame = CONTROL.encode(&Request::RegisterDoorbell).unwrap();
     let good = create_sealed("doorbell", 4096).unwrap();
     let wrong_size = create_sealed("doorbell", 8192).unwrap();
-    let eventfd = EventFd::new().unwrap();
+    let (_signals, shared) = signal_pair().unwrap();
+    let (stream, _other) = std::os::unix::net::UnixStream::pair().unwrap();
     let null: OwnedFd = std::fs::File::open("/dev/null").unwrap().into();
     let file = tempfile::tempfile().unwrap();
     file.set_len(4096).unwrap();
@@ -159,7 +160,7 @@ fn foreign_descriptors_for_a_doorbell() {
     let flags = nix::sys::memfd::MFdFlags::MFD_ALLOW_SEALING;
     let unsealed = nix::sys::memfd::memfd_create(c"doorbell", flags).unwrap();
     nix::unistd::ftruncate(&unsealed, 4096).unwrap();
-    let (bell, other) = (eventfd.as_fd(), good.as_fd());
+    let (bell, other) = (shared.as_fd(), good.as_fd());
     for (descriptors, word) in [
         (vec![], "0 descriptors"),
         (vec![other], "1 descriptors"),
@@ -172,6 +173,7 @@ fn foreign_descriptors_for_a_doorbell() {
         (vec![read_only.as_fd(), bell], "cannot be mapped"),
         (vec![other, null.as_fd()], "second descriptor"),
         (vec![other, other], "second descriptor"),
+        (vec![other, stream.as_fd()], "second descriptor"),
         (vec![other, raw.socket.try_clone().unwrap().as_fd()], "second descriptor"),
     ] {
         let (code, text) = expect_error(&mut raw, &frame, &descriptors);

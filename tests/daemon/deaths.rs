@@ -155,9 +155,9 @@ fn doorbells_survive_the_broker() {
     raw.create("m", mpmc());
     let consuming = raw.attach("m", Role::Consume);
     let memory = ringmain_client::sys::memory::create_sealed("doorbell", 4096).unwrap();
-    let eventfd = ringmain_client::sys::eventfd::EventFd::new().unwrap();
+    let (_signals, bell) = ringmain_client::sys::datagram::signal_pair().unwrap();
     let frame = ringmain_client::protocol::frame::CONTROL.encode(&Request::RegisterDoorbell);
-    raw.send_bytes(&frame.unwrap(), &[memory.as_fd(), eventfd.as_fd()]);
+    raw.send_bytes(&frame.unwrap(), &[memory.as_fd(), bell.as_fd()]);
     let Ok((Reply::Doorbell { doorbell }, _)) = raw.receive() else { panic!() };
     let bind = Request::BindDoorbell { handle: consuming.key(), doorbell };
     assert_eq!(raw.ask(&bind), Reply::Done);

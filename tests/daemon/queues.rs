@@ -8,7 +8,7 @@ use ringmain_client::protocol::{
 };
 use ringmain_client::ring::{Closed, TryReceiveError, TrySendError};
 use ringmain_client::sync::atomic::Ordering;
-use ringmain_client::sys::eventfd::EventFd;
+use ringmain_client::sys::datagram::signal_pair;
 use ringmain_client::sys::memory::create_sealed;
 
 use crate::support::*;
@@ -149,24 +149,33 @@ fn an_spsc_queue_has_one_of_each() {
 }
 
 #[test]
-fn a_handle_given_back_with_a_message_in_hand_stays_taken() {
-    let daemon = Daemon::start();
-    let mut raw = Raw::hello(&daemon.socket, 1);
-    raw.create("m", mpmc());
-    let producing = raw.attach("m", Role::Produce);
-    let consuming = raw.attach("m", Role::Consume);
-    let (mut producer, mut consumer) = (producing.producer(), consuming.consumer());
-    producer.try_send(0, &[], b"x").unwrap();
-    let taken = consumer.try_take().unwrap();
-    assert_eq!(raw.ask(&Request::Detach { handle: consuming.key() }), Reply::Done);
-    let (code, _) = raw.refused(&Request::Detach { handle: consuming.key() });
-    assert_eq!(code, ErrorCode::NotFound);
-    let next = raw.attach("m", Role::Consume);
-    assert_ne!(next.key().handle, consuming.key().handle);
-    let info = raw.info("m");
-    let old = info.handles.iter().find(|handle| handle.handle == consuming.key().handle).unwrap();
-    assert_eq!((old.state.as_str(), old.owned_slots, old.owns_position), ("detached", 1, Some(0)));
-    consumer.release(taken);
+fn what_a_handle_still_held_when_it_was_given_back_is_given_out_again() {
+    for spec in [mpmc(), spsc()] {
+        let daemon = Daemon::start();
+        let mut raw = Raw::hello(&daemon.socket, 1);
+        raw.create("q", spec);
+        let producing = raw.attach("q", Role::Produce);
+        let consuming = raw.attach("q", Role::Consume);
+        let (mut producer, mut consumer) = (producing.producer(), consuming.consumer());
+        producer.try_send(0, &[], b"x").unwrap();
+        let held = consumer.try_take().unwrap();
+        assert_eq!(raw.ask(&Request::Detach { handle: consuming.key() }), Reply::Done);
+        let (code, _) = raw.refused(&Request::Detach { handle: consuming.key() });
+        assert_eq!(code, ErrorCode::NotFound);
+        let info = raw.info("q");
+        assert_eq!((info.returned, info.handles.len()), (1, 1), "{info:?}");
+        let _ = held;
+        let next = raw.attach("q", Role::Consume);
+        assert_eq!(next.key().handle, consuming.key().handle);
+        let mut successor = next.consumer();
+        let taken = successor.try_take().unwrap();
+        assert!(taken.redelivered());
+        successor.release(taken);
+        // Every slot can be used.
+        for _ in 0..64 {
+            producer.try_send(0, &[], b"y").unwrap();
+        }
+    }
 }
 
 #[test]
@@ -368,15 +377,55 @@ fn wake_modes_follow_the_option() {
 }
 
 #[test]
+fn doorbells_that_are_given_back_make_room() {
+    let daemon = Daemon::start();
+    let mut raw = Raw::hello(&daemon.socket, 1);
+    raw.create("m", mpmc());
+    let consuming = raw.attach("m", Role::Consume);
+    let memory = create_sealed("doorbell", 4096).unwrap();
+    let (_signals, bell) = signal_pair().unwrap();
+    let register = CONTROL.encode(&Request::RegisterDoorbell).unwrap();
+    let mut numbers = Vec::new();
+    loop {
+        raw.send_bytes(&register, &[memory.as_fd(), bell.as_fd()]);
+        match raw.receive() {
+            Ok((Reply::Doorbell { doorbell }, _)) => numbers.push(doorbell),
+            Ok((Reply::Error { code: ErrorCode::Limit, .. }, _)) => break,
+            other => panic!("{other:?}"),
+        }
+    }
+    let release = Request::ReleaseDoorbell { doorbell: numbers[0] };
+    let bind = Request::BindDoorbell { handle: consuming.key(), doorbell: numbers[0] };
+    assert_eq!(raw.ask(&bind), Reply::Done);
+    let mut other = Raw::hello(&daemon.socket, 2);
+    assert_eq!(other.refused(&release).0, ErrorCode::NotFound);
+    assert_eq!(raw.ask(&release), Reply::Done);
+    assert_eq!(raw.refused(&release).0, ErrorCode::NotFound);
+    let fetch = Request::FetchDoorbell { queue: consuming.key().queue, doorbell: numbers[0] };
+    assert_eq!(raw.refused(&fetch).0, ErrorCode::NotFound);
+    raw.send_bytes(&register, &[memory.as_fd(), bell.as_fd()]);
+    let Ok((Reply::Doorbell { doorbell }, _)) = raw.receive() else { panic!() };
+    assert!(!numbers.contains(&doorbell), "a number is used once");
+    // The next broker does not know it either, and takes over what was bound to it.
+    daemon.kill_broker();
+    let (mut raw, lost) = Raw::resume(&daemon.socket, 1, &[consuming.key()]);
+    assert!(lost.is_empty());
+    assert_eq!(raw.refused(&fetch).0, ErrorCode::NotFound);
+    assert_eq!(raw.refused(&release).0, ErrorCode::NotFound);
+    assert_eq!(raw.ask(&Request::ReleaseDoorbell { doorbell }), Reply::Done);
+    assert!(matches!(raw.ask(&Request::DeleteQueue { name: "m".into() }), Reply::Done));
+}
+
+#[test]
 fn doorbells_are_handed_to_members_only_and_rung_on_delete() {
     let daemon = Daemon::start();
     let mut owner = Raw::hello(&daemon.socket, 1);
     owner.create("m", mpmc());
     let consuming = owner.attach("m", Role::Consume);
     let memory = create_sealed("doorbell", 4096).unwrap();
-    let eventfd = EventFd::new().unwrap();
+    let (signals, bell) = signal_pair().unwrap();
     let register = CONTROL.encode(&Request::RegisterDoorbell).unwrap();
-    owner.send_bytes(&register, &[memory.as_fd(), eventfd.as_fd()]);
+    owner.send_bytes(&register, &[memory.as_fd(), bell.as_fd()]);
     let Ok((Reply::Doorbell { doorbell }, _)) = owner.receive() else { panic!() };
     let queue = consuming.key().queue;
     let fetch = Request::FetchDoorbell { queue, doorbell };
@@ -391,7 +440,7 @@ fn doorbells_are_handed_to_members_only_and_rung_on_delete() {
     let (reply, descriptors) = publisher.try_ask(&fetch).unwrap();
     assert_eq!((reply, descriptors.len()), (Reply::Doorbell { doorbell }, 2));
 
-    // The owner waits on its eventfd; deleting the queue rings.
+    // The owner waits on its socket; deleting the queue rings.
     let consumer = consuming.consumer();
     let mapping = ringmain_client::sys::map::Mapping::map(
         memory.as_fd(),
@@ -403,32 +452,33 @@ fn doorbells_are_handed_to_members_only_and_rung_on_delete() {
     // SAFETY: page-aligned, mapped for 4096 bytes until the end of the test.
     let bell = unsafe { ringmain_client::ring::Region::new(mapping.base(), 4096) };
     use ringmain_client::layout::doorbell as layout;
-    bell.u32_at(layout::MODE).store(layout::MODE_EVENTFD, Ordering::SeqCst);
+    bell.u32_at(layout::MODE).store(layout::MODE_SOCKET, Ordering::SeqCst);
     consumer.line().set_doorbell(doorbell, 70);
     consumer.own_park().announce(consumer.handle());
-    assert!(!eventfd.drain());
+    assert!(!signals.drain());
     assert_eq!(publisher.ask(&Request::DeleteQueue { name: "m".into() }), Reply::Done);
-    assert!(eventfd.drain());
+    assert!(signals.drain());
     assert_eq!(bell.u64_at(layout::PENDING + 8).load(Ordering::SeqCst), 1 << 6);
 }
 
 #[test]
-fn a_blocking_eventfd_does_not_hold_up_the_daemon() {
+fn a_blocking_socket_does_not_hold_up_the_daemon() {
     let daemon = Daemon::start();
     let mut owner = Raw::hello(&daemon.socket, 1);
     owner.create("m", mpmc());
     let consuming = owner.attach("m", Role::Consume);
     let memory = create_sealed("doorbell", 4096).unwrap();
-    let eventfd = EventFd::new().unwrap();
+    let (_signals, bell) = signal_pair().unwrap();
     let register = CONTROL.encode(&Request::RegisterDoorbell).unwrap();
-    owner.send_bytes(&register, &[memory.as_fd(), eventfd.as_fd()]);
+    owner.send_bytes(&register, &[memory.as_fd(), bell.as_fd()]);
     let Ok((Reply::Doorbell { doorbell }, _)) = owner.receive() else { panic!() };
     let bind = Request::BindDoorbell { handle: consuming.key(), doorbell };
     assert_eq!(owner.ask(&bind), Reply::Done);
     // Full, and made blocking again behind the daemon's back.
-    nix::unistd::write(&eventfd, &(u64::MAX - 1).to_ne_bytes()).unwrap();
-    nix::fcntl::fcntl(&eventfd, nix::fcntl::FcntlArg::F_SETFL(nix::fcntl::OFlag::empty())).unwrap();
-    let mode = ringmain_client::layout::doorbell::MODE_EVENTFD.to_ne_bytes();
+    while nix::unistd::write(bell.as_fd(), &[1]).is_ok() {}
+    nix::fcntl::fcntl(bell.as_fd(), nix::fcntl::FcntlArg::F_SETFL(nix::fcntl::OFlag::empty()))
+        .unwrap();
+    let mode = ringmain_client::layout::doorbell::MODE_SOCKET.to_ne_bytes();
     nix::sys::uio::pwrite(&memory, &mode, 0x80).unwrap();
     let consumer = consuming.consumer();
     consumer.line().set_doorbell(doorbell, 0);

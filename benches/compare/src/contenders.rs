@@ -8,7 +8,7 @@ use std::time::Instant;
 use crossbeam_queue::ArrayQueue;
 use ringmain_client::layout::Geometry;
 use ringmain_client::protocol::Kind;
-use ringmain_client::ring::{Consumer, Producer, RingMemory};
+use ringmain_client::ring::{Consumer, Park, Producer, RingMemory, View, Visit};
 
 use crate::memory::{board, pin, ring_memory, two_processes};
 use crate::payload::{self, Payload, bytes, bytes_mut};
@@ -52,21 +52,38 @@ fn send(producer: &mut Producer, batch: usize, messages: u64) {
         return;
     }
     let mut group = vec![[0; 8]; batch];
+    let mut views: Vec<&[u8]> = Vec::with_capacity(batch);
     let mut n = 0;
     while n < messages {
         for (message, number) in group.iter_mut().zip(n..) {
             *message = payload::make(number);
         }
-        let views: Vec<&[u8]> = group.iter().map(|message| &bytes(message)[..]).collect();
+        views.extend(group.iter().map(|message| &bytes(message)[..]));
         while producer.try_send_batch(&views).is_err() {
             spin_loop();
         }
+        views = emptied(views);
         n += batch as u64;
     }
 }
 
+/// The same allocation for slices of another lifetime.
+fn emptied<'a>(mut views: Vec<&[u8]>) -> Vec<&'a [u8]> {
+    views.clear();
+    views.into_iter().map(|_| -> &'a [u8] { &[] }).collect()
+}
+
 fn receive(memory: RingMemory, geometry: Geometry, batch: usize, messages: u64) {
     let mut consumer = Consumer::new(memory, geometry, 2).expect("fresh ring");
+    if batch > 1 {
+        let mut checker = Checker { message: [0; 8], next: 0 };
+        while checker.next < messages {
+            if consumer.try_visit(batch, &mut checker).is_err() {
+                spin_loop();
+            }
+        }
+        return;
+    }
     let mut message: Payload = [0; 8];
     let mut n = 0;
     while n < messages {
@@ -81,6 +98,29 @@ fn receive(memory: RingMemory, geometry: Geometry, batch: usize, messages: u64) 
             n += 1;
         }
     }
+}
+
+/// Copies each message out and checks it.
+struct Checker {
+    message: Payload,
+    next: u64,
+}
+
+impl Visit for Checker {
+    #[inline(always)]
+    fn message(&mut self, message: View<'_>) {
+        assert_eq!(message.read(0, bytes_mut(&mut self.message)), 64);
+        payload::check(&self.message, self.next);
+        self.next += 1;
+    }
+
+    #[inline(always)]
+    fn may_go_on(&self) -> bool {
+        true
+    }
+
+    #[inline(always)]
+    fn given_back(&mut self, _: &Park) {}
 }
 
 /// rtrb between two threads, in chunks of `batch`.

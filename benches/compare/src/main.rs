@@ -9,6 +9,8 @@ mod vyukov;
 use ringmain_client::protocol::Kind;
 use serde_json::json;
 
+use crate::vyukov::Duties;
+
 /// Pairs that count; pairs whose floor probes differ by more than this are dropped and counted.
 const FLOOR_DRIFT_MAX: f64 = 0.10;
 
@@ -65,8 +67,8 @@ fn print_round_trips(name: &str, pairs: &Pairs) {
         "{}",
         json!({
             "comparison": name,
-            "ours_ns": median(&pairs.ours).round(),
-            "theirs_ns": median(&pairs.theirs).round(),
+            "ours_ns": (median(&pairs.ours) * 10.0).round() / 10.0,
+            "theirs_ns": (median(&pairs.theirs) * 10.0).round() / 10.0,
             "ratio": (median(&pairs.ratios) * 1000.0).round() / 1000.0,
             "floor_ns": median(&pairs.floors).round(),
             "pairs_kept": pairs.ratios.len(),
@@ -103,8 +105,14 @@ fn main() {
     }
     if which == "all" || which == "owner" {
         // A round trip is a time: below 1 the ring with owners is the faster one.
-        let result = compare(pairs, || round_trip::ringmain(Kind::Mpmc), round_trip::vyukov);
-        print_round_trips("mpmc 48 B round trip, owner in the word against plain stamps", &result);
+        for (duties, name) in [
+            (Duties::AsRings, "owner in the word against plain stamps"),
+            (Duties::None, "everything against bare stamps"),
+        ] {
+            let result =
+                compare(pairs, || round_trip::ringmain(Kind::Mpmc), || round_trip::vyukov(duties));
+            print_round_trips(&format!("mpmc 48 B round trip, {name}"), &result);
+        }
     }
     if which == "all" || which == "floor" {
         for kind in [Kind::Spsc, Kind::Mpmc] {

@@ -8,7 +8,7 @@ use ringmain_client::protocol::Kind;
 use ringmain_client::ring::{Consumer, Producer};
 
 use crate::memory::{board, region, ring_memory, two_processes};
-use crate::vyukov::Vyukov;
+use crate::vyukov::{Duties, Vyukov};
 
 const ROUNDS: u64 = 60_000;
 const BYTES: usize = 48;
@@ -21,10 +21,22 @@ fn times(mut round: impl FnMut(u64)) -> f64 {
         round(n);
         samples.push(u64::try_from(start.elapsed().as_nanos()).unwrap_or(u64::MAX));
     }
+    grouped_median(&mut samples)
+}
+
+/// The median, interpolated within the tick of the clock that it falls into: a tick stands for the times nearer to it than
+/// to the ticks beside it.
+#[allow(clippy::cast_precision_loss)] // nanoseconds
+fn grouped_median(samples: &mut [u64]) -> f64 {
     samples.sort_unstable();
-    #[allow(clippy::cast_precision_loss)]
-    let p50 = samples[samples.len() / 2] as f64;
-    p50
+    let middle = samples.len() / 2;
+    let tick = samples[middle];
+    let first = samples.partition_point(|sample| *sample < tick);
+    let behind = samples.partition_point(|sample| *sample <= tick);
+    let before = samples[..first].last().map_or(tick, |sample| *sample) as f64;
+    let after = samples.get(behind).map_or(tick, |sample| *sample) as f64;
+    let (low, high) = (f64::midpoint(before, tick as f64), f64::midpoint(after, tick as f64));
+    low + (high - low) * (middle - first) as f64 / (behind - first) as f64
 }
 
 fn message(n: u64) -> [u8; BYTES] {
@@ -94,9 +106,9 @@ pub(crate) fn ringmain(kind: Kind) -> f64 {
 }
 
 /// The variant with plain stamps in each direction.
-pub(crate) fn vyukov() -> f64 {
+pub(crate) fn vyukov(duties: Duties) -> f64 {
     let geometry = Geometry::new(Some(1024), Some(64), Some(48)).expect("valid geometry");
-    let queue = || Vyukov::new(region(Vyukov::bytes(&geometry)), geometry);
+    let queue = || Vyukov::new(region(Vyukov::bytes(&geometry)), geometry, duties);
     let (there, back) = (queue(), queue());
     let receive = |queue: &Vyukov, n: u64| {
         let mut bytes = [0; BYTES];

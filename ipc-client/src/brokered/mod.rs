@@ -3,6 +3,7 @@
 mod completions;
 mod consumer;
 mod delivery;
+mod ends;
 mod error;
 mod inbox;
 mod ledger;
@@ -23,9 +24,9 @@ pub(crate) use shard_link::ShardLinks;
 #[cfg(feature = "tokio")]
 pub(crate) mod internal {
     pub(crate) use super::consumer::milliseconds;
+    pub(crate) use super::ends::{Ends, Lacks, NotSent};
     pub(crate) use super::inbox::Found;
     pub(crate) use super::ledger::Ledger;
-    pub(crate) use super::producer::{Ends, Lacks, NotSent};
     pub(crate) use super::waiting::{ForNews, ForRoom};
 }
 

@@ -11,6 +11,7 @@ use nix::sys::signal::{SigSet, SigmaskHow};
 use super::connection::{Inner, unexpected};
 use super::doorbell::PeerDoorbell;
 use super::error::ClientError;
+use crate::layout::HANDLES;
 use crate::protocol::{HandleKey, Reply, Request};
 
 /// Shortest pause after a failed attempt; it doubles up to [`PAUSE_MAX`].
@@ -19,8 +20,24 @@ const PAUSE_MIN: Duration = Duration::from_millis(10);
 /// Longest pause between two attempts.
 const PAUSE_MAX: Duration = Duration::from_secs(1);
 
-/// Doorbells that are remembered or waited for at the same time.
-const DOORBELLS_MAX: usize = 1024;
+/// Pause before the next look at doorbells that have to wait for their turn.
+const THROTTLED: Duration = Duration::from_millis(50);
+
+/// Doorbells that are waited for at the same time, on all queues.
+const FETCHES_MAX: usize = 1024;
+
+/// Doorbells that are waited for at the same time on one queue: as many as it has handles.
+const FETCHES_PER_QUEUE: usize = HANDLES;
+
+/// Doorbells that are remembered. Each keeps a descriptor open.
+const KNOWN_MAX: usize = 256;
+
+/// Doorbells named in one queue that the daemon may be asked for at once although it does not know them. Whoever writes
+/// handle lines can make up numbers; honest ones are unknown only when their process has just died.
+const MISSES_AT_ONCE: u32 = 16;
+
+/// After so many, one more is asked for in this time.
+const MISS_EVERY: Duration = Duration::from_millis(250);
 
 /// Reports that wait for the daemon at the same time.
 const REPORTS_MAX: usize = 64;
@@ -39,8 +56,36 @@ struct Work {
     running: bool,
     reconnect: bool,
     fetches: Vec<Fetch>,
+    /// Those that the thread is busy with.
+    in_hand: Vec<Fetch>,
     reports: Vec<Report>,
     known: HashMap<u32, Known>,
+    /// By queue.
+    misses: HashMap<u64, Misses>,
+}
+
+/// How many more doorbells of a queue may turn out to be unknown.
+#[derive(Debug, Clone, Copy)]
+struct Misses {
+    left: u32,
+    counted: Instant,
+}
+
+impl Misses {
+    fn new(now: Instant) -> Self {
+        Self { left: MISSES_AT_ONCE, counted: now }
+    }
+
+    /// Adds what the time that has passed allows.
+    fn refill(&mut self, now: Instant) {
+        while self.left < MISSES_AT_ONCE && now.duration_since(self.counted) >= MISS_EVERY {
+            self.left += 1;
+            self.counted += MISS_EVERY;
+        }
+        if self.left == MISSES_AT_ONCE {
+            self.counted = now;
+        }
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -95,24 +140,23 @@ impl Background {
         if let Some(Known::Here(here)) = work.known.get(&doorbell) {
             return Some(Arc::clone(here));
         }
-        let fetch = Fetch { queue, doorbell, bit };
-        if !work.fetches.contains(&fetch) && work.fetches.len() < DOORBELLS_MAX {
-            work.fetches.push(fetch);
-        }
+        work.want(Fetch { queue, doorbell, bit });
         work.start(inner);
         None
     }
 
-    /// Rings what is still to be rung for this queue, before its last handle goes. One attempt each.
+    /// Rings what is still to be rung for this queue, before its last handle goes: afterwards the daemon would refuse. One
+    /// attempt each, also of those that the thread has in hand and may come too late with.
     pub(super) fn flush(&self, inner: &Inner, queue: u64) {
         let fetches = {
             let mut work = self.lock();
-            if work.fetches.is_empty() {
+            if work.fetches.is_empty() && work.in_hand.is_empty() {
                 return;
             }
-            let (now, later): (Vec<_>, Vec<_>) =
+            let (mut now, later): (Vec<_>, Vec<_>) =
                 work.fetches.drain(..).partition(|fetch| fetch.queue == queue);
             work.fetches = later;
+            now.extend(work.in_hand.iter().filter(|fetch| fetch.queue == queue));
             now
         };
         self.work(inner, Todo { fetches, ..Todo::default() });
@@ -125,42 +169,52 @@ impl Background {
 
     fn remember(&self, doorbell: u32, known: Known) {
         let mut work = self.lock();
-        if work.known.len() >= DOORBELLS_MAX {
+        if work.known.len() >= KNOWN_MAX {
             work.known.clear();
         }
         work.known.insert(doorbell, known);
     }
 
-    /// One round; whether everything was done.
-    fn work(&self, inner: &Inner, todo: Todo) -> bool {
-        let mut done = true;
+    /// The daemon does not know this one.
+    fn remember_missing(&self, fetch: Fetch) {
+        let now = Instant::now();
+        self.remember(fetch.doorbell, Known::Missing(now));
+        let mut work = self.lock();
+        let misses = work.misses.entry(fetch.queue).or_insert_with(|| Misses::new(now));
+        misses.left = misses.left.saturating_sub(1);
+    }
+
+    /// One round.
+    fn work(&self, inner: &Inner, todo: Todo) -> End {
+        let mut end = End::Done;
         for Report { handle, what } in todo.reports {
             let request = Request::ReportFault { handle, what: what.clone() };
             if let Err(ClientError::Unavailable { .. }) = inner.request(&request) {
                 self.lock().reports.push(Report { handle, what });
-                done = false;
+                end = End::Unreachable;
             }
         }
         if todo.reconnect && inner.ensure_connected().is_err() {
             self.lock().reconnect = true;
-            done = false;
+            end = End::Unreachable;
         }
         let mut reachable = true;
         for fetch in todo.fetches {
             let mut work = self.lock();
-            let known = match work.known.get(&fetch.doorbell) {
-                Some(Known::Here(here)) => Some(Arc::clone(here)),
-                // It may be bound by now, but whoever writes numbers at random must not keep the daemon busy.
-                Some(Known::Missing(since)) if since.elapsed() < MISSING => {
-                    work.fetches.push(fetch);
-                    done = false;
-                    continue;
-                }
-                _ => None,
+            let (known, fresh) = match work.known.get(&fetch.doorbell) {
+                Some(Known::Here(here)) => (Some(Arc::clone(here)), false),
+                Some(Known::Missing(since)) => (None, since.elapsed() < MISSING),
+                None => (None, false),
             };
+            // It may be bound by now, but whoever writes numbers at random must not keep the daemon busy.
+            if known.is_none() && (fresh || !work.may_miss(fetch.queue)) {
+                work.want(fetch);
+                end = end.max(End::Throttled);
+                continue;
+            }
             if known.is_none() && !reachable {
                 // One time-out is enough: a handle that is dropped may wait for this.
-                work.fetches.push(fetch);
+                work.want(fetch);
                 continue;
             }
             drop(work);
@@ -171,15 +225,26 @@ impl Background {
                 }
                 Err(ClientError::Unavailable { .. }) => {
                     // Whoever waits for this ring must get it, however long the daemon is away.
-                    self.lock().fetches.push(fetch);
-                    done = false;
+                    self.lock().want(fetch);
+                    end = End::Unreachable;
                     reachable = false;
                 }
-                Err(_) => self.remember(fetch.doorbell, Known::Missing(Instant::now())),
+                Err(_) => self.remember_missing(fetch),
             }
         }
-        done
+        end
     }
+}
+
+/// How a round ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum End {
+    /// Everything was done.
+    Done,
+    /// Some of it has to wait for its turn.
+    Throttled,
+    /// The daemon did not answer.
+    Unreachable,
 }
 
 /// What one round has to do.
@@ -191,6 +256,25 @@ struct Todo {
 }
 
 impl Work {
+    /// Fetches this one soon, unless so many are waited for that their queue can only be out of order.
+    fn want(&mut self, fetch: Fetch) {
+        let of_queue = self.fetches.iter().filter(|other| other.queue == fetch.queue).count();
+        let room = of_queue < FETCHES_PER_QUEUE && self.fetches.len() < FETCHES_MAX;
+        if room && !self.fetches.contains(&fetch) {
+            self.fetches.push(fetch);
+        }
+    }
+
+    /// Whether the daemon may be asked for a doorbell of this queue that it may not know.
+    fn may_miss(&mut self, queue: u64) -> bool {
+        let now = Instant::now();
+        self.misses.retain(|_, misses| {
+            misses.refill(now);
+            misses.left < MISSES_AT_ONCE
+        });
+        self.misses.get(&queue).is_none_or(|misses| misses.left > 0)
+    }
+
     /// Work for one round; `None` ends the thread.
     fn next(&mut self) -> Option<Todo> {
         let todo = Todo {
@@ -198,6 +282,7 @@ impl Work {
             fetches: std::mem::take(&mut self.fetches),
             reports: std::mem::take(&mut self.reports),
         };
+        self.in_hand.clone_from(&todo.fetches);
         let nothing = !todo.reconnect && todo.fetches.is_empty() && todo.reports.is_empty();
         self.running = !nothing;
         self.running.then_some(todo)
@@ -231,13 +316,20 @@ fn run(client: &Weak<Inner>) {
         let Some(todo) = inner.background.lock().next() else {
             return;
         };
-        let done = inner.background.work(&inner, todo);
+        let end = inner.background.work(&inner, todo);
+        inner.background.lock().in_hand.clear();
         drop(inner);
-        if done {
-            pause = PAUSE_MIN;
-        } else {
-            std::thread::sleep(pause);
-            pause = (pause * 2).min(PAUSE_MAX);
+        match end {
+            End::Done => pause = PAUSE_MIN,
+            End::Throttled => {
+                // Others may want something that need not wait.
+                std::thread::sleep(THROTTLED);
+                pause = PAUSE_MIN;
+            }
+            End::Unreachable => {
+                std::thread::sleep(pause);
+                pause = (pause * 2).min(PAUSE_MAX);
+            }
         }
     }
 }
@@ -246,10 +338,99 @@ fn fetch_doorbell(inner: &Inner, fetch: Fetch) -> Result<Arc<PeerDoorbell>, Clie
     let request = Request::FetchDoorbell { queue: fetch.queue, doorbell: fetch.doorbell };
     let answer = inner.request(&request)?;
     match (&answer.reply, <[_; 2]>::try_from(answer.descriptors)) {
-        (Reply::Doorbell { doorbell }, Ok([memory, eventfd])) if *doorbell == fetch.doorbell => {
-            let opened = PeerDoorbell::open(fetch.doorbell, memory, eventfd, inner.mark())?;
+        (Reply::Doorbell { doorbell }, Ok([memory, socket])) if *doorbell == fetch.doorbell => {
+            let opened = PeerDoorbell::open(fetch.doorbell, memory, socket, inner.mark())?;
             Ok(Arc::new(opened))
         }
         (reply, _) => Err(unexpected(reply)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+
+    use nix::sys::socket::{
+        AddressFamily, Backlog, SockFlag, SockType, UnixAddr, accept, bind, listen, socket,
+    };
+
+    use super::*;
+    use crate::protocol::frame::CONTROL;
+    use crate::protocol::{ErrorCode, FRAME_BYTES_MAX};
+    use crate::sys::packet::{Blocking, receive_packet, send_packet};
+
+    /// A daemon that knows no doorbell and counts how often it is asked for one.
+    fn serve(listener: &OwnedFd, asked: &Mutex<u32>) {
+        let raw = accept(listener.as_raw_fd()).expect("the client connects");
+        // SAFETY: the descriptor was just created and belongs to nobody else.
+        let connection = unsafe { OwnedFd::from_raw_fd(raw) };
+        let mut buffer = vec![0; FRAME_BYTES_MAX];
+        while let Ok(packet) = receive_packet(connection.as_fd(), &mut buffer, Blocking::Wait) {
+            let request = CONTROL.decode::<Request>(&buffer[..packet.length]).expect("a request");
+            let reply = match request {
+                Request::Hello { .. } => {
+                    let (version, lost) = ("test".to_owned(), Vec::new());
+                    Reply::Welcome { version, broker_generation: 1, lost }
+                }
+                _ => {
+                    *asked.lock().expect("nobody panics") += 1;
+                    Reply::Error { code: ErrorCode::NotFound, message: "unknown".to_owned() }
+                }
+            };
+            let frame = CONTROL.encode(&reply).expect("a reply fits");
+            send_packet(connection.as_fd(), &frame, &[], Blocking::Wait).expect("the client waits");
+        }
+    }
+
+    /// A client of such a daemon; what was asked; the daemon's thread.
+    fn connected() -> (Arc<Inner>, Arc<Mutex<u32>>, std::thread::JoinHandle<()>) {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let path = folder.path().join("s");
+        let flags = SockFlag::SOCK_CLOEXEC;
+        let listener = socket(AddressFamily::Unix, SockType::SeqPacket, flags, None).expect("one");
+        let address = UnixAddr::new(&path).expect("a short path");
+        bind(listener.as_raw_fd(), &address).expect("the folder is ours");
+        listen(&listener, Backlog::new(1).expect("small")).expect("it is bound");
+        let asked = Arc::new(Mutex::new(0));
+        let count = Arc::clone(&asked);
+        let daemon = std::thread::spawn(move || serve(&listener, &count));
+        let client = Inner::connect(path).expect("the daemon answers");
+        (client, asked, daemon)
+    }
+
+    #[test]
+    fn what_the_thread_has_in_hand_is_rung_before_the_last_handle_goes() {
+        let (client, asked, daemon) = connected();
+        // As by the thread that is held up right after it took its work.
+        client.background.lock().running = true;
+        assert!(client.doorbell(1, 7, 0).is_none());
+        assert!(client.background.lock().next().is_some());
+        client.background.flush(&client, 2);
+        assert_eq!(*asked.lock().expect("nobody panics"), 0);
+        client.background.flush(&client, 1);
+        assert_eq!(*asked.lock().expect("nobody panics"), 1);
+        drop(client);
+        daemon.join().expect("the daemon ends well");
+    }
+
+    #[test]
+    fn numbers_that_a_peer_makes_up_do_not_keep_the_daemon_busy() {
+        let (client, asked, daemon) = connected();
+        let started = Instant::now();
+        for doorbell in 1..=4000 {
+            assert!(client.doorbell(1, doorbell, doorbell).is_none());
+            if doorbell % 40 == 0 {
+                std::thread::sleep(Duration::from_millis(2));
+            }
+        }
+        client.background.flush(&client, 1);
+        let allowed = started.elapsed().as_millis() / MISS_EVERY.as_millis() + 1;
+        let allowed = MISSES_AT_ONCE + u32::try_from(allowed).expect("a short test");
+        let asked = *asked.lock().expect("nobody panics");
+        assert!((1..=allowed).contains(&asked), "asked {asked} times, {allowed} at most");
+        // Another queue is not held up by that.
+        assert!(client.background.lock().may_miss(2));
+        drop(client);
+        daemon.join().expect("the daemon ends well");
     }
 }

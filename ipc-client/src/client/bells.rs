@@ -1,7 +1,7 @@
 //! Doorbells that the daemon knows, and their reuse.
 //!
-//! A process has few doorbells, and the daemon keeps each until the process ends. So one that is no longer needed is
-//! kept for the next selector, and async handles share theirs.
+//! A process has few doorbells. One that is no longer needed is kept for the next selector, further ones are given back
+//! to the daemon, and async handles share theirs.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -9,6 +9,10 @@ use super::connection::{Inner, unexpected};
 use super::doorbell::OwnDoorbell;
 use super::error::ClientError;
 use crate::protocol::{HandleKey, Reply, Request};
+
+/// Doorbells that are kept for the next user. Whoever makes one selector after the other uses the same doorbell, so that
+/// publishers need not fetch one each time.
+const IDLE_MAX: usize = 1;
 
 /// Doorbells of one client that are not in use, and those that are shared.
 #[derive(Debug, Default)]
@@ -102,6 +106,17 @@ impl Drop for LeasedBell {
         }
         own.reset();
         let mut state = self.client.bells.lock();
+        if state.generation != self.generation {
+            return;
+        }
+        if state.idle.len() >= IDLE_MAX {
+            drop(state);
+            if self.client.release_doorbell(self.id) {
+                return;
+            }
+            // The daemon could not be told, and knows it as before.
+            state = self.client.bells.lock();
+        }
         if state.generation == self.generation {
             state.idle.push((self.id, own));
         }
@@ -118,10 +133,12 @@ fn register(client: &Inner, doorbell: &OwnDoorbell) -> Result<u32, ClientError> 
 
 #[cfg(feature = "tokio")]
 pub(crate) mod shared {
-    //! One eventfd for several async handles.
+    //! One socket for several async handles.
     //!
-    //! Each handle watches the eventfd on its own and has its own bit. A runtime watches edges: every write wakes all
-    //! who watch, also when nobody has read the counter. Whoever finds its bit clear waits on.
+    //! Each handle watches the socket on its own and has its own bit. A socket that nobody drains is full at some time and
+    //! tells of no further ring, and one that a handle has drained may not have told the others. So whoever drains it
+    //! signals to all on an eventfd that stays in this process and is never read. A runtime watches edges: every signal
+    //! wakes all who watch. Whoever finds its bit clear waits on.
 
     use std::os::fd::{AsFd, OwnedFd};
     use std::sync::{Arc, Mutex, PoisonError};
@@ -129,6 +146,7 @@ pub(crate) mod shared {
     use super::LeasedBell;
     use crate::client::attachment::Attachment;
     use crate::client::error::ClientError;
+    use crate::sys::eventfd::EventFd;
     use crate::sys::fork::ForkMark;
 
     /// Handles of one shared doorbell: a ring wakes them all, so not too many.
@@ -137,6 +155,8 @@ pub(crate) mod shared {
     #[derive(Debug)]
     pub(crate) struct SharedBell {
         bell: Mutex<LeasedBell>,
+        /// Tells all handles that one of them has drained the socket.
+        drained: EventFd,
         /// Bits that are given out.
         used: Mutex<u32>,
     }
@@ -166,18 +186,24 @@ pub(crate) mod shared {
         pub(crate) fn new(attachment: &Attachment) -> Result<(Self, u32), ClientError> {
             let bells = &attachment.client.bells;
             let mark = attachment.mark();
-            let free = {
+            let known: Vec<_> = {
                 let mut state = bells.lock();
                 state.shared.retain(|shared| shared.strong_count() != 0);
-                state.shared.iter().find_map(|shared| shared.upgrade()?.place(mark))
+                state.shared.iter().filter_map(std::sync::Weak::upgrade).collect()
             };
+            // Without the lock: a doorbell whose last handle goes meanwhile is dropped here, and takes it.
+            let free = known.iter().find_map(|shared| shared.place(mark));
+            drop(known);
             let place = match free {
                 Some(place) => place,
                 None => {
                     let bell = LeasedBell::new(&attachment.client)?;
-                    bell.own().arm_eventfd();
-                    let shared =
-                        Arc::new(SharedBell { bell: Mutex::new(bell), used: Mutex::new(1) });
+                    bell.own().arm_socket();
+                    let shared = Arc::new(SharedBell {
+                        bell: Mutex::new(bell),
+                        drained: EventFd::new()?,
+                        used: Mutex::new(1),
+                    });
                     bells.lock().shared.push(Arc::downgrade(&shared));
                     Self { shared, bit: 0, mark }
                 }
@@ -195,9 +221,23 @@ pub(crate) mod shared {
             self.bit
         }
 
-        /// A descriptor that becomes readable, edge by edge, with each ring of any bit.
+        /// A descriptor that becomes readable with a ring of any bit. Whoever is told so calls [`Self::drain`].
         pub(crate) fn descriptor(&self) -> std::io::Result<OwnedFd> {
-            self.with(|bell| bell.own().eventfd().as_fd().try_clone_to_owned())
+            self.with(|bell| bell.own().signals().as_fd().try_clone_to_owned())
+        }
+
+        /// A descriptor that becomes readable, edge by edge, when another handle has drained the socket.
+        pub(crate) fn drained(&self) -> std::io::Result<OwnedFd> {
+            self.shared.drained.as_fd().try_clone_to_owned()
+        }
+
+        /// Takes the rings from the socket, and tells the other handles, for which some may have been.
+        pub(crate) fn drain(&self) {
+            let any = self.with(|bell| bell.own().signals().drain());
+            let used = *self.shared.used.lock().unwrap_or_else(PoisonError::into_inner);
+            if any && used.count_ones() > 1 {
+                self.shared.drained.signal();
+            }
         }
 
         /// Whether this is a forked child of the process that got the place.

@@ -33,6 +33,9 @@ pub(crate) const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 /// How often a request is sent when the connection breaks under it, as it does while the broker is replaced.
 const ATTEMPTS: u32 = 3;
 
+/// Longest wait for the answer when a doorbell is given back.
+const RELEASE_TIMEOUT: Duration = Duration::from_millis(500);
+
 /// After a daemon that did not answer, handles are dropped without telling it for this long.
 const SICK: Duration = Duration::from_secs(5);
 
@@ -164,7 +167,7 @@ impl Inner {
     pub(crate) fn detach(&self, handle: HandleKey, timeout: Duration) {
         let Ok(mut state) = self.lock() else { return };
         state.live.remove(&handle);
-        if state.sick_until.is_some_and(|until| Instant::now() < until) {
+        if state.is_sick() {
             return;
         }
         let result = match state.connected() {
@@ -176,8 +179,29 @@ impl Inner {
             false => self.open(&mut state, timeout),
         };
         if result.is_err() {
-            state.socket = None;
-            state.sick_until = Some(Instant::now() + SICK);
+            state.give_up();
+        }
+    }
+
+    /// Gives a doorbell back; `false` if the daemon could not be told.
+    pub(super) fn release_doorbell(&self, doorbell: u32) -> bool {
+        let Ok(mut state) = self.lock() else { return true };
+        if state.is_sick() {
+            return false;
+        }
+        let request = Request::ReleaseDoorbell { doorbell };
+        let opened = match state.connected() {
+            true => Ok(()),
+            false => self.open(&mut state, RELEASE_TIMEOUT),
+        };
+        // A daemon that does not know the doorbell, or that is older and does not know the request, answers as well.
+        let told = opened.and_then(|()| self.converse(&mut state, &request, &[], RELEASE_TIMEOUT));
+        match told {
+            Ok((reply, _)) => reply == Reply::Done,
+            Err(_) => {
+                state.give_up();
+                false
+            }
         }
     }
 
@@ -372,6 +396,17 @@ impl Inner {
 }
 
 impl State {
+    /// Whether the daemon did not answer lately.
+    fn is_sick(&self) -> bool {
+        self.sick_until.is_some_and(|until| Instant::now() < until)
+    }
+
+    /// The daemon did not answer.
+    fn give_up(&mut self) {
+        self.socket = None;
+        self.sick_until = Some(Instant::now() + SICK);
+    }
+
     /// Whether there is a connection that the daemon has not closed, as far as can be told without waiting.
     fn connected(&mut self) -> bool {
         let Some(socket) = &self.socket else {

@@ -204,7 +204,7 @@ impl Consumer {
     }
 
     pub(super) fn message<'a>(&'a self, taken: &'a Taken) -> Message<'a> {
-        Message { ring: &self.ring, taken, mark: self.attachment.mark() }
+        Message { view: self.ring.view(taken), mark: self.attachment.mark() }
     }
 
     /// Gives a message's slots back and wakes the producers that wait for them. Nothing in a forked child.

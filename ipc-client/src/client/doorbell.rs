@@ -1,11 +1,11 @@
-//! One doorbell for many queues: a word to sleep on, a bit for each queue, an eventfd for those who poll.
+//! One doorbell for many queues: a word to sleep on, a bit for each queue, a socket for those who poll.
 //!
 //! ```text
 //! owner                                   ringer
 //!  1  snapshot = EVENT                     a  PENDING[bit] = 1
 //!  2  MODE = how it sleeps                 b  fence
 //!  3  fence                                c  MODE = FUTEX:   EVENT += 1, wake
-//!  4  any PENDING?  yes: go to 6              MODE = EVENTFD: write the eventfd
+//!  4  any PENDING?  yes: go to 6              MODE = SOCKET:  signal on the socket
 //!  5  sleep                                   MODE = AWAKE:   nothing
 //!  6  MODE = AWAKE, take PENDING
 //! ```
@@ -22,11 +22,11 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
 use crate::layout::doorbell::{
-    BYTES, EVENT, MODE, MODE_AWAKE, MODE_EVENTFD, MODE_FUTEX, PENDING, QUEUES_MAX,
+    BYTES, EVENT, MODE, MODE_AWAKE, MODE_FUTEX, MODE_SOCKET, PENDING, QUEUES_MAX,
 };
 use crate::ring::Region;
 use crate::sync::atomic::{AtomicU32, Ordering, fence};
-use crate::sys::eventfd::EventFd;
+use crate::sys::datagram::{SignalReceiver, SignalSender, signal_pair};
 use crate::sys::fork::ForkMark;
 use crate::sys::futex;
 use crate::sys::map::{Access, Mapping, Populate};
@@ -39,14 +39,14 @@ const PENDING_WORDS: usize = QUEUES_MAX / 64;
 #[derive(Debug)]
 struct Bell {
     mapping: ManuallyDrop<Mapping>,
-    eventfd: EventFd,
+    sender: SignalSender,
     mark: ForkMark,
 }
 
 impl Bell {
-    fn map(memory: BorrowedFd<'_>, eventfd: EventFd, mark: ForkMark) -> io::Result<Self> {
+    fn map(memory: BorrowedFd<'_>, sender: SignalSender, mark: ForkMark) -> io::Result<Self> {
         let mapping = Mapping::map(memory, BYTES, Access::ReadWrite, Populate::Now)?;
-        Ok(Self { mapping: ManuallyDrop::new(mapping), eventfd, mark })
+        Ok(Self { mapping: ManuallyDrop::new(mapping), sender, mark })
     }
 
     fn region(&self) -> Region {
@@ -75,7 +75,7 @@ impl Bell {
                 region.u32_at(EVENT).fetch_add(1, Ordering::Release);
                 futex::wake(region.u32_at(EVENT), 1);
             }
-            MODE_EVENTFD => self.eventfd.signal(),
+            MODE_SOCKET => self.sender.signal(),
             _ => {}
         }
     }
@@ -108,11 +108,11 @@ impl PeerDoorbell {
     pub(crate) fn open(
         id: u32,
         memory: OwnedFd,
-        eventfd: OwnedFd,
+        socket: OwnedFd,
         mark: ForkMark,
     ) -> io::Result<Self> {
         verify_sealed(memory.as_fd(), BYTES).map_err(io::Error::other)?;
-        let bell = Bell::map(memory.as_fd(), EventFd::from_descriptor(eventfd)?, mark)?;
+        let bell = Bell::map(memory.as_fd(), SignalSender::from_descriptor(socket)?, mark)?;
         Ok(Self { id, bell })
     }
 
@@ -131,24 +131,27 @@ impl PeerDoorbell {
 pub(crate) struct OwnDoorbell {
     memory: OwnedFd,
     bell: Bell,
+    /// Nobody else has this end.
+    receiver: SignalReceiver,
 }
 
 impl OwnDoorbell {
     /// A new one, not known to the daemon yet.
     pub(crate) fn new(mark: ForkMark) -> io::Result<Self> {
         let memory = create_sealed("ringmain-doorbell", BYTES).map_err(io::Error::other)?;
-        let bell = Bell::map(memory.as_fd(), EventFd::new()?, mark)?;
-        Ok(Self { memory, bell })
+        let (receiver, sender) = signal_pair()?;
+        let bell = Bell::map(memory.as_fd(), sender, mark)?;
+        Ok(Self { memory, bell, receiver })
     }
 
     /// What the daemon needs to hand it on.
     pub(crate) fn descriptors(&self) -> [BorrowedFd<'_>; 2] {
-        [self.memory.as_fd(), self.bell.eventfd.as_fd()]
+        [self.memory.as_fd(), self.bell.sender.as_fd()]
     }
 
-    /// Readable after a ring while [`Self::arm_eventfd`] was the last word.
-    pub(crate) fn eventfd(&self) -> &EventFd {
-        &self.bell.eventfd
+    /// Readable after a ring while [`Self::arm_socket`] was the last word.
+    pub(crate) fn signals(&self) -> &SignalReceiver {
+        &self.receiver
     }
 
     /// Sleeps until a ring, at most this long. The caller takes the pending bits afterwards.
@@ -163,9 +166,9 @@ impl OwnDoorbell {
         self.awake();
     }
 
-    /// From now on a ring makes the eventfd readable. Returns whether a bit is pending already.
-    pub(crate) fn arm_eventfd(&self) -> bool {
-        self.before_sleep(&self.bell.region(), MODE_EVENTFD)
+    /// From now on a ring makes the socket readable. Returns whether a bit is pending already.
+    pub(crate) fn arm_socket(&self) -> bool {
+        self.before_sleep(&self.bell.region(), MODE_SOCKET)
     }
 
     /// Its owner looks at the pending bits itself.
@@ -178,7 +181,7 @@ impl OwnDoorbell {
     pub(crate) fn reset(&self) {
         self.awake();
         self.take_pending(|_| ());
-        self.eventfd().drain();
+        self.signals().drain();
     }
 
     /// Takes one pending bit; whether it was set.
@@ -229,20 +232,20 @@ mod tests {
     fn bells() -> (OwnDoorbell, PeerDoorbell) {
         let mark = ForkMark::get().expect("a page is there");
         let own = OwnDoorbell::new(mark).expect("memory is there");
-        let [memory, eventfd] = own.descriptors().map(|fd| fd.try_clone_to_owned().expect("dup"));
-        let peer = PeerDoorbell::open(7, memory, eventfd, mark).expect("what was made fits");
+        let [memory, socket] = own.descriptors().map(|fd| fd.try_clone_to_owned().expect("dup"));
+        let peer = PeerDoorbell::open(7, memory, socket, mark).expect("what was made fits");
         (own, peer)
     }
 
     #[test]
     fn a_ringer_that_stopped_half_way_silences_nobody() {
         let (own, peer) = bells();
-        assert!(!own.arm_eventfd());
+        assert!(!own.arm_socket());
         let (word, mask) = place(3).expect("a queue's number");
         // As a ringer does that is stopped before it looks at the mode.
         own.bell.region().u64_at(word).fetch_or(mask, Ordering::AcqRel);
         peer.ring(3);
-        assert!(own.eventfd().drain());
+        assert!(own.signals().drain());
     }
 
     fn pending(own: &OwnDoorbell) -> Vec<u32> {
@@ -269,7 +272,7 @@ mod tests {
         peer.ring(3);
         own.sleep(Duration::from_secs(3600));
         assert_eq!(pending(&own), [3]);
-        assert!(!own.eventfd().drain(), "nobody asked for the eventfd");
+        assert!(!own.signals().drain(), "nobody asked for the socket");
     }
 
     #[test]
@@ -289,19 +292,19 @@ mod tests {
     }
 
     #[test]
-    fn an_armed_eventfd_becomes_readable() {
+    fn an_armed_socket_becomes_readable() {
         let (own, peer) = bells();
-        assert!(!own.arm_eventfd());
+        assert!(!own.arm_socket());
         peer.ring(1);
-        assert!(own.eventfd().drain());
-        assert!(own.arm_eventfd(), "the bit is pending");
+        assert!(own.signals().drain());
+        assert!(own.arm_socket(), "the bit is pending");
     }
 
     #[test]
     fn foreign_memory_is_refused() {
         let mark = ForkMark::get().expect("a page is there");
         let short = create_sealed("test", 8192).expect("memory is there");
-        let eventfd = OwnedFd::from(EventFd::new().expect("a descriptor is left"));
-        assert!(PeerDoorbell::open(1, short, eventfd, mark).is_err());
+        let socket = OwnedFd::from(signal_pair().expect("descriptors are left").1);
+        assert!(PeerDoorbell::open(1, short, socket, mark).is_err());
     }
 }

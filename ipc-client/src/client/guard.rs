@@ -3,14 +3,13 @@
 use super::consumer::Consumer;
 use super::error::ReceiveError;
 use crate::layout::metadata::{Metadata, MetadataError};
-use crate::ring::{self, Taken};
+use crate::ring::{Taken, View};
 use crate::sys::fork::ForkMark;
 
 /// A message in shared memory, held for as long as this view of it lives.
 #[derive(Debug, Clone, Copy)]
 pub struct Message<'a> {
-    pub(super) ring: &'a ring::Consumer,
-    pub(super) taken: &'a Taken,
+    pub(super) view: View<'a>,
     pub(super) mark: ForkMark,
 }
 
@@ -27,57 +26,64 @@ pub enum ReadMetadataError {
 }
 
 impl<'a> Message<'a> {
+    #[inline]
     fn check(&self) -> Result<(), ReceiveError> {
         if self.mark.is_forked() { Err(ReceiveError::UsedAfterFork) } else { Ok(()) }
     }
 
     /// Payload bytes.
     #[must_use]
+    #[inline]
     #[allow(clippy::len_without_is_empty)] // a message without payload is no empty container
     pub fn len(&self) -> usize {
-        self.taken.length()
+        self.view.taken().length()
     }
 
     /// Position of the message in its queue: grows from message to message, not always by one.
     #[must_use]
+    #[inline]
     pub fn sequence(&self) -> u64 {
-        self.taken.sequence()
+        self.view.taken().sequence()
     }
 
     /// Whether a consumer that died may have seen this message before.
     #[must_use]
+    #[inline]
     pub fn redelivered(&self) -> bool {
-        self.taken.redelivered()
+        self.view.taken().redelivered()
     }
 
     /// Replaces the contents of `buffer` with the payload; returns its length in bytes.
     ///
     /// # Errors
     /// [`ReceiveError::UsedAfterFork`] in a forked child.
+    #[inline]
     pub fn copy_to(&self, buffer: &mut Vec<u8>) -> Result<usize, ReceiveError> {
         self.check()?;
-        let length = self.taken.length();
+        let length = self.view.taken().length();
         // Only what the buffer grows by is filled with zeros first.
         buffer.resize(length, 0);
-        Ok(self.ring.read(self.taken, 0, buffer))
+        Ok(self.view.read(0, buffer))
     }
 
     /// Copies payload bytes from `offset` on; returns how many, fewer than asked for at the end of the payload.
     ///
     /// # Errors
     /// [`ReceiveError::UsedAfterFork`] in a forked child.
+    #[inline]
     pub fn read_at(&self, offset: usize, into: &mut [u8]) -> Result<usize, ReceiveError> {
         self.check()?;
-        Ok(self.ring.read(self.taken, offset, into))
+        Ok(self.view.read(offset, into))
     }
 
     /// Address of the payload if the message lies in one slot; `None` if it does not, or after fork.
     #[must_use]
+    #[inline]
     pub fn as_ptr(&self) -> Option<*const u8> {
         if self.mark.is_forked() {
             return None;
         }
-        self.ring.payload_ptr(self.taken)
+        self.view.payload_ptr()
     }
 
     /// The payload in place if the message lies in one slot; `None` if it does not, or after fork.
@@ -86,11 +92,12 @@ impl<'a> Message<'a> {
     /// No other process may write to these bytes while the slice exists. Members of the queue that follow the protocol
     /// do not; on an mpmc queue any member, on an spsc queue the producer, could break it.
     #[must_use]
+    #[inline]
     pub unsafe fn as_slice(&self) -> Option<&'a [u8]> {
         let start = self.as_ptr()?;
         // SAFETY: the payload lies in one mapped slot that is held while `'a` lasts; that nobody writes to it is the
         // caller's promise.
-        Some(unsafe { std::slice::from_raw_parts(start, self.taken.length()) })
+        Some(unsafe { std::slice::from_raw_parts(start, self.view.taken().length()) })
     }
 
     /// The metadata in front of the payload.
@@ -101,13 +108,13 @@ impl<'a> Message<'a> {
         if self.mark.is_forked() {
             return Err(ReadMetadataError::UsedAfterFork);
         }
-        let length = self.taken.metadata_length();
+        let length = self.view.taken().metadata_length();
         if length == 0 {
             return Ok(Metadata::default());
         }
         // Copied before it is looked at: the producer could change it meanwhile.
         let mut bytes = vec![0; length];
-        let copied = self.ring.read_metadata(self.taken, &mut bytes);
+        let copied = self.view.read_metadata(&mut bytes);
         Ok(Metadata::decode(&bytes[..copied])?)
     }
 }

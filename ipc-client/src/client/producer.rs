@@ -28,6 +28,9 @@ use crate::wait::WaitPolicy;
 /// All of them return [`SendError::Closed`] when the queue was deleted or its daemon stopped,
 /// [`SendError::TooLarge`] for what can never fit, [`SendError::PeerFault`] when another member damaged the queue, and
 /// [`SendError::UsedAfterFork`] in a forked child.
+///
+/// A daemon that stops, or is killed in one of its two processes, says so itself. If both are killed together, a producer
+/// notices when it has to wait for room. One that always finds room does not: see [`Self::check_connection`].
 #[derive(Debug)]
 pub struct Producer {
     // Before the attachment, which owns the mappings: fields are dropped in this order.
@@ -72,7 +75,7 @@ impl Producer {
     ///
     /// # Errors
     /// [`SendError::Closed`] when it does not: what is sent from now on reaches nobody who attaches.
-    #[doc(hidden)]
+    /// [`SendError::UsedAfterFork`] in a forked child.
     pub fn check_connection(&mut self) -> Result<(), SendError> {
         if self.attachment.is_forked() {
             return Err(SendError::UsedAfterFork);

@@ -214,9 +214,9 @@ impl Selector {
     /// # Errors
     /// [`ClientError::UsedAfterFork`] in a forked child.
     pub fn arm(&mut self) -> Result<bool, ClientError> {
-        self.bell.own().eventfd().drain();
+        self.bell.own().signals().drain();
         let ready = self.look()?;
-        if !ready.is_empty() || self.bell.own().arm_eventfd() {
+        if !ready.is_empty() || self.bell.own().arm_socket() {
             self.bell.own().awake();
             return Ok(true);
         }
@@ -317,10 +317,10 @@ impl Selector {
 }
 
 impl AsFd for Selector {
-    /// An eventfd that becomes readable when a queue may be ready, after [`Selector::arm`] returned `false`. Only to be
+    /// A descriptor that becomes readable when a queue may be ready, after [`Selector::arm`] returned `false`. Only to be
     /// waited for: the selector reads it.
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.bell.own().eventfd().as_fd()
+        self.bell.own().signals().as_fd()
     }
 }
 

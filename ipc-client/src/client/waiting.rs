@@ -27,42 +27,33 @@ pub(crate) trait Side {
     fn more(&mut self) -> bool;
 }
 
-impl Side for ring::Producer {
-    fn position(&self) -> u64 {
-        Self::position(self)
-    }
-    fn own_park(&self) -> &Park {
-        Self::own_park(self)
-    }
-    fn line(&self) -> &HandleLine {
-        Self::line(self)
-    }
-    fn handle(&self) -> u8 {
-        Self::handle(self)
-    }
-    fn more(&mut self) -> bool {
-        // Whoever frees a slot wakes all producers.
-        false
-    }
+/// Both ends of a ring have the same methods; only what `more` means differs.
+macro_rules! side {
+    ($end:ty, |$ring:ident| $more:expr) => {
+        impl Side for $end {
+            fn position(&self) -> u64 {
+                Self::position(self)
+            }
+            fn own_park(&self) -> &Park {
+                Self::own_park(self)
+            }
+            fn line(&self) -> &HandleLine {
+                Self::line(self)
+            }
+            fn handle(&self) -> u8 {
+                Self::handle(self)
+            }
+            fn more(&mut self) -> bool {
+                let $ring = self;
+                $more
+            }
+        }
+    };
 }
 
-impl Side for ring::Consumer {
-    fn position(&self) -> u64 {
-        Self::position(self)
-    }
-    fn own_park(&self) -> &Park {
-        Self::own_park(self)
-    }
-    fn line(&self) -> &HandleLine {
-        Self::line(self)
-    }
-    fn handle(&self) -> u8 {
-        Self::handle(self)
-    }
-    fn more(&mut self) -> bool {
-        self.has_message()
-    }
-}
+// Whoever frees a slot wakes all producers.
+side!(ring::Producer, |_ring| false);
+side!(ring::Consumer, |ring| ring.has_message());
 
 /// Why a wait ended without a result of the ring.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -10,6 +10,8 @@ pub struct Geometry {
     slot_size: u32,
     max_message: u32,
     claim_slots_max: u32,
+    /// Slots less one: reduces a position to a slot.
+    slot_mask: u64,
 }
 
 /// Why a geometry was refused. The texts say what to change.
@@ -86,7 +88,9 @@ impl Geometry {
         }
         let slots_log2 = slots.trailing_zeros();
         let claim_slots_max = (slots / 4).min(Word::N_MAX);
-        let mut geometry = Self { slots_log2, slot_size, max_message: 0, claim_slots_max };
+        let slot_mask = u64::from(slots) - 1;
+        let mut geometry =
+            Self { slots_log2, slot_size, max_message: 0, claim_slots_max, slot_mask };
         let limit = geometry.body_bytes(geometry.claim_slots_max());
         let max_message = max_message.unwrap_or_else(|| Self::MAX_MESSAGE_DEFAULT.min(limit));
         if max_message > limit {
@@ -99,13 +103,14 @@ impl Geometry {
     /// A ring too small for a queue and small enough for a model checker, with one-line slots.
     #[cfg(loom)]
     pub fn for_models(slots_log2: u32, claim_slots_max: u32) -> Self {
-        Self { slots_log2, slot_size: 64, max_message: 1024, claim_slots_max }
+        let slot_mask = (1 << slots_log2) - 1;
+        Self { slots_log2, slot_size: 64, max_message: 1024, claim_slots_max, slot_mask }
     }
 
     /// Slots in the ring.
     #[inline]
     pub const fn slots(&self) -> u64 {
-        1 << self.slots_log2
+        self.slot_mask + 1
     }
 
     /// Bytes per slot.
@@ -136,7 +141,7 @@ impl Geometry {
     #[inline]
     #[allow(clippy::cast_possible_truncation)] // below RING_BYTES_MAX, and usize has 64 bits on every target
     pub const fn slot_offset(&self, position: u64) -> usize {
-        (position & (self.slots() - 1)) as usize * self.slot_size as usize
+        (position & self.slot_mask) as usize * self.slot_size as usize
     }
 
     /// Body bytes (metadata and payload) that fit the first slot.

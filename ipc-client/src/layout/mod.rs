@@ -141,8 +141,8 @@ pub mod doorbell {
     pub const MODE_AWAKE: u32 = 0;
     /// [`MODE`]: its owner sleeps on the event word.
     pub const MODE_FUTEX: u32 = 1;
-    /// [`MODE`]: its owner waits for its eventfd.
-    pub const MODE_EVENTFD: u32 = 2;
+    /// [`MODE`]: its owner waits for its socket.
+    pub const MODE_SOCKET: u32 = 2;
 }
 
 /// Offsets in a slot and the flags of a message.

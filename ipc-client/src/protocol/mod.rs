@@ -87,12 +87,14 @@ pub enum Request {
         /// At most so many; 0 for all.
         count: u64,
     },
-    /// Gives a handle back. It holds no slot any more. Reply: [`Reply::Done`].
+    /// Gives a handle back: its process has unmapped the ring. Slots that the handle still owns are repaired as after a
+    /// death. Reply: [`Reply::Done`].
     Detach {
         /// Which.
         handle: HandleKey,
     },
-    /// Registers the doorbell of the process: two descriptors come along, the doorbell's memfd and its eventfd.
+    /// Registers the doorbell of the process: two descriptors come along, the doorbell's memfd and the shared end
+    /// of its socket pair.
     /// Reply: [`Reply::Doorbell`].
     RegisterDoorbell,
     /// Lets those who publish to this queue ring that doorbell of the same session. Reply: [`Reply::Done`].
@@ -103,7 +105,7 @@ pub enum Request {
         doorbell: u32,
     },
     /// The descriptors of a doorbell that is bound to a consumer of a queue on which the caller has a handle.
-    /// Reply: [`Reply::Doorbell`] with the memfd and the eventfd.
+    /// Reply: [`Reply::Doorbell`] with the memfd and the socket.
     FetchDoorbell {
         /// Queue.
         queue: u64,
@@ -124,6 +126,11 @@ pub enum Request {
     Upgrade {
         /// Absolute path or empty.
         binary: String,
+    },
+    /// Gives a doorbell of this session back; handles that are bound to it ring no more. Reply: [`Reply::Done`].
+    ReleaseDoorbell {
+        /// From [`Reply::Doorbell`].
+        doorbell: u32,
     },
 }
 

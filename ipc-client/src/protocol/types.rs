@@ -139,11 +139,11 @@ pub struct QueueInfo {
     pub producers: u32,
     /// Consumer handles attached.
     pub consumers: u32,
-    /// Deaths repaired.
+    /// Handles repaired: their process died, or gave them back with slots in hand.
     pub repairs: u64,
-    /// Claims of dead producers that were discarded.
+    /// Claims of such producers that were discarded.
     pub tombstones: u64,
-    /// Messages of dead consumers that were given out again.
+    /// Messages of such consumers that were given out again.
     pub returned: u64,
     /// Brokered queues only.
     pub brokered: Option<BrokeredInfo>,

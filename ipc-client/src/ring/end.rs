@@ -1,7 +1,9 @@
 //! What the two kinds of rings do differently, and what both call a claim.
 
+use super::consumer::Taken;
 use super::error::{TryReceiveError, TrySendError};
 use super::slots::Slots;
+use crate::layout::Word;
 
 /// A stretch of slots that a handle owns.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -19,8 +21,10 @@ pub(super) trait SendEnd {
     fn prepare_long(&self);
     /// Claims `n` slots, 1 to a quarter of the ring.
     fn claim(&mut self, n: u32) -> Result<Claim, TrySendError>;
-    /// Publishes one message that lies within a claim; of a batch the first message comes last.
-    fn publish(&mut self, position: u64, n: u32);
+    /// The word that publishes a message at this position, which lies within a claim; of a batch the first comes last.
+    fn published(&self, position: u64, n: u32) -> Word;
+    /// Another batch like this one will probably come soon.
+    fn prepare_next(&self, _claim: Claim) {}
     /// All messages of the claim are published.
     fn finish(&mut self, claim: Claim);
     /// Gives a claim up.
@@ -34,6 +38,10 @@ pub(super) trait ReceiveEnd {
     fn slots(&self) -> &Slots;
     /// Takes the next message; and whether a consumer that died may have seen it.
     fn take(&mut self) -> Result<(Claim, bool), TryReceiveError>;
+    /// Takes, shows and gives back messages as long as that goes quickly: at most `max` of them; how many.
+    fn visit_quickly(&mut self, _max: usize, _show: &mut impl Show) -> usize {
+        0
+    }
     /// Whether a take would probably not answer `Empty`: a message, a tombstone to free, or a violation.
     fn has_message(&self) -> bool;
     /// The header of a taken message was found to be right.
@@ -44,4 +52,46 @@ pub(super) trait ReceiveEnd {
     fn refuse(&mut self);
     /// Position of the next message.
     fn position(&self) -> u64;
+}
+
+/// What happens to a message between its take and its release, and after.
+pub(super) trait Show {
+    /// The message can be read until this returns.
+    fn show(&mut self, slots: &Slots, taken: &Taken);
+    /// Whether the memory may still be touched.
+    fn may_go_on(&self) -> bool;
+    /// The message was given back.
+    fn given_back(&mut self, taken: &Taken);
+}
+
+/// Shows a message and then runs `release`, also when `show` panics.
+#[inline(always)]
+pub(super) fn show_once(show: &mut impl Show, slots: &Slots, taken: Taken, release: impl FnMut()) {
+    let mut shown = Shown { show, taken, release };
+    shown.show.show(slots, &shown.taken);
+    shown.give_back();
+    core::mem::forget(shown);
+}
+
+struct Shown<'a, S: Show, R: FnMut()> {
+    show: &'a mut S,
+    taken: Taken,
+    release: R,
+}
+
+impl<S: Show, R: FnMut()> Shown<'_, S, R> {
+    #[inline(always)]
+    fn give_back(&mut self) {
+        if self.show.may_go_on() {
+            (self.release)();
+            self.show.given_back(&self.taken);
+        }
+    }
+}
+
+/// For panics alone.
+impl<S: Show, R: FnMut()> Drop for Shown<'_, S, R> {
+    fn drop(&mut self) {
+        self.give_back();
+    }
 }

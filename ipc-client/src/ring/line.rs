@@ -25,13 +25,30 @@ pub struct LineSnapshot {
     pub waiting_since_ns: u64,
 }
 
+/// What passed through a handle, in private memory.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Counters {
+    messages: u64,
+    payload_bytes: u64,
+}
+
+impl Counters {
+    /// Counts, and tells it in the handle's line.
+    #[inline(always)]
+    pub(super) fn count(&mut self, line: &HandleLine, messages: u64, payload_bytes: u64) {
+        self.messages += messages;
+        self.payload_bytes += payload_bytes;
+        line.set_counters(*self);
+    }
+}
+
 impl HandleLine {
     pub(super) fn new(region: &Region, offset: usize) -> Self {
         assert!(offset.is_multiple_of(8) && offset + handle_line::BYTES <= region.len());
         Self { region: region.clone(), offset }
     }
 
-    #[inline]
+    #[inline(always)]
     fn set(&self, field: usize, value: u64) {
         // SAFETY: the fields of a line are multiples of eight below its length, and `new` found the line in the region.
         unsafe { self.region.u64_at_unchecked(self.offset + field) }
@@ -49,10 +66,11 @@ impl HandleLine {
         }
     }
 
-    #[inline]
-    pub(super) fn set_counters(&self, messages: u64, payload_bytes: u64) {
-        self.set(handle_line::MESSAGES, messages);
-        self.set(handle_line::PAYLOAD_BYTES, payload_bytes);
+    /// Tells the counters.
+    #[inline(always)]
+    pub(super) fn set_counters(&self, counters: Counters) {
+        self.set(handle_line::MESSAGES, counters.messages);
+        self.set(handle_line::PAYLOAD_BYTES, counters.payload_bytes);
     }
 
     /// The handle waits at this position since this time (`CLOCK_MONOTONIC` nanoseconds, not zero).

@@ -9,6 +9,7 @@ mod copy;
 mod end;
 mod error;
 mod line;
+mod look;
 mod mpmc;
 pub mod park;
 mod producer;
@@ -17,7 +18,7 @@ pub mod repair;
 mod slots;
 mod spsc;
 
-pub use consumer::{Consumer, Taken};
+pub use consumer::{Consumer, Taken, View, Visit};
 pub use error::{Closed, Fault, Invariant, TryReceiveError, TrySendError};
 pub use line::{HandleLine, LineSnapshot};
 pub use park::{Kernel, Park, sleep_once, wake_sleepers};

@@ -28,6 +28,7 @@
 
 use super::end::{Claim, ReceiveEnd, SendEnd};
 use super::error::{Fault, Invariant, TryReceiveError, TrySendError};
+use super::look::end_look;
 use super::region::Region;
 use super::slots::Slots;
 use crate::layout::{Geometry, State, Word, mpmc};
@@ -91,9 +92,8 @@ impl SendEnd for ProducerEnd {
     }
 
     #[inline(always)]
-    fn publish(&mut self, position: u64, n: u32) {
-        let lap = self.ring.slots.lap(position);
-        self.ring.slots.store(position, Word::new(lap, n, self.owner, State::Published));
+    fn published(&self, position: u64, n: u32) -> Word {
+        Word::new(self.ring.slots.lap(position), n, self.owner, State::Published)
     }
 
     #[inline(always)]
@@ -299,6 +299,7 @@ impl Ring {
             let lap = self.slots.lap(head);
             // Nobody moves the head past a slot that nobody has claimed: no second look at it is needed.
             if word == Word::free(lap) {
+                end_look();
                 self.slots.prefetch_second_line(head, false);
                 return Err(TryReceiveError::Empty);
             }

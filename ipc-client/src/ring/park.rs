@@ -96,8 +96,10 @@ impl Park {
     pub fn any_sleeper(&self) -> bool {
         // Relaxed: ordered by the barriers, see the module.
         let mut any = self.word(0).load(Ordering::Relaxed);
-        for index in 1..self.words {
-            any |= self.word(index).load(Ordering::Relaxed);
+        if self.words != 1 {
+            for index in 1..SLEEPER_WORDS {
+                any |= self.word(index).load(Ordering::Relaxed);
+            }
         }
         any != 0
     }

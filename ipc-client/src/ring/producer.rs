@@ -2,7 +2,7 @@
 
 use super::end::{Claim, SendEnd};
 use super::error::{Closed, Fault, TrySendError};
-use super::line::HandleLine;
+use super::line::{Counters, HandleLine};
 use super::park::Park;
 use super::region::Region;
 use super::slots::{Header, Slots};
@@ -23,8 +23,7 @@ pub struct Producer {
     own_park: Park,
     peer_park: Park,
     line: HandleLine,
-    messages: u64,
-    payload_bytes: u64,
+    counters: Counters,
 }
 
 #[derive(Debug)]
@@ -86,7 +85,7 @@ impl Producer {
         let own_park = memory.park(Role::Produce);
         let peer_park = memory.park(Role::Consume);
         let control = memory.control().clone();
-        Ok(Self { control, end, handle, own_park, peer_park, line, messages: 0, payload_bytes: 0 })
+        Ok(Self { control, end, handle, own_park, peer_park, line, counters: Counters::default() })
     }
 
     fn slots(&self) -> &Slots {
@@ -105,9 +104,7 @@ impl Producer {
 
     #[inline(always)]
     fn count(&mut self, messages: u64, payload_bytes: u64) {
-        self.messages += messages;
-        self.payload_bytes += payload_bytes;
-        self.line.set_counters(self.messages, self.payload_bytes);
+        self.counters.count(&self.line, messages, payload_bytes);
     }
 
     /// Sends one message, copying it. Returns its sequence: the position of its claim.
@@ -175,8 +172,9 @@ impl Producer {
         let length = length.min(reserved.capacity);
         let header = header(0, 0, length);
         with_end!(&mut self.end, end => {
-            end.slots().at(claim.position).write_header(header);
-            end.publish(claim.position, 1);
+            let slot = end.slots().at(claim.position);
+            slot.write_header(header);
+            slot.store(end.published(claim.position, 1));
             end.finish(claim);
         });
         self.count(1, length as u64);
@@ -265,11 +263,12 @@ fn send(
         end.prepare_long();
     }
     let claim = end.claim(n)?;
+    let published = end.published(claim.position, n);
     if planted(Canary::PublishBeforeCopy) {
-        end.publish(claim.position, n);
+        end.slots().store(claim.position, published);
     }
     write_message(end.slots(), claim.position, header, metadata, payload);
-    end.publish(claim.position, n);
+    end.slots().store(claim.position, published);
     end.finish(claim);
     Ok(claim.position)
 }
@@ -295,39 +294,71 @@ fn write_message(slots: &Slots, position: u64, header: u64, metadata: &[u8], pay
 #[inline(always)]
 fn send_batch(end: &mut impl SendEnd, payloads: &[&[u8]]) -> Result<(u64, u64), TrySendError> {
     let geometry = end.slots().geometry;
-    let mut total = 0u64;
-    let mut payload_bytes = 0;
+    let (mut longest, mut payload_bytes) = (0, 0);
     for payload in payloads {
-        total += u64::from(slots_for(&geometry, 0, payload.len())?);
-        payload_bytes += payload.len() as u64;
+        longest = payload.len().max(longest);
+        payload_bytes += payload.len();
     }
-    let n = match u32::try_from(total) {
+    let n = if longest <= geometry.first_body_bytes().min(geometry.max_message()) {
+        payloads.len() as u64
+    } else {
+        slots_for_batch(&geometry, payloads)?
+    };
+    let n = match u32::try_from(n) {
         Ok(n) if n <= geometry.claim_slots_max() => n,
         _ => {
-            let length = payloads.iter().map(|payload| payload.len()).sum();
             let max = geometry.body_bytes(geometry.claim_slots_max()) as usize;
-            return Err(TrySendError::TooLarge { length, max });
+            return Err(TrySendError::TooLarge { length: payload_bytes, max });
         }
     };
     let claim = end.claim(n)?;
-    // The bytes upwards, as the processor's prefetchers like it, but the first message last (see `write_message`) ...
-    let write = |position: u64, payload: &[u8]| {
-        write_message(end.slots(), position, header(0, 0, payload.len()), &[], payload);
-    };
-    let mut position = claim.position;
-    for (nth, payload) in payloads.iter().enumerate() {
-        if nth > 0 {
-            write(position, payload);
-        }
-        position = position.wrapping_add(geometry.slots_for(payload.len()));
-    }
-    write(claim.position, payloads[0]);
-    // ... the words from the last to the first: the first one makes the whole batch visible.
-    for payload in payloads.iter().rev() {
-        let n = geometry.slots_for(payload.len());
-        position = position.wrapping_sub(n);
-        end.publish(position, u32::try_from(n).unwrap_or(u32::MAX));
+    if n as usize == payloads.len() {
+        write_singles(end, claim.position, payloads);
+        end.prepare_next(claim);
+    } else {
+        write_batch(end, claim.position, payloads);
     }
     end.finish(claim);
-    Ok((claim.position, payload_bytes))
+    Ok((claim.position, payload_bytes as u64))
+}
+
+#[inline(never)]
+fn slots_for_batch(geometry: &Geometry, payloads: &[&[u8]]) -> Result<u64, TrySendError> {
+    payloads
+        .iter()
+        .try_fold(0, |total, payload| Ok(total + u64::from(slots_for(geometry, 0, payload.len())?)))
+}
+
+/// A batch of messages that take a slot each. The first comes last: nobody looks at the others before its word is there, and
+/// its line, on which a consumer may wait, is pulled away but once.
+#[inline(always)]
+fn write_singles(end: &mut impl SendEnd, first: u64, payloads: &[&[u8]]) {
+    let slots = end.slots();
+    let mut position = first.wrapping_add(1);
+    let mut rest = &payloads[1..];
+    while !rest.is_empty() {
+        let (run, behind) = rest.split_at(slots.until_wrap(position).min(rest.len()));
+        slots.write_run(position, end.published(position, 1), run);
+        position = position.wrapping_add(run.len() as u64);
+        rest = behind;
+    }
+    slots.write_run(first, end.published(first, 1), &payloads[..1]);
+}
+
+/// A batch in which some message takes more than a slot; otherwise as [`write_singles`].
+#[inline(never)]
+fn write_batch(end: &mut impl SendEnd, first: u64, payloads: &[&[u8]]) {
+    let slots = end.slots();
+    let slots_of = |payload: &[u8]| slots.geometry.slots_for(payload.len());
+    let write = |position: u64, payload: &[u8]| {
+        write_message(slots, position, header(0, 0, payload.len()), &[], payload);
+        let n = u32::try_from(slots_of(payload)).unwrap_or(u32::MAX);
+        slots.store(position, end.published(position, n));
+    };
+    let mut position = first;
+    for pair in payloads.windows(2) {
+        position = position.wrapping_add(slots_of(pair[0]));
+        write(position, pair[1]);
+    }
+    write(first, payloads[0]);
 }

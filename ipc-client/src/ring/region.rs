@@ -9,7 +9,7 @@ pub use modelled::Region;
 mod mapped {
     use core::ptr::NonNull;
 
-    use crate::ring::copy::copy;
+    use crate::ring::copy::{copy_in, copy_out};
     use crate::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
     /// A region of shared memory. It owns nothing: whoever keeps the mapping keeps it mapped longer than this.
@@ -115,7 +115,7 @@ mod mapped {
             #[cfg(feature = "steps")]
             crate::sync::step::tick();
             // SAFETY: in bounds on both sides; private and shared memory do not overlap.
-            unsafe { copy(bytes.as_ptr(), self.base.as_ptr().add(offset), bytes.len()) };
+            unsafe { copy_in(bytes.as_ptr(), self.base.as_ptr().add(offset), bytes.len()) };
         }
 
         /// Copies bytes of the region into private memory.
@@ -125,7 +125,7 @@ mod mapped {
             #[cfg(feature = "steps")]
             crate::sync::step::tick();
             // SAFETY: in bounds on both sides; private and shared memory do not overlap.
-            unsafe { copy(self.base.as_ptr().add(offset), into.as_mut_ptr(), into.len()) };
+            unsafe { copy_out(self.base.as_ptr().add(offset), into.as_mut_ptr(), into.len()) };
         }
 
         /// Writes eight bytes of a message. Ordered by the slot's word, not by itself.

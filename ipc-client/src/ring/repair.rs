@@ -31,7 +31,7 @@ use super::region::Region;
 use super::slots::Slots;
 use super::{RingMemory, spsc};
 use crate::layout::{
-    Geometry, HANDLE_DAEMON, LAYOUT_VERSION, MAGIC, State, Word, control, mpmc, spsc_page,
+    Geometry, HANDLE_DAEMON, HANDLES, LAYOUT_VERSION, MAGIC, State, Word, control, mpmc, spsc_page,
 };
 use crate::protocol::{Kind, Role};
 use crate::sync::atomic::Ordering;
@@ -65,32 +65,71 @@ pub fn dead_handle(
     handle: u8,
     role: Role,
 ) -> Result<Report, Fault> {
+    dead_handles(memory, geometry, &[(handle, role)])
+}
+
+/// The same for several handles of a queue, in one pass over an mpmc ring however many they are.
+pub fn dead_handles(
+    memory: &RingMemory,
+    geometry: &Geometry,
+    handles: &[(u8, Role)],
+) -> Result<Report, Fault> {
     let report = match memory {
-        RingMemory::Mpmc { ring, .. } => repair_mpmc(&Ring::new(ring, *geometry)?, handle)?,
-        RingMemory::Spsc { slots, producer, consumer, .. } => match role {
-            Role::Produce => repair_spsc_producer(slots, producer, consumer, *geometry)?,
-            Role::Consume => repair_spsc_consumer(producer, consumer, geometry)?,
-        },
+        RingMemory::Mpmc { ring, .. } => {
+            let owners = Owners::of(handles.iter().map(|(handle, _)| *handle));
+            repair_mpmc(&Ring::new(ring, *geometry)?, &owners)?
+        }
+        RingMemory::Spsc { slots, producer, consumer, .. } => {
+            let mut sum = Report::default();
+            for (_, role) in handles {
+                let one = match role {
+                    Role::Produce => repair_spsc_producer(slots, producer, consumer, *geometry)?,
+                    Role::Consume => repair_spsc_consumer(producer, consumer, geometry)?,
+                };
+                sum.tombstones += one.tombstones;
+                sum.returned += one.returned;
+            }
+            sum
+        }
     };
-    memory.park(role).retract(handle);
-    memory.line(role, handle).clear();
+    for (handle, role) in handles {
+        memory.park(*role).retract(*handle);
+        memory.line(*role, *handle).clear();
+    }
     let count = |field: usize, by: u32| {
         // Relaxed: counters for people; the daemon is their only writer.
         memory.control().u64_at(field).fetch_add(u64::from(by), Ordering::Relaxed);
     };
-    count(control::REPAIRS, 1);
+    count(control::REPAIRS, u32::try_from(handles.len()).unwrap_or(u32::MAX));
     count(control::TOMBSTONES, report.tombstones);
     count(control::RETURNED, report.returned);
     Ok(report)
 }
 
-fn repair_mpmc(ring: &Ring, handle: u8) -> Result<Report, Fault> {
+/// A set of handle indexes.
+struct Owners([u64; HANDLES / 64]);
+
+impl Owners {
+    fn of(handles: impl Iterator<Item = u8>) -> Self {
+        let mut set = [0; HANDLES / 64];
+        for handle in handles {
+            set[usize::from(handle / 64)] |= 1 << (handle % 64);
+        }
+        Self(set)
+    }
+
+    fn contains(&self, handle: u8) -> bool {
+        self.0[usize::from(handle / 64)] >> (handle % 64) & 1 == 1
+    }
+}
+
+fn repair_mpmc(ring: &Ring, owners: &Owners) -> Result<Report, Fault> {
     ring.help_ends()?;
     let slots = &ring.slots;
     let mut report = Report::default();
     for index in 0..slots.geometry.slots() {
         let word = slots.load(index);
-        let owned = word.owner() == handle || planted(Canary::RepairWithoutProof);
+        let owned = owners.contains(word.owner()) || planted(Canary::RepairWithoutProof);
         let Some(state @ (State::Writing | State::Held | State::Skipping)) = word.state() else {
             continue;
         };

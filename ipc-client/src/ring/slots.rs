@@ -17,7 +17,14 @@ impl Header {
     /// Body bytes in front of the payload: the metadata, padded so that the payload starts at a multiple of eight.
     #[inline(always)]
     pub(super) const fn payload_offset(metadata_length: usize) -> usize {
-        metadata_length.next_multiple_of(8)
+        (metadata_length + 7) & !7
+    }
+
+    /// Packed, for a payload without metadata whose length was bounded.
+    #[inline(always)]
+    #[allow(clippy::cast_possible_truncation)] // bounded before
+    pub(super) const fn of_payload(length: usize) -> u64 {
+        Self { length: length as u32, flags: 0, metadata_length: 0 }.pack()
     }
 
     #[inline(always)]
@@ -40,7 +47,7 @@ impl Header {
 pub(super) struct Slot<'a> {
     region: &'a Region,
     /// Within the region, as `Slots::new` found, and so are the 64 bytes behind it; a multiple of eight.
-    offset: usize,
+    pub(super) offset: usize,
 }
 
 impl Slot<'_> {
@@ -78,8 +85,9 @@ impl Slot<'_> {
         unsafe { self.region.write_cell(self.offset + slot::HEADER, packed) };
     }
 
+    /// Reads the packed header once. Ordered by the word.
     #[inline(always)]
-    fn read_header(&self) -> u64 {
+    pub(super) fn read_header(&self) -> u64 {
         // SAFETY: see `offset`: a slot has at least 64 bytes.
         unsafe { self.region.read_cell(self.offset + slot::HEADER) }
     }
@@ -163,18 +171,67 @@ impl Slots {
         Ok(n)
     }
 
-    /// Reads the header once and bounds it: the body needs exactly the `n` slots of its claim.
+    /// Reads the header of the message in `slot` once and bounds it: the body needs exactly the `n` slots of its claim.
     #[inline(always)]
-    pub(super) fn read_header(&self, position: u64, n: u32) -> Result<Header, Fault> {
-        let value = self.at(position).read_header();
+    pub(super) fn read_header(
+        &self,
+        slot: Slot<'_>,
+        position: u64,
+        n: u32,
+    ) -> Result<Header, Fault> {
+        let value = slot.read_header();
         let header = Header::unpack(value);
         let body = Header::payload_offset(header.metadata_length as usize) + header.length as usize;
-        if header.length as usize > self.geometry.max_message()
-            || self.geometry.slots_for(body) != u64::from(n)
-        {
-            return Err(Fault { invariant: Invariant::MessageLength, position, value });
+        if header.length as usize <= self.geometry.max_message() {
+            let one = body <= self.geometry.first_body_bytes();
+            if if one { n == 1 } else { self.fills_slots(body, n) } {
+                return Ok(header);
+            }
         }
-        Ok(header)
+        Err(Fault { invariant: Invariant::MessageLength, position, value })
+    }
+
+    /// Whether a body needs this many slots. Out of line: it divides.
+    #[inline(never)]
+    fn fills_slots(&self, body: usize, n: u32) -> bool {
+        self.geometry.slots_for(body) == u64::from(n)
+    }
+
+    /// Asks for the lines of `n` slots from this position on, to write them, as far as they come before the end of the ring.
+    #[inline(always)]
+    pub(super) fn prefetch_run(&self, position: u64, n: usize) {
+        let size = self.geometry.slot_size();
+        let start = self.offset(position);
+        let end = start + self.until_wrap(position).min(n) * size;
+        for line in (start..end).step_by(64) {
+            self.region.prefetch(line, true);
+        }
+    }
+
+    /// Slots from this position on up to the end of the ring.
+    #[inline(always)]
+    pub(super) fn until_wrap(&self, position: u64) -> usize {
+        let slots = self.geometry.slots();
+        usize::try_from(slots - (position & (slots - 1))).unwrap_or(usize::MAX)
+    }
+
+    /// Writes messages that take one slot each into slots that follow each other, and the same word into each slot.
+    #[inline(always)]
+    pub(super) fn write_run(&self, position: u64, word: Word, payloads: &[&[u8]]) {
+        let region = self.region.clone();
+        let mut slot = Slot { region: &region, offset: self.offset(position) };
+        for payload in payloads {
+            region.copy_in(slot.offset + slot::BODY, payload);
+            slot.write_header(Header::of_payload(payload.len()));
+            slot.store(word);
+            slot.offset += self.geometry.slot_size();
+        }
+    }
+
+    /// Reads part of a body that lies in this slot.
+    #[inline(always)]
+    pub(super) fn read_single(&self, slot: usize, offset: usize, into: &mut [u8]) {
+        self.region.copy_out(slot + slot::BODY + offset, into);
     }
 
     /// Writes part of a body that starts in the slot of `position`.
@@ -243,6 +300,9 @@ impl Slots {
     /// free may rely on all of them. Only the owner of the first word may call this.
     #[inline(always)]
     pub(super) fn free(&self, position: u64, n: u32) {
+        if n == 1 {
+            return self.store(position, self.free_word(position, 1));
+        }
         for behind in (0..u64::from(n)).rev() {
             let at = position.wrapping_add(behind);
             self.store(at, self.free_word(at, 1));

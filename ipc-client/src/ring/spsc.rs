@@ -22,12 +22,15 @@
 //!   (repair resets the words).
 //! - A message before `taken` and not before `position` may have been seen by a consumer that died.
 
-use super::end::{Claim, ReceiveEnd, SendEnd};
+use super::consumer::Taken;
+use super::end::{Claim, ReceiveEnd, SendEnd, Show, show_once};
 use super::error::{Fault, Invariant, TryReceiveError, TrySendError};
+use super::look::end_look;
 use super::region::Region;
 use super::slots::Slots;
 use crate::layout::{Geometry, State, Word, spsc_page};
 use crate::sync::atomic::{AtomicU64, Ordering, compiler_fence};
+use crate::sync::canary::{Canary, planted};
 
 /// The producer's end.
 #[derive(Debug)]
@@ -67,6 +70,22 @@ fn field(page: &Region, offset: usize) -> &AtomicU64 {
     unsafe { page.u64_at_unchecked(offset) }
 }
 
+/// Before the bytes of a message that ends here are looked at.
+#[inline(always)]
+fn take_note(own: &Region, end: u64) {
+    // Relaxed: read only after this process is dead. The fence keeps the compiler from moving reads of the payload
+    // before it; the processor's order does not matter to those who look after the death.
+    field(own, spsc_page::TAKEN).store(end, Ordering::Relaxed);
+    compiler_fence(Ordering::SeqCst);
+}
+
+/// All slots before this position are the producer's again.
+#[inline(always)]
+fn give_back(own: &Region, end: u64) {
+    // Release: partner of `position`, the reads of the message come before.
+    field(own, spsc_page::POSITION).store(end, Ordering::Release);
+}
+
 /// Both pages are there in full.
 pub(super) fn check_pages(producer: &Region, consumer: &Region) -> Result<(), Fault> {
     let length = producer.len().min(consumer.len());
@@ -76,6 +95,12 @@ pub(super) fn check_pages(producer: &Region, consumer: &Region) -> Result<(), Fa
     }
     Ok(())
 }
+
+/// How many batches lie between one and the one whose lines it asks for.
+const PREPARED_AHEAD: u64 = 2;
+
+/// Bytes of lines that are asked for at a time: the processor keeps track of a few dozen lines.
+const PREPARED_BYTES_MAX: usize = 4096;
 
 /// No ring ever comes this far; below it positions can be counted on without overflow.
 const POSITION_MAX: u64 = 1 << 62;
@@ -146,8 +171,20 @@ impl SendEnd for ProducerEnd {
     }
 
     #[inline(always)]
-    fn publish(&mut self, position: u64, n: u32) {
-        self.slots.store(position, Word::new(self.slots.lap(position), n, 0, State::Published));
+    fn published(&self, position: u64, n: u32) -> Word {
+        Word::new(self.slots.lap(position), n, 0, State::Published)
+    }
+
+    /// Stores wait for their lines one after the other, so that the lines of a later batch are best on their way before it is
+    /// written. Only what the consumer is known to have done with is asked for, and no more than fits beside the rest.
+    #[inline(always)]
+    fn prepare_next(&self, claim: Claim) {
+        let n = u64::from(claim.n);
+        let from = claim.position + PREPARED_AHEAD * n;
+        let few = claim.n as usize * self.slots.geometry.slot_size() <= PREPARED_BYTES_MAX;
+        if few && from + n - self.head <= self.slots.geometry.slots() {
+            self.slots.prefetch_run(from, claim.n as usize);
+        }
     }
 
     #[inline(always)]
@@ -218,6 +255,7 @@ impl ReceiveEnd for ConsumerEnd {
             return Ok((Claim { position, n: 1 }, redelivered));
         }
         if word == Word::new(lap.wrapping_sub(1), 1, 0, State::Published) {
+            end_look();
             self.slots.prefetch_second_line(position, false);
             return Err(TryReceiveError::Empty);
         }
@@ -225,6 +263,48 @@ impl ReceiveEnd for ConsumerEnd {
         self.slots.prefetch_second_line(position, false);
         let claim = Claim { position, n: self.take_other(position, word)? };
         Ok((claim, redelivered))
+    }
+
+    /// Messages in one slot each, without metadata. What [`Self::take`] and its like compute for each message is carried
+    /// along here; whatever is not that simple ends it.
+    #[inline(always)]
+    fn visit_quickly(&mut self, max: usize, show: &mut impl Show) -> usize {
+        if planted(Canary::ReleaseBeforeCopy) {
+            return 0;
+        }
+        let (slots, own) = (self.slots.clone(), self.own.clone());
+        let size = slots.geometry.slot_size();
+        let longest = slots.geometry.first_body_bytes().min(slots.geometry.max_message()) as u64;
+        let mut position = self.next;
+        let mut count = 0;
+        while count < max {
+            let published = Word::new(slots.lap(position), 1, 0, State::Published);
+            let end = position + slots.until_wrap(position).min(max - count) as u64;
+            let mut slot = slots.at(position);
+            while position < end {
+                if slot.load() != published {
+                    return count;
+                }
+                let header = slot.read_header();
+                if header > longest {
+                    return count;
+                }
+                #[allow(clippy::cast_possible_truncation)] // a length and nothing else
+                let length = header as u32;
+                let redelivered = position < self.redelivered_before;
+                let taken = Taken::single(position, slot.offset, length, redelivered);
+                position += 1;
+                self.next = position;
+                take_note(&own, position);
+                show_once(show, &slots, taken, || give_back(&own, position));
+                count += 1;
+                if !show.may_go_on() {
+                    return count;
+                }
+                slot.offset += size;
+            }
+        }
+        count
     }
 
     fn has_message(&self) -> bool {
@@ -235,17 +315,12 @@ impl ReceiveEnd for ConsumerEnd {
     #[inline(always)]
     fn accept(&mut self, claim: Claim) {
         self.next = claim.position + u64::from(claim.n);
-        // Relaxed: read only after this process is dead. The fence keeps the compiler from moving reads of the payload
-        // before it; the processor's order does not matter to those who look after the death.
-        field(&self.own, spsc_page::TAKEN).store(self.next, Ordering::Relaxed);
-        compiler_fence(Ordering::SeqCst);
+        take_note(&self.own, self.next);
     }
 
     #[inline(always)]
     fn release(&mut self, claim: Claim) {
-        // Release: partner of `position`, the reads of the message come before.
-        let end = claim.position + u64::from(claim.n);
-        field(&self.own, spsc_page::POSITION).store(end, Ordering::Release);
+        give_back(&self.own, claim.position + u64::from(claim.n));
     }
 
     fn refuse(&mut self) {}

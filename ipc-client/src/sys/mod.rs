@@ -2,6 +2,7 @@
 
 pub mod affinity;
 pub mod clock;
+pub mod datagram;
 pub mod eventfd;
 pub mod fork;
 pub mod futex;

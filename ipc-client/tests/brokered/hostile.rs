@@ -57,6 +57,7 @@ fn records_that_are_none_break_the_handle_off() {
             }
         }
         assert!(matches!(producer.wait_all(), Err(ConfirmError::PeerFault(_))));
+        assert!(matches!(producer.send(b"y"), Err(SendError::PeerFault(_))));
     }
 }
 

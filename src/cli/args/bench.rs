@@ -81,6 +81,9 @@ pub(crate) struct ThroughputArgs {
     /// Bytes per slot [default: the cache lines of one message]
     #[arg(long, value_name = "BYTES", value_parser = parse_size_u32)]
     pub(crate) slot_size: Option<u32>,
+    /// Measure how late each message is; costs three readings of the clock a message
+    #[arg(long)]
+    pub(crate) latency: bool,
     #[command(flatten)]
     pub(crate) format: Format,
 }

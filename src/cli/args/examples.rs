@@ -125,7 +125,8 @@ Examples:
 Two processes, pinned to two cores. Windows of the ring alternate with windows of the floor: the round trip of the \
 same number of cache lines between the same two processes, without a ring. A message of B bytes takes \
 ceil((B + 16) / 64) lines. A pair whose floor probes before and after differ by more than 10 % is dropped and counted. \
-ratio_p50 is the median over the kept pairs; rtt_ns and floor_ns are over all windows. A round trip is the time \
+ratio_p50 is the median over the kept pairs of the ring's median over the floor's, both interpolated between the ticks \
+of the clock, which may be 10 ns apart; rtt_ns and floor_ns are over all windows, as the clock showed them. A round trip is the time \
 between two sends of the same process, read from the monotonic clock once, right after each send, in the ring's \
 windows and in the floor's; nothing is subtracted. With --wait park a bare futex round trip and the membarrier in front \
 of each sleep are measured in the same run.";
@@ -134,11 +135,16 @@ pub(super) const THROUGHPUT_EXAMPLES: &str = "\
 Examples:
   ringmain bench throughput --kind spsc --size 64 --batch 16
   ringmain bench throughput --kind mpmc --producers 2 --consumers 2 --size 1KiB
+  ringmain bench throughput --kind mpmc --producers 8 --consumers 8 --latency
 
 Every word of every payload is derived from its producer and number and is compared on arrival. With one consumer each \
 number is checked against the one before; with several, every consumer checks that the numbers of each producer \
 grow, and counts and 128-bit sums of what was sent and what arrived must agree. Exits with 65 if they do not.
-\"oversubscribed\": more processes than cores; record such figures, do not compare them.";
+\"oversubscribed\": more processes than cores; record such figures, do not compare them.
+
+With --latency every message is written in place and carries two times, and the consumer reads the clock when it has \
+its copy. latency_us goes from the producer's call to the receipt, so what it waited for room counts; age_us goes from \
+the moment that it had its slot. Compare rates without --latency.";
 
 pub(super) const DEATHS_EXAMPLES: &str = "\
 Examples:

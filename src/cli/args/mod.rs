@@ -91,6 +91,9 @@ pub(crate) struct Format {
 #[derive(Debug, Args)]
 #[command(after_help = DEMO_EXAMPLES)]
 pub(crate) struct DemoArgs {
+    /// Takes the place of the one that all other commands have
+    #[arg(long, hide = true, value_name = "PATH")]
+    pub(crate) socket: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) format: Format,
     /// Records to send: one per line, plain or gzip [default: 100,000 flight records that come with ringmain]

@@ -9,6 +9,7 @@ use ringmain_client::{
 };
 use serde::{Deserialize, Serialize};
 
+use super::lateness::{self, Lateness, PackedLateness};
 use crate::cli::exit::{Failure, Outcome};
 use crate::cli::helper::Parent;
 
@@ -40,6 +41,8 @@ pub(crate) struct ProduceTask {
     pub(crate) size: usize,
     pub(crate) batch: usize,
     pub(crate) duration_ns: u64,
+    /// Each message carries its times; no batches then.
+    pub(crate) timed: bool,
     pub(crate) cpu: Option<usize>,
 }
 
@@ -61,6 +64,7 @@ pub(crate) struct ConsumeTask {
     pub(crate) alone: bool,
     pub(crate) size: usize,
     pub(crate) batch: usize,
+    pub(crate) timed: bool,
     pub(crate) cpu: Option<usize>,
 }
 
@@ -73,6 +77,8 @@ pub(crate) struct Consumed {
     pub(crate) altered: u64,
     /// When the last message had been verified.
     pub(crate) end_ns: u64,
+    /// If messages carry their times.
+    pub(crate) lateness: Option<PackedLateness>,
 }
 
 /// What came from one producer.
@@ -120,6 +126,11 @@ fn mix(number: u64) -> u64 {
     low ^ high
 }
 
+/// Word of a message with this stamp.
+pub(crate) fn word_of(stamp: u64, index: usize) -> u64 {
+    stamp ^ STEP.wrapping_mul(index as u64)
+}
+
 /// Writes a message whose every word depends on its producer and number.
 #[inline]
 fn fill(message: &mut [u8], stamp: u64) {
@@ -131,8 +142,9 @@ fn fill(message: &mut [u8], stamp: u64) {
     }
     let rest = words.into_remainder();
     let last = (stamp ^ step).to_le_bytes();
-    let bytes = rest.len();
-    rest.copy_from_slice(&last[..bytes]);
+    for (byte, value) in rest.iter_mut().zip(last) {
+        *byte = value;
+    }
 }
 
 /// The stamp of a message, if every word belongs to it.
@@ -148,7 +160,8 @@ fn verify(message: &[u8]) -> Option<u64> {
         step = step.wrapping_add(STEP);
     }
     let last = (stamp ^ step).to_le_bytes();
-    (difference == 0 && rest == &last[..rest.len()]).then_some(stamp)
+    let same = rest.iter().zip(&last).all(|(byte, value)| byte == value);
+    (difference == 0 && same).then_some(stamp)
 }
 
 /// Sends until the time is over.
@@ -177,7 +190,9 @@ pub(crate) fn produce(task: &ProduceTask, parent: &Parent) -> Outcome<Produced> 
         for (index, message) in (0..).zip(messages.chunks_exact_mut(size)) {
             fill(message, origin | (sent + index));
         }
-        if task.batch == 1 {
+        if task.timed {
+            lateness::send(&mut producer, &mut messages, SLICE)?;
+        } else if task.batch == 1 {
             send(&mut producer, |producer| producer.send_timeout(&messages, SLICE))?;
         } else {
             slices.extend(messages.chunks_exact(size));
@@ -239,6 +254,7 @@ pub(crate) fn consume(task: &ConsumeTask, parent: &Parent) -> Outcome<Consumed> 
         }
         check.busy = true;
     }
+    check.consumed.lateness = check.lateness.as_ref().map(Lateness::pack);
     Ok(check.consumed)
 }
 
@@ -280,17 +296,22 @@ struct Check {
     size: usize,
     /// A message came since the clock was last read.
     busy: bool,
+    lateness: Option<Lateness>,
 }
 
 impl Check {
     fn new(task: &ConsumeTask) -> Self {
         let tallies = vec![Tally::default(); usize::from(task.producers)];
         let consumed = Consumed { tallies, ..Consumed::default() };
-        Self { consumed, alone: task.alone, size: task.size, busy: false }
+        let lateness = task.timed.then(Lateness::new);
+        Self { consumed, alone: task.alone, size: task.size, busy: false, lateness }
     }
 
     #[inline]
-    fn message(&mut self, message: &[u8]) {
+    fn message(&mut self, message: &mut [u8]) {
+        if let Some(lateness) = &mut self.lateness {
+            lateness.take(message);
+        }
         let stamp = verify(message).filter(|_| message.len() == self.size);
         let tally = stamp.and_then(|stamp| {
             let producer = usize::try_from(stamp >> PRODUCER_SHIFT).ok()?;
@@ -322,6 +343,14 @@ pub(crate) fn pin(cpu: Option<usize>) -> Outcome {
 /// A wait policy that came from the parent.
 pub(crate) fn policy(text: &str) -> Outcome<WaitPolicy> {
     text.parse().map_err(|_| Failure::internal(format_args!("wait policy {text}")))
+}
+
+/// A generated message.
+#[cfg(test)]
+pub(crate) fn sample(size: usize, number: u64) -> Vec<u8> {
+    let mut message = vec![0; size];
+    fill(&mut message, number);
+    message
 }
 
 #[cfg(test)]

@@ -2,6 +2,7 @@
 
 pub(crate) mod deaths;
 pub(crate) mod durable;
+pub(crate) mod lateness;
 pub(crate) mod lines;
 pub(crate) mod load;
 pub(crate) mod pair;

@@ -101,7 +101,7 @@ pub(crate) struct Task {
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Report {
     /// Median of each window, in the order of the windows; zero if too little was recorded.
-    pub(crate) medians_ns: Vec<u64>,
+    pub(crate) medians_ns: Vec<f64>,
     /// All samples of each medium that was used.
     pub(crate) samples: Vec<(Medium, Packed)>,
     /// Processor that the process was pinned to, read back.
@@ -179,7 +179,7 @@ pub(crate) fn ping(task: &Task, parent: &Parent) -> Outcome<Report> {
             Medium::Ring => side.ping_ring(duration, &mut window_samples)?,
         }
         let enough = window_samples.count() >= window_samples_min(task.lines);
-        medians_ns.push(if enough { window_samples.at(0.5) } else { 0 });
+        medians_ns.push(if enough { window_samples.grouped_median() } else { 0.0 });
         for (medium, all) in &mut samples {
             if *medium == window.medium {
                 all.add(&window_samples);

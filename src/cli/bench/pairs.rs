@@ -7,14 +7,14 @@ use crate::cli::statistics::median;
 /// Two floor probes that differ by more than this share were taken on differently placed cores.
 const FLOOR_DRIFT_MAX: f64 = 0.10;
 
-/// Medians of the windows of one pair, in nanoseconds.
+/// Medians of the windows of one pair, in nanoseconds, interpolated between the ticks of the clock.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Pair {
-    pub(crate) floor_before: u64,
-    pub(crate) floor_after: u64,
-    pub(crate) ring: u64,
+    pub(crate) floor_before: f64,
+    pub(crate) floor_after: f64,
+    pub(crate) ring: f64,
     /// With `park`: a bare futex round trip and a membarrier.
-    pub(crate) park: Option<(u64, u64)>,
+    pub(crate) park: Option<(f64, f64)>,
 }
 
 /// The verdict over all pairs.
@@ -29,15 +29,12 @@ pub(crate) struct Verdict {
     pub(crate) pairs_dropped: usize,
 }
 
-#[allow(clippy::cast_precision_loss)] // nanoseconds of round trips
 pub(crate) fn judge(pairs: &[Pair]) -> Verdict {
     let kept: Vec<&Pair> = pairs.iter().filter(|pair| pair.steady()).collect();
-    let over_floor = |pair: &&Pair| {
-        pair.ring as f64 / f64::midpoint(pair.floor_before as f64, pair.floor_after as f64)
-    };
+    let over_floor = |pair: &&Pair| pair.ring / f64::midpoint(pair.floor_before, pair.floor_after);
     let over_park = |pair: &&Pair| {
         let (futex, membarrier) = pair.park?;
-        Some(pair.ring as f64 / (futex + 2 * membarrier).max(1) as f64)
+        Some(pair.ring / (futex + 2.0 * membarrier).max(1.0))
     };
     Verdict {
         ratio_p50: median(&mut kept.iter().map(over_floor).collect::<Vec<_>>()),
@@ -48,12 +45,11 @@ pub(crate) fn judge(pairs: &[Pair]) -> Verdict {
 }
 
 impl Pair {
-    #[allow(clippy::cast_precision_loss)] // nanoseconds of round trips
     fn steady(&self) -> bool {
         let low = self.floor_before.min(self.floor_after);
         let high = self.floor_before.max(self.floor_after);
         // A window without a sample says nothing.
-        low > 0 && self.ring > 0 && (high - low) as f64 <= FLOOR_DRIFT_MAX * low as f64
+        low > 0.0 && self.ring > 0.0 && high - low <= FLOOR_DRIFT_MAX * low
     }
 }
 
@@ -61,7 +57,8 @@ impl Pair {
 mod tests {
     use super::*;
 
-    fn pair(floor_before: u64, ring: u64, floor_after: u64) -> Pair {
+    fn pair(floor_before: u32, ring: u32, floor_after: u32) -> Pair {
+        let [floor_before, ring, floor_after] = [floor_before, ring, floor_after].map(f64::from);
         Pair { floor_before, floor_after, ring, park: None }
     }
 
@@ -83,7 +80,7 @@ mod tests {
 
     #[test]
     fn park_is_judged_over_futex_and_membarriers() {
-        let pairs = [Pair { park: Some((40_000, 1_000)), ..pair(100, 44_100, 100) }];
+        let pairs = [Pair { park: Some((40_000.0, 1_000.0)), ..pair(100, 44_100, 100) }];
         assert!((judge(&pairs).ratio_park.unwrap() - 1.05).abs() < 1e-9);
     }
 

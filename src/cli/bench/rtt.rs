@@ -230,18 +230,18 @@ fn windows(duration: Duration, park: bool) -> Vec<Window> {
 }
 
 /// Groups the medians: each ring window between two floor windows.
-fn pairs(windows: &[Window], medians_ns: &[u64]) -> Vec<Pair> {
+fn pairs(windows: &[Window], medians_ns: &[f64]) -> Vec<Pair> {
     let (mut pairs, mut pair) = (Vec::new(), Pair::default());
     let (mut futex, mut membarrier) = (None, None);
     for (window, median) in windows.iter().zip(medians_ns) {
         match window.medium {
             Medium::Floor => {
-                if pair.floor_before > 0 {
+                if pair.floor_before > 0.0 {
                     pair.floor_after = *median;
                     pair.park = futex.take().zip(membarrier.take());
                     pairs.push(pair);
                 }
-                pair = Pair { floor_before: (*median).max(1), ..Pair::default() };
+                pair = Pair { floor_before: median.max(1.0), ..Pair::default() };
             }
             Medium::Ring => pair.ring = *median,
             Medium::Futex => futex = Some(*median),
@@ -328,7 +328,8 @@ mod tests {
     fn windows_make_pairs() {
         for park in [false, true] {
             let windows = windows(Duration::from_millis(100), park);
-            let medians: Vec<u64> = (1..=windows.len() as u64).collect();
+            #[allow(clippy::cast_precision_loss)] // small
+            let medians: Vec<f64> = (1..=windows.len()).map(|n| n as f64).collect();
             let pairs = pairs(&windows, &medians);
             assert_eq!(pairs.len(), 15);
             assert!(pairs.iter().all(|pair| pair.floor_after > pair.ring));

@@ -3,6 +3,7 @@
 use ringmain_client::raw::protocol::Kind;
 use serde::Serialize;
 
+use super::lateness::{self, Lateness, Microseconds};
 use super::load::{ConsumeTask, Consumed, ProduceTask, Produced, SIZE_MIN, Tally};
 use super::queues::{Place, Shape};
 use crate::cli::Socket;
@@ -25,6 +26,8 @@ struct Config {
     batch: usize,
     wait: String,
     duration_ns: u64,
+    /// Each message carries its times.
+    timed: bool,
 }
 
 impl Config {
@@ -51,6 +54,9 @@ impl Config {
                 args.slots
             )));
         }
+        if args.latency {
+            check_timed(args, slots)?;
+        }
         Ok(Self {
             shape,
             size: args.size as usize,
@@ -59,8 +65,23 @@ impl Config {
             batch: args.batch as usize,
             wait: args.wait.to_string(),
             duration_ns: u64::try_from(args.duration.as_nanos()).unwrap_or(u64::MAX),
+            timed: args.latency,
         })
     }
+}
+
+/// Messages that carry their times are written in place, one at a time.
+fn check_timed(args: &ThroughputArgs, slots: u64) -> Outcome {
+    let problem = if args.size < lateness::SIZE_MIN {
+        format!("--size must be at least {}: each message carries its times", lateness::SIZE_MIN)
+    } else if args.batch != 1 {
+        "a batch has no times of its own; leave --batch out".to_string()
+    } else if slots != 1 {
+        "a message must fit one slot; leave --slot-size out or use a smaller --size".to_string()
+    } else {
+        return Ok(());
+    };
+    Err(Failure::usage(format_args!("--latency: {problem}")))
 }
 
 /// What was measured, as it is printed.
@@ -78,6 +99,12 @@ struct Answer {
     seconds: f64,
     messages_per_s: f64,
     bytes_per_s: f64,
+    /// From the call of the producer to the receipt: what it waited for room is in it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    latency_us: Option<Microseconds>,
+    /// From the moment that the producer had its slot to the receipt.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    age_us: Option<Microseconds>,
     #[serde(flatten)]
     check: Check,
     pinned: bool,
@@ -135,6 +162,7 @@ fn measure(place: &mut Place, config: &Config) -> Outcome<Answer> {
             alone: config.consumers == 1,
             size: config.size,
             batch: config.batch,
+            timed: config.timed,
             cpu: cpus.next(),
         };
         consumers.push(crew.start("consumer", &Task::LoadConsume(task), &[])?);
@@ -149,6 +177,7 @@ fn measure(place: &mut Place, config: &Config) -> Outcome<Answer> {
             size: config.size,
             batch: config.batch,
             duration_ns: config.duration_ns,
+            timed: config.timed,
             cpu: cpus.next(),
         };
         producers.push(crew.start("producer", &Task::LoadProduce(task), &[])?);
@@ -188,6 +217,9 @@ fn answer(config: &Config, produced: &[Produced], consumed: &[Consumed], pinned:
     let end_ns = consumed.iter().map(|one| one.end_ns).max().unwrap_or(0);
     let seconds = (end_ns.saturating_sub(start_ns)).max(1) as f64 / 1e9;
     let messages_per_s = check.received as f64 / seconds;
+    let times = config.timed.then(|| {
+        Lateness::summary(consumed.iter().filter_map(|consumer| consumer.lateness.as_ref()))
+    });
     Answer {
         bench: "throughput",
         kind: config.shape.kind,
@@ -201,6 +233,8 @@ fn answer(config: &Config, produced: &[Produced], consumed: &[Consumed], pinned:
         seconds,
         messages_per_s,
         bytes_per_s: messages_per_s * config.size as f64,
+        latency_us: times.map(|(latency, _)| latency.into()),
+        age_us: times.map(|(_, age)| age.into()),
         check,
         pinned,
         oversubscribed: !pinned,
@@ -273,6 +307,13 @@ fn text(answer: &Answer) -> String {
     facts.add("time", format!("{:.2} s", answer.seconds));
     facts.add("rate", style.bold(&units::rate(answer.messages_per_s)));
     facts.add("payload", units::bytes_rate(answer.bytes_per_s));
+    for (name, times) in
+        [("call to receipt", answer.latency_us), ("claim to receipt", answer.age_us)]
+    {
+        if let Some(times) = times {
+            facts.add(name, times_line(&times));
+        }
+    }
     let verdict = if check.verified { style.green("yes") } else { style.red("NO") };
     facts.add(
         "verified",
@@ -289,12 +330,23 @@ fn text(answer: &Answer) -> String {
     facts.render(style)
 }
 
+fn times_line(times: &Microseconds) -> String {
+    format!(
+        "p50 {:.1} µs, p99 {:.1} µs, p99.9 {:.1} µs, max {:.1} µs of {} messages, every one",
+        times.p50,
+        times.p99,
+        times.p999,
+        times.max,
+        units::count(times.samples)
+    )
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn consumed(tallies: &[Tally]) -> Consumed {
-        Consumed { tallies: tallies.to_vec(), altered: 0, end_ns: 1 }
+        Consumed { tallies: tallies.to_vec(), end_ns: 1, ..Consumed::default() }
     }
 
     fn produced(sent: u64) -> Produced {

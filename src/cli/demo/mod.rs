@@ -56,6 +56,11 @@ pub(crate) struct Config {
 
 impl Config {
     pub(crate) fn new(args: DemoArgs) -> Outcome<Self> {
+        if args.socket.is_some() {
+            return Err(Failure::usage(
+                "demo starts a daemon of its own; leave --socket out, or use 'ringmain bench'",
+            ));
+        }
         Geometry::new(Some(args.slots), Some(args.slot_size), None).map_err(Failure::usage)?;
         let default = if args.file.is_some() { 1 } else { SAMPLE_PASSES };
         let passes = args.passes.unwrap_or(default);

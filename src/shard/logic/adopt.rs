@@ -34,6 +34,7 @@ impl Logic {
         if sequence < group.fresh && !group.has_back(sequence) {
             return false;
         }
+        let bytes = u32::try_from(group.mean_bytes(queue.next_sequence)).unwrap_or(u32::MAX);
         let Some(consumer) = self.consumers.get_mut(number) else { return false };
         if !consumer.claim_entry(slot) {
             return false;
@@ -43,7 +44,7 @@ impl Logic {
             ms => now.monotonic_ns.saturating_add(ms.saturating_mul(NS_PER_MS)),
         };
         let state = LeaseState::Held;
-        consumer.hold(slot, Lease { sequence, deadline_ns, attempt, bytes: 0, state });
+        consumer.hold(slot, Lease { sequence, deadline_ns, attempt, bytes, state });
         self.arm_consumer(number, deadline_ns);
         if let Some(queue) = self.queues.get_mut(index) {
             let queue_id = queue.definition.id;

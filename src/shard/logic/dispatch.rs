@@ -13,9 +13,11 @@ use super::{Log, Logic, Message, canary};
 
 /// Messages that one call gives out at most.
 const BUDGET: u32 = 1024;
+/// Of these, messages of one group at a time.
+const SHARE: u32 = 256;
 
-/// How looking at a queue ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// How looking at a queue ended; what has to come back sooner is greater.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Step {
     /// Nothing more can be done until something happens.
     Done,
@@ -85,28 +87,25 @@ impl Logic {
         port: &mut dyn Port,
         budget: &mut u32,
     ) -> Step {
-        let mut step = Step::Done;
-        let groups = match self.queues.get(index) {
-            Some(queue) if !queue.deleted => queue.groups.len(),
+        let (groups, first) = match self.queues.get_mut(index) {
+            Some(queue) if !queue.deleted => {
+                queue.turn = queue.turn.wrapping_add(1);
+                (queue.groups.len(), queue.turn)
+            }
             _ => return Step::Done,
         };
-        for group in 0..groups {
-            for part in [
-                self.give_out(index, group, log, port, budget),
-                self.move_doomed(index, group, log, port, budget),
-            ] {
-                match part {
-                    Step::Done => {}
-                    Step::Later => step = Step::Later,
-                    Step::More => return Step::More,
-                }
-            }
+        let mut whole = Step::Done;
+        for number in 0..groups {
+            let group = first.wrapping_add(number) % groups;
+            let mut share = SHARE.min(*budget);
+            *budget -= share;
+            let given = self.give_out(index, group, log, port, &mut share);
+            let moved = self.move_doomed(index, group, log, port, &mut share);
+            *budget += share;
+            whole = whole.max(given).max(moved);
             self.report_drained(index, group, port);
         }
-        match self.browse(index, log, port, budget) {
-            Step::Done => step,
-            other => other,
-        }
+        whole.max(self.browse(index, log, port, budget))
     }
 
     /// Messages of one group to its consumers in turn.
@@ -203,16 +202,12 @@ impl Logic {
         budget: &mut u32,
     ) -> Step {
         let Some(queue) = self.queues.get(index) else { return Step::Done };
-        let mut step = Step::Done;
+        let mut whole = Step::Done;
         for number in &queue.browsers {
             let Some(consumer) = self.consumers.get_mut(*number) else { continue };
-            match show(queue, consumer, log, port, budget) {
-                Step::Done => {}
-                Step::Later => step = Step::Later,
-                Step::More => return Step::More,
-            }
+            whole = whole.max(show(queue, consumer, log, port, budget));
         }
-        step
+        whole
     }
 }
 

@@ -172,7 +172,9 @@ impl Logic {
                 }
                 Effect::Deleted { queue } => self.drop_queue(queue, port, log),
                 Effect::Refused { handle, position, outcome, detail } => {
-                    port.completed(handle, position, position, 1, 0, outcome, detail);
+                    if self.handles.contains_key(&handle) {
+                        port.completed(handle, position, position, 1, 0, outcome, detail);
+                    }
                 }
                 Effect::Control { request, result } => port.control(request, result),
             }
@@ -273,7 +275,9 @@ impl Logic {
             match effect {
                 Effect::Stored(run) => self.failed_run(&run, detail, port),
                 Effect::Refused { handle, position, outcome, detail } => {
-                    port.completed(handle, position, position, 1, 0, outcome, detail);
+                    if self.handles.contains_key(&handle) {
+                        port.completed(handle, position, position, 1, 0, outcome, detail);
+                    }
                 }
                 Effect::Control { request, .. } => {
                     port.control(request, ControlResult::JournalFailed(errno));

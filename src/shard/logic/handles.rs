@@ -10,7 +10,8 @@ use super::types::{ConsumerSpec, HandleId, Now, Port, RecordRef, Refusal, StartA
 use super::{AppendError, Log, Logic};
 
 /// Entries of a lease table at most.
-const LEASES_MAX: u32 = ringmain_client::layout::pair::lease::LEASES_MAX as u32;
+const LEASES_MAX: u32 = 4096;
+const _: () = assert!(LEASES_MAX as usize == ringmain_client::layout::pair::lease::LEASES_MAX);
 
 /// No queue: it was deleted.
 pub(super) const NO_QUEUE: u32 = u32::MAX;

@@ -19,6 +19,8 @@ pub(super) struct Queue {
     pub(super) dead_lettered: u64,
     pub(super) discarded: u64,
     pub(super) browsers: Vec<u32>,
+    /// Group that dispatch begins with.
+    pub(super) turn: usize,
     /// It is in the list of those that dispatch has to look at.
     pub(super) dirty: bool,
     /// A deletion is on its way to the disk.
@@ -42,6 +44,7 @@ impl Queue {
             dead_lettered: 0,
             discarded: 0,
             browsers: Vec::new(),
+            turn: 0,
             dirty: false,
             deleted: false,
             purging: 0,

@@ -72,18 +72,7 @@ impl Logic {
             kind::RETURNED => self.with_queue(record.queue, |queue| {
                 record::read_returned(body, |group, entry| returned(queue, group, &entry))
             }),
-            kind::PURGED => {
-                let below = u64::from_le_bytes(body.try_into().map_err(|_| "malformed record")?);
-                self.with_queue(record.queue, |queue| {
-                    for group in &mut queue.groups {
-                        group.discard_below(below.min(queue.next_sequence));
-                        let end = queue.next_sequence;
-                        group.bytes = group.bytes.min(group.mean_bytes(end) * group.open(end));
-                        group.settle(0, end);
-                    }
-                    Ok(())
-                })
-            }
+            kind::PURGED => self.with_queue(record.queue, |queue| purged(queue, body)),
             kind::SHARD_STATE => {
                 let state: ShardState = record::decode(body)?;
                 if state.shard != self.shard {
@@ -100,19 +89,7 @@ impl Logic {
             kind::OPEN_MESSAGES => self.with_queue(record.queue, |queue| {
                 record::read_open_runs(body, |group, run| open_run(queue, group, &run))
             }),
-            kind::LANE_STATE => {
-                let state: LaneState = record::decode(body)?;
-                let runs = self.lanes.entry(state.lane).or_default();
-                runs.extend(state.runs.into_iter().map(
-                    |(first_position, stride, count, first_sequence)| LaneRun {
-                        first_position,
-                        stride,
-                        count,
-                        first_sequence,
-                    },
-                ));
-                Ok(())
-            }
+            kind::LANE_STATE => self.replay_lane(record::decode(body)?),
             kind => Err(format!("kind {kind} is not known to this version")),
         }
     }
@@ -128,6 +105,22 @@ impl Logic {
             None if id < self.next_queue_id => Ok(()),
             None => Err("the queue was never created".to_owned()),
         }
+    }
+
+    fn replay_lane(&mut self, state: LaneState) -> Result<(), String> {
+        if state.runs.iter().any(|(_, _, count, _)| *count == 0) {
+            return Err("empty run of a lane".to_owned());
+        }
+        let runs = self.lanes.entry(state.lane).or_default();
+        runs.extend(state.runs.into_iter().map(
+            |(first_position, stride, count, first_sequence)| LaneRun {
+                first_position,
+                stride,
+                count,
+                first_sequence,
+            },
+        ));
+        Ok(())
     }
 
     fn replay_message(&mut self, id: u64, sequence: u64, body: &[u8]) -> Result<(), String> {
@@ -179,6 +172,17 @@ impl Logic {
         self.add_queue(queue);
         Ok(())
     }
+}
+
+fn purged(queue: &mut Queue, body: &[u8]) -> Result<(), String> {
+    let below = u64::from_le_bytes(body.try_into().map_err(|_| "malformed record")?);
+    let end = queue.next_sequence;
+    for group in &mut queue.groups {
+        let mean = group.mean_bytes(end);
+        group.discard_below(below.min(end));
+        group.bytes = mean * group.open(end);
+    }
+    Ok(())
 }
 
 fn group_of(queue: &mut Queue, id: u32) -> Result<&mut Group, String> {

@@ -1,13 +1,11 @@
 //! One thing at a time.
 
 use ringmain_client::layout::metadata::Metadata;
-use ringmain_client::protocol::ErrorCode;
 use ringmain_client::wire::{LeaseToken, Outcome, Up};
 
 use super::memory::{Event, MemoryLog, MemoryPort, at_ms, definition, handle};
 use crate::shard::logic::{
-    ConsumerSpec, ControlResult, HandleId, Logic, QueueDefinition, QueueEdit, Refusal, Snapshot,
-    StartAt,
+    ConsumerSpec, ControlResult, HandleId, Logic, QueueDefinition, Refusal, Snapshot, StartAt,
 };
 
 pub(super) struct World {
@@ -58,19 +56,19 @@ impl World {
         std::mem::take(&mut self.port.events)
     }
 
-    fn producer(&mut self, queue: u64) -> HandleId {
+    pub(super) fn producer(&mut self, queue: u64) -> HandleId {
         let producer = handle(queue, 1);
         self.logic.open_producer(producer, 77).expect("queue");
         producer
     }
 
-    fn consumer(&mut self, queue: u64, number: u8, spec: &ConsumerSpec) -> HandleId {
+    pub(super) fn consumer(&mut self, queue: u64, number: u8, spec: &ConsumerSpec) -> HandleId {
         let consumer = handle(queue, number);
         self.logic.open_consumer(&mut self.log, consumer, spec).expect("queue");
         consumer
     }
 
-    fn send(&mut self, producer: HandleId, payload: &[u8]) {
+    pub(super) fn send(&mut self, producer: HandleId, payload: &[u8]) {
         self.send_with(producer, &[], payload);
     }
 
@@ -83,14 +81,14 @@ impl World {
             .expect("room");
     }
 
-    fn up(&mut self, consumer: HandleId, up: Up) {
+    pub(super) fn up(&mut self, consumer: HandleId, up: Up) {
         let now = at_ms(self.ms);
         self.logic.submission(&mut self.port, consumer, up, false, now).expect("room");
     }
 }
 
 /// Consumer, token and payload of each delivery.
-fn deliveries(events: &[Event]) -> Vec<(HandleId, LeaseToken, Vec<u8>)> {
+pub(super) fn deliveries(events: &[Event]) -> Vec<(HandleId, LeaseToken, Vec<u8>)> {
     events
         .iter()
         .filter_map(|event| match event {
@@ -106,7 +104,7 @@ fn sequences(events: &[Event]) -> Vec<u64> {
     deliveries(events).iter().map(|(_, lease, _)| lease.sequence).collect()
 }
 
-fn answers(events: &[Event]) -> Vec<(u64, Outcome)> {
+pub(super) fn answers(events: &[Event]) -> Vec<(u64, Outcome)> {
     events
         .iter()
         .filter_map(|event| match event {
@@ -120,7 +118,7 @@ fn drained(events: &[Event]) -> usize {
     events.iter().filter(|event| matches!(event, Event::Drained { .. })).count()
 }
 
-fn ack(lease: LeaseToken, request: u64) -> Up {
+pub(super) fn ack(lease: LeaseToken, request: u64) -> Up {
     Up::Ack { lease, request }
 }
 
@@ -332,95 +330,6 @@ fn dead_letters_say_why_and_go_back() {
 }
 
 #[test]
-fn control_requests_are_refused_with_a_reason() {
-    let mut orders = definition(2, "orders");
-    orders.dead_letter = "dead".to_owned();
-    let mut world = World::new(&[definition(1, "dead"), orders]);
-    let mut small = definition(3, "small");
-    small.max_message = 64;
-    let cases: [(&dyn Fn(&mut World), ErrorCode); 6] = [
-        (&|world| world.logic.delete_queue(&mut world.log, 1, 1), ErrorCode::Busy),
-        (&|world| world.logic.purge(&mut world.log, 1, 9), ErrorCode::NotFound),
-        (
-            &|world| world.logic.create_queue(&mut world.log, 1, definition(2, "new")),
-            ErrorCode::Internal,
-        ),
-        (
-            &|world| world.logic.create_queue(&mut world.log, 1, definition(3, "orders")),
-            ErrorCode::Exists,
-        ),
-        (
-            &|world| {
-                let edit = QueueEdit { dead_letter: Some("x".into()), ..QueueEdit::default() };
-                world.logic.edit_queue(&mut world.log, 1, 1, edit);
-            },
-            ErrorCode::NotFound,
-        ),
-        (
-            &|world| {
-                let edit = QueueEdit { dead_letter: Some("dead".into()), ..QueueEdit::default() };
-                world.logic.edit_queue(&mut world.log, 1, 1, edit);
-            },
-            ErrorCode::Invalid,
-        ),
-    ];
-    for (number, (request, code)) in cases.into_iter().enumerate() {
-        request(&mut world);
-        let events = world.turn();
-        assert!(
-            matches!(&events[..], [Event::Control { request: 1, result: ControlResult::Refused(found, _) }]
-                if *found == code),
-            "case {number}: {events:?}"
-        );
-    }
-    assert_eq!(world.log.records.len(), 2);
-    world.logic.create_queue(&mut world.log, 1, small);
-    world.turn();
-    let edit = QueueEdit { dead_letter: Some("small".into()), ..QueueEdit::default() };
-    world.logic.edit_queue(&mut world.log, 1, 2, edit);
-    let events = world.turn();
-    let Event::Control { result: ControlResult::Refused(ErrorCode::Invalid, text), .. } =
-        &events[0]
-    else {
-        panic!("{events:?}");
-    };
-    assert!(text.contains("--max-message 65536"), "{text}");
-}
-
-#[test]
-fn a_deleted_queue_refuses_and_is_gone_after_a_restart() {
-    let mut world = World::new(&[definition(1, "orders")]);
-    let producer = world.producer(1);
-    let consumer = world.consumer(1, 2, &consumer(1));
-    world.send(producer, b"stored");
-    let lease = deliveries(&world.turn())[0].1;
-    world.logic.delete_queue(&mut world.log, 5, 1);
-    world.send(producer, b"too late");
-    assert!(world.logic.is_needed(1, 1, 1), "the deletion is not durable");
-    world.up(consumer, ack(lease, 6));
-    let events = world.turn();
-    assert_eq!(answers(&events), [(6, Outcome::QueueDeleted)]);
-    assert!(events.contains(&Event::Control { request: 5, result: ControlResult::Done }));
-    let refused = Event::Completed {
-        handle: producer,
-        position: 2,
-        sequence: 0,
-        outcome: Outcome::QueueDeleted,
-    };
-    assert!(events.contains(&refused));
-    assert!(!world.logic.is_needed(1, 1, 1));
-    world.send(producer, b"later still");
-    assert_eq!(world.turn().len(), 1);
-    world.logic.close_handle(&mut world.port, consumer, at_ms(0));
-    world.logic.close_handle(&mut world.port, producer, at_ms(0));
-    world.logic.create_queue(&mut world.log, 7, definition(2, "orders"));
-    world.turn();
-    let logic = world.log.replay(false, 0).expect("replay");
-    assert_eq!(logic.queues().map(|queue| queue.id).collect::<Vec<_>>(), [2]);
-    assert_eq!(logic.next_queue_id(), 3);
-}
-
-#[test]
 fn without_room_everything_waits_and_nothing_is_lost() {
     let mut world = World::new(&[definition(1, "orders")]);
     let producer = world.producer(1);
@@ -535,4 +444,32 @@ fn many_messages_need_no_entries() {
     let (_, records) = world.log.checkpoint.take().expect("written");
     let bytes: usize = records.iter().map(|record| record.body.len()).sum();
     assert!(bytes < 256, "{bytes} bytes");
+}
+
+/// An idle queue, beside its name: itself, its default group, and its places in the tables.
+#[test]
+fn an_idle_queue_is_small() {
+    use crate::shard::logic::{group::Group, queue::Queue};
+    let bytes = size_of::<Queue>() + size_of::<Group>() + 256;
+    assert!(bytes < 1024, "{bytes} bytes");
+}
+
+#[test]
+fn no_group_waits_for_another_one() {
+    let mut world = World::new(&[definition(1, "orders")]);
+    let producer = world.producer(1);
+    let mut spec = consumer(4096);
+    spec.leases = 4096;
+    world.consumer(1, 2, &spec);
+    spec.group = "audit".to_owned();
+    let audit = world.consumer(1, 3, &spec);
+    for _ in 0..2000 {
+        world.send(producer, b"m");
+    }
+    let now = at_ms(0);
+    world.logic.on_durable(world.log.last(), &mut world.port, &mut world.log, now);
+    assert!(world.logic.dispatch(&mut world.log, &mut world.port, now));
+    let events = std::mem::take(&mut world.port.events);
+    assert!(deliveries(&events).iter().any(|(to, _, _)| *to == audit));
+    assert_eq!(deliveries(&events).len() + deliveries(&world.turn()).len(), 4000);
 }

@@ -1,7 +1,13 @@
 //! The logic against a plain model of a broker, with a log and clients in memory.
 
+// Test numbers are small.
+#![allow(clippy::cast_possible_truncation)]
+
 mod cases;
+mod crashes;
 mod golden;
+mod judge;
 mod memory;
 mod model;
 mod programs;
+mod requests;

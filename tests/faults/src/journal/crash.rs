@@ -32,8 +32,7 @@ impl Size {
     pub const SHORT: Self =
         Self { states: 100_000, steps: 260, every: 10, exhaustive: 4_096, drawn: 48 };
     /// For planted bugs.
-    pub const TINY: Self =
-        Self { states: 30_000, steps: 260, every: 2, exhaustive: 64, drawn: 24 };
+    pub const TINY: Self = Self { states: 30_000, steps: 260, every: 2, exhaustive: 64, drawn: 24 };
 }
 
 /// What was done.
@@ -96,9 +95,9 @@ fn run_one(seed: u64, size: Size, count: &mut Count) -> Result<(), String> {
         } else {
             let options = CrashOptions { limit: 8, seed: random.any(), garbage: true };
             let mut states = simulation.crash_states(simulation.point(), options);
-            let next = states.nth(random.below(8)).or_else(|| {
-                simulation.crash_states(simulation.point(), options).next()
-            });
+            let next = states
+                .nth(random.below(8))
+                .or_else(|| simulation.crash_states(simulation.point(), options).next());
             simulation = next.ok_or("there is always a state")?;
             simulation.hold();
         }

@@ -47,19 +47,13 @@ pub struct Driver {
 
 impl Driver {
     /// Opens the journal of a disk. The model keeps what is there.
-    pub fn open(
-        simulation: &Simulation,
-        mut model: Model,
-        seed: u64,
-    ) -> Result<Self, OpenError> {
+    pub fn open(simulation: &Simulation, mut model: Model, seed: u64) -> Result<Self, OpenError> {
         let mut owner = Owner::default();
         let (journal, report) = Journal::open(simulation.disk(), config(), &mut owner)?;
         model.truncate(report.last_lsn);
         let mut positions = [0; 3];
-        for (lane, position) in journal.lanes() {
-            if let Some(known) = positions.get_mut(*lane as usize) {
-                *known = *position;
-            }
+        for (lane, known) in positions.iter_mut().enumerate() {
+            *known = journal.lanes().get(&(lane as u64)).copied().unwrap_or(0);
         }
         let mut driver = Self {
             simulation: simulation.clone(),

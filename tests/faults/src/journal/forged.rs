@@ -43,8 +43,7 @@ fn journal() -> Result<(Simulation, Lsn), String> {
     simulation.hold();
     let mut model = Model::default();
     for _ in 0..2 {
-        let mut driver =
-            Driver::open(&simulation, model, 1).map_err(|error| error.to_string())?;
+        let mut driver = Driver::open(&simulation, model, 1).map_err(|error| error.to_string())?;
         driver.settle();
         for _ in 0..3 {
             driver.publish_small();
@@ -109,9 +108,7 @@ pub fn forge(field: Field) -> Result<bool, String> {
             }
             Ok(taken)
         }
-        Err(OpenError::Corrupt(_))
-            if matches!(field, Field::JournalId | Field::FileBlocks) =>
-        {
+        Err(OpenError::Corrupt(_)) if matches!(field, Field::JournalId | Field::FileBlocks) => {
             Ok(false)
         }
         Err(error) => Err(format!("{field:?}: {error}")),

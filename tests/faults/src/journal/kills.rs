@@ -9,9 +9,7 @@ use super::model::Model;
 pub fn run(seed: u64, times: u64) -> Result<u64, String> {
     let mut landed = 0;
     for seed in seed..seed + times {
-        landed += u64::from(
-            run_one(seed).map_err(|what| format!("RINGMAIN_SEED={seed}: {what}"))?,
-        );
+        landed += u64::from(run_one(seed).map_err(|what| format!("RINGMAIN_SEED={seed}: {what}"))?);
     }
     Ok(landed)
 }
@@ -20,8 +18,8 @@ pub fn run(seed: u64, times: u64) -> Result<u64, String> {
 fn run_one(seed: u64) -> Result<bool, String> {
     let simulation = Simulation::new();
     simulation.hold();
-    let mut driver = Driver::open(&simulation, Model::default(), seed)
-        .map_err(|error| error.to_string())?;
+    let mut driver =
+        Driver::open(&simulation, Model::default(), seed).map_err(|error| error.to_string())?;
     driver.settle();
     driver.publish_small();
     driver.submit();

@@ -7,4 +7,5 @@ pub mod forged;
 pub mod kills;
 pub mod model;
 pub mod owner;
+pub mod repairs;
 pub mod rot;

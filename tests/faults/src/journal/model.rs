@@ -19,8 +19,17 @@ pub struct Operation {
 #[derive(Debug, Clone)]
 pub enum What {
     /// A message, its lane and the position behind it.
-    Publish { queue: u64, sequence: u64, length: usize, lane: u64, position: u64 },
-    Ack { queue: u64, sequence: u64 },
+    Publish {
+        queue: u64,
+        sequence: u64,
+        length: usize,
+        lane: u64,
+        position: u64,
+    },
+    Ack {
+        queue: u64,
+        sequence: u64,
+    },
 }
 
 /// Everything that was appended, in order.

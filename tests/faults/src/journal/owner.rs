@@ -3,9 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use ringmain::disk::Disk;
-use ringmain::journal::{
-    AppendError, FLAG_MESSAGE, Journal, RecordRef, Replay, Snapshot, Stored,
-};
+use ringmain::journal::{AppendError, FLAG_MESSAGE, Journal, RecordRef, Replay, Snapshot, Stored};
 
 const KIND_MESSAGE: u8 = 1;
 const KIND_ACK: u8 = 2;
@@ -40,6 +38,11 @@ impl Owner {
         let live = |sequence: &u64| self.queues[&queue].unacknowledged.contains(sequence);
         let bodies = self.bodies.range(wanted).filter(|((_, sequence), _)| live(sequence));
         bodies.map(|((_, sequence), body)| (*sequence, body.clone())).collect()
+    }
+
+    /// Forgets what the messages were.
+    pub fn drop_bodies(&mut self) {
+        self.bodies.clear();
     }
 
     pub fn publish<D: Disk>(

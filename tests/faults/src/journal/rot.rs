@@ -54,7 +54,7 @@ impl Sample {
         }
         driver.settle();
         // In the middle of a segment, and without a witness for the last batch.
-        for _ in 0..8 {
+        for _ in 0..if segments == 1 { 2 } else { 8 } {
             driver.publish_small();
             driver.settle();
         }
@@ -95,7 +95,10 @@ impl Sample {
         };
         let last = driver.journal.durable();
         if last != self.last && last != self.witnessed {
-            return Err(format!("ends at {last}, had {} and a witness for {}", self.last, self.witnessed));
+            return Err(format!(
+                "ends at {last}, had {} and a witness for {}",
+                self.last, self.witnessed
+            ));
         }
         match driver.check(&self.model, (last, last)) {
             Ok(()) if last == self.last => Ok(Verdict::Harmless),
@@ -191,7 +194,8 @@ pub fn truncations(sample: &Sample, step: u64) -> Result<[usize; 4], String> {
         .next()
         .ok_or("no batch without a witness")?;
     for (file, length) in sample.simulation.files() {
-        for length in (0..length).step_by(usize::try_from(step).map_err(|error| error.to_string())?) {
+        for length in (0..length).step_by(usize::try_from(step).map_err(|error| error.to_string())?)
+        {
             let damaged = sample.simulation.copy();
             damaged.truncate(&file, length);
             let at = |what: String| format!("{file} shortened to {length}: {what}");

@@ -255,8 +255,8 @@ impl<'a> World<'a> {
             let end = self.publishers[index].wait(LIMIT)?;
             let said = self.publishers[index].complaint();
             let well = end == End::Code(0);
-            let known = well || self.publishers[index].stillborn();
-            self.must(known, || format!("a publisher ended with {end:?}: {said}"))?;
+            let stillborn = self.publishers[index].stillborn();
+            self.must(well || stillborn, || format!("a publisher ended with {end:?}: {said}"))?;
             self.ended(self.publishers[index].life, well);
             if self.consumers[index].stillborn() {
                 self.ended(self.consumers[index].life, false);

@@ -10,9 +10,12 @@ use ringmain_client::ring::{
     wake_sleepers,
 };
 use ringmain_client::sync::atomic::AtomicU32;
+use ringmain_client::sys::clock::monotonic_ns;
 use ringmain_client::sys::futex;
 use ringmain_client::sys::kernel::HostKernel;
+use ringmain_client::wait::{Step, Tuner};
 
+use super::Plan;
 use crate::arena::{Arena, Outbox};
 use crate::random::Random;
 use crate::runner::Tally;
@@ -170,13 +173,15 @@ pub(super) fn run(
     ledger: &Ledger,
     host: &HostKernel,
     job: Job,
-    seed: u64,
+    plan: Plan,
 ) -> Result<(), String> {
     let kernel = Watching::new(host);
-    let random = Random::new(seed ^ (job.life << 8 | u64::from(job.handle)).wrapping_mul(0x9e37));
+    let mut pace = Pace::new(plan);
+    let random =
+        Random::new(plan.seed ^ (job.life << 8 | u64::from(job.handle)).wrapping_mul(0x9e37));
     match job.role {
-        Role::Produce => produce(arena, ledger, &kernel, job, random),
-        Role::Consume => consume(arena, ledger, &kernel, job, random),
+        Role::Produce => produce(arena, ledger, &kernel, job, random, &mut pace),
+        Role::Consume => consume(arena, ledger, &kernel, job, random, &mut pace),
     }
 }
 
@@ -213,13 +218,54 @@ fn number_of(payload: &[u8]) -> Result<u64, String> {
     Ok(number)
 }
 
-/// Now and then a pause, so that the other side catches up and sleeps.
-fn dawdle(random: &mut Random) {
-    match random.below(64) {
-        0 => std::thread::sleep(Duration::from_micros(random.any() % 200)),
-        1 => std::thread::yield_now(),
-        2..8 => (0..random.below(500)).for_each(|_| std::hint::spin_loop()),
-        _ => {}
+/// How a process waits and works.
+#[derive(Debug)]
+struct Pace {
+    /// Of a process that waits as a handle of the client does. Without, it sleeps at once and dawdles over its work.
+    tuner: Option<Tuner>,
+}
+
+impl Pace {
+    fn new(plan: Plan) -> Self {
+        let cpus = std::thread::available_parallelism().map_or(1, usize::from);
+        Self { tuner: plan.wait.map(|policy| Tuner::new(policy, cpus)) }
+    }
+
+    /// Looks until `attempt` finds something or the policy says to sleep.
+    fn spin<T>(&mut self, mut attempt: impl FnMut() -> Option<T>) -> Option<T> {
+        let tuner = self.tuner.as_mut()?;
+        let mut wait = tuner.begin();
+        loop {
+            let step = wait.next(tuner);
+            match step {
+                Step::Look => {}
+                Step::Pause => std::hint::spin_loop(),
+                Step::Clock => wait.clock(monotonic_ns(), step, tuner),
+                Step::Yield => {
+                    wait.clock(monotonic_ns(), Step::Clock, tuner);
+                    std::thread::yield_now();
+                    wait.clock(monotonic_ns(), step, tuner);
+                }
+                Step::Sleep => return None,
+            }
+            if let Some(found) = attempt() {
+                tuner.ended(&wait, monotonic_ns);
+                return Some(found);
+            }
+        }
+    }
+
+    /// Now and then a pause, so that the other side catches up and sleeps.
+    fn dawdle(&self, random: &mut Random) {
+        if self.tuner.is_some() {
+            return;
+        }
+        match random.below(64) {
+            0 => std::thread::sleep(Duration::from_micros(random.any() % 200)),
+            1 => std::thread::yield_now(),
+            2..8 => (0..random.below(500)).for_each(|_| std::hint::spin_loop()),
+            _ => {}
+        }
     }
 }
 
@@ -229,6 +275,7 @@ fn produce(
     kernel: &Watching,
     job: Job,
     mut random: Random,
+    pace: &mut Pace,
 ) -> Result<(), String> {
     let mut producer = Producer::new(arena.producer.clone(), arena.geometry, job.handle)
         .map_err(|fault| format!("attach: {fault}"))?;
@@ -250,6 +297,11 @@ fn produce(
                 Err(TrySendError::Full) => {}
                 Err(error) => return Err(format!("send: {error:?}")),
             }
+            match pace.spin(|| not_full(send(&mut producer, &payload, way))) {
+                Some(Ok(_)) => break,
+                Some(Err(error)) => return Err(format!("send: {error:?}")),
+                None => {}
+            }
             if sleep_for_room(&mut producer, kernel, &payload, way)? {
                 break;
             }
@@ -260,9 +312,16 @@ fn produce(
             wake_sleepers(producer.peer_park(), kernel, 1);
         }
         sent += 1;
-        dawdle(&mut random);
+        pace.dawdle(&mut random);
     }
     Ok(())
+}
+
+fn not_full(sent: Result<u64, TrySendError>) -> Option<Result<u64, TrySendError>> {
+    match sent {
+        Err(TrySendError::Full) => None,
+        other => Some(other),
+    }
 }
 
 /// Sleeps once for want of room; whether the message was sent on the way.
@@ -275,11 +334,9 @@ fn sleep_for_room(
     let park = producer.own_park().clone();
     let handle = producer.handle();
     kernel.timed_out.set(false);
-    let found =
-        sleep_once(&park, handle, kernel, Some(SLEEP_MAX), || match send(producer, payload, way) {
-            Err(TrySendError::Full) => None,
-            other => Some(other),
-        });
+    let found = sleep_once(&park, handle, kernel, Some(SLEEP_MAX), || {
+        not_full(send(producer, payload, way))
+    });
     match found {
         Some(Ok(_)) if kernel.timed_out.get() => Err("slept although there was room".into()),
         Some(Ok(_)) => Ok(true),
@@ -310,6 +367,7 @@ fn consume(
     kernel: &Watching,
     job: Job,
     mut random: Random,
+    pace: &mut Pace,
 ) -> Result<(), String> {
     let mut consumer = Consumer::new(arena.consumer.clone(), arena.geometry, job.handle)
         .map_err(|fault| format!("attach: {fault}"))?;
@@ -317,9 +375,12 @@ fn consume(
     let mut payload = Vec::new();
     loop {
         let taken = match consumer.try_take() {
-            Err(TryReceiveError::Empty) => match sleep_for_message(&mut consumer, kernel)? {
+            Err(TryReceiveError::Empty) => match pace.spin(|| not_empty(consumer.try_take())) {
                 Some(taken) => taken,
-                None => continue,
+                None => match sleep_for_message(&mut consumer, kernel)? {
+                    Some(taken) => taken,
+                    None => continue,
+                },
             },
             other => other,
         };
@@ -328,9 +389,9 @@ fn consume(
             Err(TryReceiveError::Closed(Closed::Draining)) => return Ok(()),
             Err(error) => return Err(format!("take: {error:?}")),
         };
-        dawdle(&mut random);
+        pace.dawdle(&mut random);
         account(arena, ledger, &consumer, &taken, &mut payload, &mut next)?;
-        dawdle(&mut random);
+        pace.dawdle(&mut random);
         consumer.release(taken);
         kernel.light_barrier();
         if consumer.peer_park().any_sleeper() {
@@ -341,6 +402,13 @@ fn consume(
 
 pub(super) type Answer = Result<Taken, TryReceiveError>;
 
+fn not_empty(taken: Answer) -> Option<Answer> {
+    match taken {
+        Err(TryReceiveError::Empty) => None,
+        other => Some(other),
+    }
+}
+
 /// Sleeps once for want of a message.
 pub(super) fn sleep_for_message(
     consumer: &mut Consumer,
@@ -349,10 +417,8 @@ pub(super) fn sleep_for_message(
     let park = consumer.own_park().clone();
     let handle = consumer.handle();
     kernel.timed_out.set(false);
-    let found = sleep_once(&park, handle, kernel, Some(SLEEP_MAX), || match consumer.try_take() {
-        Err(TryReceiveError::Empty) => None,
-        other => Some(other),
-    });
+    let found =
+        sleep_once(&park, handle, kernel, Some(SLEEP_MAX), || not_empty(consumer.try_take()));
     if let (Some(Ok(_)), true) = (&found, kernel.timed_out.get()) {
         return Err("slept although there was a message".into());
     }

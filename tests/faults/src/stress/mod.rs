@@ -13,6 +13,7 @@ use ringmain_client::layout::{Geometry, control};
 use ringmain_client::protocol::{Kind, Role, WakeMode};
 use ringmain_client::ring::{Kernel, repair, wake_sleepers};
 use ringmain_client::sys::kernel::HostKernel;
+use ringmain_client::wait::WaitPolicy;
 
 use crate::arena::Arena;
 use crate::child::{self, Child, End};
@@ -32,6 +33,8 @@ struct Plan {
     messages: u64,
     kills: u32,
     seed: u64,
+    /// Waits as the handles of the client do, and does not dawdle; else everybody sleeps at once.
+    wait: Option<WaitPolicy>,
 }
 
 /// Runs the suite; the exit code.
@@ -50,7 +53,8 @@ pub fn run(arguments: impl Iterator<Item = String>) -> i32 {
                 let ring =
                     format!("{kind:?}::{producers}P{consumers}C::{mode:?}::{slots}x{slot_size}");
                 let messages = size.choose(30_000, 1_000_000) / producers as u64;
-                let plan = Plan { mode, producers, consumers, messages, kills: 0, seed };
+                let plan =
+                    Plan { mode, producers, consumers, messages, kills: 0, seed, wait: None };
                 runner.case(&format!("calm::{}", ring.to_lowercase()), |tally| {
                     stress(tally, &arena, plan);
                 });
@@ -60,6 +64,22 @@ pub fn run(arguments: impl Iterator<Item = String>) -> i32 {
                 });
             }
         }
+    }
+    for mode in [WakeMode::Membarrier, WakeMode::Fence] {
+        let geometry = Geometry::new(Some(256), Some(256), None).expect("valid sizes");
+        let arena = Arena::new(Kind::Mpmc, geometry);
+        let messages = size.choose(40_000, 2_000_000) / 8;
+        let plan = Plan {
+            mode,
+            producers: 8,
+            consumers: 8,
+            messages,
+            kills: 0,
+            seed,
+            wait: Some(WaitPolicy::Adaptive),
+        };
+        let name = format!("crowd::mpmc::8p8c::{mode:?}::adaptive").to_lowercase();
+        runner.case(&name, |tally| stress(tally, &arena, plan));
     }
     for kind in [Kind::Spsc, Kind::Mpmc] {
         for mode in [WakeMode::Membarrier, WakeMode::Fence] {
@@ -134,7 +154,7 @@ fn stress(tally: &mut Tally, arena: &Arena, plan: Plan) {
 fn start(arena: &Arena, ledger: &Ledger, plan: Plan, job: Job) -> Running {
     let child = child::spawn_for(CASE_SECONDS, || {
         let kernel = HostKernel::new(plan.mode);
-        let code = match member::run(arena, ledger, &kernel, job, plan.seed) {
+        let code = match member::run(arena, ledger, &kernel, job, plan) {
             Ok(()) => 0,
             Err(error) => {
                 ledger.complain(&format!("{job:?}: {error}"));

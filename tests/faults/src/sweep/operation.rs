@@ -5,13 +5,13 @@ use std::sync::atomic::Ordering as Order;
 use ringmain_client::layout::{State, Word, spsc_page};
 use ringmain_client::protocol::{Kind, Role};
 use ringmain_client::ring::{
-    Consumer, Kernel, Producer, RingMemory, TryReceiveError, TrySendError, repair, sleep_once,
-    wake_sleepers,
+    Consumer, Kernel, Park, Producer, RingMemory, TryReceiveError, TrySendError, View, Visit,
+    repair, sleep_once, wake_sleepers,
 };
 use ringmain_client::sync::atomic::{AtomicU32, Ordering};
 use ringmain_client::sync::step;
 
-use super::world::{ONE, THREE, TWO, World, compare, new_consumer, new_producer};
+use super::world::{ONE, THREE, TWO, World, compare_view, new_consumer, new_producer};
 use crate::arena::Outbox;
 use crate::child;
 use crate::message::Message;
@@ -24,6 +24,8 @@ pub enum Operation {
     Send(usize, usize),
     /// Five messages under one claim.
     Batch,
+    /// Five messages under one claim, each in one slot.
+    BatchOfSingles,
     /// A reservation that is written and committed.
     Commit,
     /// A reservation that is given up.
@@ -32,6 +34,8 @@ pub enum Operation {
     Receive,
     /// Up to three messages: take all, read all, release all (mpmc: the last first).
     ReceiveBatch,
+    /// Up to three messages that are shown to a visitor: take, read, release each.
+    Visit,
     /// One message is taken and read, and never released.
     Hold,
     /// A handle comes into being.
@@ -50,6 +54,9 @@ pub enum Operation {
 
 /// Payload lengths of a batch.
 const BATCH: [usize; 5] = [0, TWO, ONE, THREE, 7];
+
+/// Payload lengths of a batch of messages that take one slot each.
+const SINGLES: [usize; 5] = [3, ONE, 0, ONE, 8];
 
 const DONE: usize = 0;
 const ENTRIES: usize = 1;
@@ -111,16 +118,42 @@ impl Kernel for Still {
     }
 }
 
+/// Compares what it is shown with what was sent, and writes it down.
+struct Reader<'a> {
+    outbox: &'a Outbox,
+    queue: &'a [Message],
+}
+
+impl Visit for Reader<'_> {
+    fn message(&mut self, message: View<'_>) {
+        let position = message.taken().sequence();
+        let expected = self.queue.iter().find(|message| message.position == position);
+        let expected = expected.expect("the victim gets only what was sent");
+        compare_view(message, expected).expect("the victim gets what was sent");
+        note(self.outbox, Entry::Copied(position));
+    }
+
+    fn may_go_on(&self) -> bool {
+        true
+    }
+
+    fn given_back(&mut self, _producers: &Park) {}
+}
+
 impl Operation {
     /// On which side it works.
     pub fn role(self) -> Role {
         match self {
-            Self::Send(..) | Self::Batch | Self::Commit | Self::Abort | Self::SendAndWake => {
-                Role::Produce
-            }
+            Self::Send(..)
+            | Self::Batch
+            | Self::BatchOfSingles
+            | Self::Commit
+            | Self::Abort
+            | Self::SendAndWake => Role::Produce,
             Self::Attach(role) | Self::Detach(role) | Self::Park(role) => role,
             Self::Receive
             | Self::ReceiveBatch
+            | Self::Visit
             | Self::Hold
             | Self::ReceiveAndWake
             | Self::Purge => Role::Consume,
@@ -132,6 +165,7 @@ impl Operation {
         let lengths: &[(usize, usize)] = match self {
             Self::Send(length, metadata) => &[(length, metadata)],
             Self::Batch => &BATCH.map(|length| (length, 0)),
+            Self::BatchOfSingles => &SINGLES.map(|length| (length, 0)),
             Self::Commit | Self::SendAndWake => &[(ONE, 0)],
             _ => &[],
         };
@@ -203,7 +237,7 @@ impl Operation {
                 let message = &candidates[0];
                 producer.try_send(0, &message.metadata_bytes(), &message.payload())
             }
-            Self::Batch => {
+            Self::Batch | Self::BatchOfSingles => {
                 let payloads: Vec<Vec<u8>> = candidates.iter().map(Message::payload).collect();
                 let slices: Vec<&[u8]> = payloads.iter().map(Vec::as_slice).collect();
                 producer.try_send_batch(&slices)
@@ -250,6 +284,7 @@ impl Operation {
         let kernel = Still { must_not_sleep: !queue.is_empty() };
         let mut all = Vec::with_capacity(3);
         let taken = match self {
+            Self::Visit => consumer.try_visit(3, &mut Reader { outbox, queue }).map(|_| ()),
             Self::ReceiveBatch => consumer.try_take_batch(&mut all, 3),
             Self::Park(_) => {
                 consumer.line().set_waiting(consumer.position(), 1);
@@ -272,13 +307,9 @@ impl Operation {
             Err(TryReceiveError::Empty) => return,
             Err(error) => panic!("the victim's take: {error:?}"),
         }
+        let mut reader = Reader { outbox, queue };
         for taken in &all {
-            let expected = queue
-                .iter()
-                .find(|message| message.position == taken.sequence())
-                .expect("the victim gets only what was sent");
-            compare(consumer, taken, expected).expect("the victim gets what was sent");
-            note(outbox, Entry::Copied(taken.sequence()));
+            reader.message(consumer.view(taken));
         }
         if self == Self::Hold {
             return;

@@ -3,7 +3,8 @@
 use ringmain_client::layout::{Geometry, State, Word, mpmc, slot, spsc_page};
 use ringmain_client::protocol::{Kind, Role};
 use ringmain_client::ring::{
-    Consumer, Producer, Region, Reserved, RingMemory, Taken, TryReceiveError, TrySendError, repair,
+    Consumer, Producer, Region, Reserved, RingMemory, Taken, TryReceiveError, TrySendError, View,
+    repair,
 };
 use ringmain_client::sync::atomic::Ordering;
 
@@ -86,6 +87,12 @@ pub fn new_consumer(arena: &Arena, handle: u8) -> Result<Consumer, String> {
 
 /// Whether a taken message is exactly this one.
 pub fn compare(consumer: &Consumer, taken: &Taken, expected: &Message) -> Result<(), String> {
+    compare_view(consumer.view(taken), expected)
+}
+
+/// Whether a message that can be read is exactly this one.
+pub fn compare_view(view: View<'_>, expected: &Message) -> Result<(), String> {
+    let taken = view.taken();
     let found = (taken.sequence(), taken.length(), taken.metadata_length(), taken.redelivered());
     let wanted = (expected.position, expected.length, expected.metadata, expected.redelivered);
     if found != wanted {
@@ -94,9 +101,9 @@ pub fn compare(consumer: &Consumer, taken: &Taken, expected: &Message) -> Result
         ));
     }
     let mut payload = vec![0; taken.length()];
-    consumer.read(taken, 0, &mut payload);
+    view.read(0, &mut payload);
     let mut metadata = vec![0; taken.metadata_length()];
-    consumer.read_metadata(taken, &mut metadata);
+    view.read_metadata(&mut metadata);
     if payload != expected.payload() || metadata != expected.metadata_bytes() {
         return Err(format!("the message at position {} was altered", expected.position));
     }

@@ -1,13 +1,10 @@
 //! The journal on a simulated disk: what goes in comes out, also after it was opened again.
 
-
-
-
 use std::time::{Duration, Instant};
 
-use ringmain_faults::journal::owner::Owner;
 use ringmain::disk::simulated::{SimulatedDisk, Simulation};
 use ringmain::journal::{AppendError, Config, Fetch, Journal, Ready};
+use ringmain_faults::journal::owner::Owner;
 
 fn config() -> Config {
     Config {
@@ -61,7 +58,9 @@ fn records_survive_reopening() {
     settle(&mut journal, &owner);
     assert_eq!(journal.is_ready(), Ready::Ready);
     for number in 0..500 {
-        owner.publish(&mut journal, number % 3, &[number as u8; 300]).expect("there is room");
+        owner
+            .publish(&mut journal, number % 3, &number.to_le_bytes().repeat(40))
+            .expect("there is room");
         journal.lane(number % 3, number);
         settle(&mut journal, &owner);
     }

@@ -1,6 +1,7 @@
 //! Rot, missing ends, unreadable blocks, errors of every call.
 
 use ringmain_faults::journal::errors::everywhere;
+use ringmain_faults::journal::repairs;
 use ringmain_faults::journal::rot::{Sample, flips, truncations, unreadable};
 use ringmain_faults::random::Random;
 
@@ -35,8 +36,15 @@ fn an_unreadable_block_is_no_end() {
 
 #[test]
 fn an_error_at_every_call_is_told_and_nothing_confirmed_is_lost() {
-    let step = if is_long() { 1 } else { 5 };
-    let faults = everywhere(1, step).unwrap_or_else(|what| panic!("{what}"));
+    let faults = everywhere(1).unwrap_or_else(|what| panic!("{what}"));
     println!("{faults} faults");
     assert!(faults > 300);
+}
+
+#[test]
+fn a_repair_loses_what_it_says_and_deletes_nothing() {
+    let sample = Sample::new(4, 3).unwrap_or_else(|what| panic!("{what}"));
+    let count = repairs::everywhere(&sample).unwrap_or_else(|what| panic!("{what}"));
+    println!("{count:?}");
+    assert!(count.mended > 0, "{count:?}");
 }

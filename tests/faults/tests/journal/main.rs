@@ -4,3 +4,5 @@ mod basics;
 mod canaries;
 mod crashes;
 mod damage;
+mod disks;
+mod golden;

@@ -1,0 +1,118 @@
+//! Crashes in the middle of a program: of the machine, or of the broker alone, so that its clients and their memory stay.
+
+use std::collections::VecDeque;
+
+use super::cases::consumer;
+use super::memory::{at_ms, handle};
+use super::model::State;
+use super::programs::{Check, LEASE_MS, Program, QUEUES};
+
+impl Program {
+    pub(super) fn crash(&mut self, adopt: bool) -> Check {
+        self.log.full = false;
+        if self.history.back().is_none_or(|(lsn, _)| *lsn < self.durable) {
+            self.note();
+        }
+        let durable = self.durable;
+        self.history.retain(|(lsn, _)| *lsn >= durable);
+        let at = self.random.below(self.history.len() as u64) as usize;
+        let (lsn, model) = self.history[at].clone();
+        self.log.cut(lsn);
+        self.durable = lsn;
+        self.seen_records = self.log.records.len();
+        self.model = model;
+        self.model.crashed(self.ms);
+        self.history = VecDeque::from([(lsn, self.model.clone())]);
+        self.completions.clear();
+        self.answers.clear();
+        self.purges.clear();
+        self.port.events.clear();
+        let (with_checkpoint, overlap) = (self.random.below(2) == 0, self.random.below(4));
+        self.logic = self.log.replay(with_checkpoint, overlap)?;
+        if self.random.below(2) == 0 {
+            let far = self
+                .model
+                .queues
+                .iter()
+                .flat_map(|(id, queue)| queue.payloads.keys().map(|sequence| (*id, *sequence)));
+            self.log.far = far.collect();
+        }
+        for queue in QUEUES {
+            self.adopt_lane(queue)?;
+        }
+        if adopt {
+            return self.adopt_consumers();
+        }
+        self.consumers.clear();
+        self.tokens.clear();
+        self.unreleased.clear();
+        self.port.leases.clear();
+        self.port.unseen.clear();
+        self.port.room.clear();
+        self.logic.start(at_ms(self.ms));
+        Ok(())
+    }
+
+    /// What the lane has in the journal is completed, the rest is taken anew.
+    pub(super) fn adopt_lane(&mut self, queue: u64) -> Check {
+        let producer = handle(queue, 1);
+        self.logic.open_producer(producer, queue).map_err(|refusal| format!("{refusal:?}"))?;
+        let from = self.released.get(&queue).copied().unwrap_or(0);
+        let runs = self.logic.lane_runs(producer, from);
+        let found: Vec<_> = runs
+            .iter()
+            .flat_map(|run| {
+                (0..u64::from(run.count))
+                    .map(|at| (run.first_position + at * run.stride, run.first_sequence + at))
+            })
+            .collect();
+        let lane = self.model.lanes.get(&queue).cloned().unwrap_or_default();
+        let expected: Vec<_> =
+            lane.iter().copied().filter(|(position, _)| *position >= from).collect();
+        if found != expected {
+            return Err(format!("lane {queue} from {from}: {found:?} instead of {expected:?}"));
+        }
+        // Positions go on where the journal ends: the client's messages behind it are those of the next publishes.
+        if let Some(run) = runs.last() {
+            self.lane_ends.insert(queue, run.end());
+        } else {
+            self.lane_ends.insert(queue, from.max(lane.back().map_or(0, |(at, _)| at + 2)));
+        }
+        Ok(())
+    }
+
+    pub(super) fn adopt_consumers(&mut self) -> Check {
+        let clients: Vec<_> = self.consumers.clone().into_iter().collect();
+        for (handle, client) in clients {
+            let mut spec = consumer(client.credit);
+            spec.group.clone_from(&client.group);
+            // Its creation may have been lost.
+            self.model.queues.get_mut(&handle.queue).expect("queue").add_group(&client.group, 1);
+            self.logic
+                .open_consumer(&mut self.log, handle, &spec)
+                .map_err(|refusal| format!("{refusal:?}"))?;
+        }
+        for ((handle, slot), (attempt, sequence)) in self.port.leases.clone() {
+            let now = at_ms(self.ms);
+            let taken = self.logic.adopt_lease(handle, slot, sequence, attempt, now);
+            let group = &self.consumers[&handle].group;
+            let queue = self.model.queues.get_mut(&handle.queue).expect("queue");
+            let open = &mut queue.group(group).open;
+            if taken != open.contains_key(&sequence) {
+                return Err(format!("adopted {sequence}: {taken}"));
+            }
+            if taken {
+                let deadline_ms = self.ms + LEASE_MS;
+                open.insert(sequence, State::With { handle, slot, attempt, deadline_ms });
+            } else {
+                self.port.leases.remove(&(handle, slot));
+                self.port.unseen.remove(&(handle, slot));
+            }
+        }
+        self.logic.start(at_ms(self.ms));
+        for (handle, up, _) in std::mem::take(&mut self.unreleased) {
+            self.submit(handle, up, true)?;
+        }
+        self.records()
+    }
+}

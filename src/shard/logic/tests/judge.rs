@@ -1,0 +1,180 @@
+//! What comes out of a program's turn, held against the model.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use ringmain_client::wire::Outcome;
+
+use super::memory::{Event, Record};
+use super::model::State;
+use super::programs::{Check, ORIGIN, Program};
+use crate::shard::logic::record::{self, MessageBody, kind};
+use crate::shard::logic::{ControlResult, headers};
+
+impl Program {
+    /// What the logic wrote by itself: messages moved to the dead-letter queue, or discarded.
+    pub(super) fn records(&mut self) -> Check {
+        let mut letter = None;
+        while let Some(record) = self.log.records.get(self.seen_records) {
+            self.seen_records += 1;
+            match record.kind {
+                kind::MESSAGE => {
+                    let body = MessageBody::parse(&record.body).ok_or("malformed message")?;
+                    if body.lane == 0 {
+                        letter = Some(record.clone());
+                    }
+                }
+                kind::MOVED | kind::DISCARDED => {
+                    let id = record.queue;
+                    let mut taken_out = (0, 0);
+                    record::read_ranges(&record.body, |group, first, messages| {
+                        taken_out = (group, first);
+                        if messages == 1 { Ok(()) } else { Err("one at a time".to_owned()) }
+                    })?;
+                    let (group, sequence) = taken_out;
+                    let queue = self.model.queues.get_mut(&id).expect("queue");
+                    let name = if group == 0 { "" } else { "audit" };
+                    let state = queue.group(name).open.remove(&sequence);
+                    let Some(State::Doomed { count }) = state else {
+                        return Err(format!("{sequence} was taken out, it was {state:?}"));
+                    };
+                    let payload = queue.payloads[&sequence].clone();
+                    if id == ORIGIN {
+                        let letter = letter.take().ok_or("the message itself was not moved")?;
+                        self.letter(&letter, sequence, count, &payload)?;
+                    }
+                }
+                _ => {}
+            }
+        }
+        if letter.is_some() { Err("moved and still there".to_owned()) } else { Ok(()) }
+    }
+
+    pub(super) fn letter(
+        &mut self,
+        letter: &Record,
+        sequence: u64,
+        count: u32,
+        payload: &[u8],
+    ) -> Check {
+        let body = MessageBody::parse(&letter.body).ok_or("malformed message")?;
+        let header = |name| headers::find(body.metadata, name).unwrap_or_default();
+        if header(headers::ORIGIN_QUEUE) != "q2"
+            || header(headers::ORIGIN_SEQUENCE) != sequence.to_string()
+            || header(headers::DELIVERIES) != count.to_string()
+            || !["rejected", "max-deliveries"].contains(&header(headers::REASON))
+            || body.payload != payload
+        {
+            return Err(format!("dead letter of {sequence}: {letter:?}"));
+        }
+        let dead = self.model.queues.get_mut(&letter.queue).expect("queue");
+        if dead.stored(payload) != letter.sequence {
+            return Err("a sequence is not dense".to_owned());
+        }
+        Ok(())
+    }
+
+    pub(super) fn events(&mut self) -> Check {
+        for event in std::mem::take(&mut self.port.events) {
+            match event {
+                Event::Completed { handle, position, sequence, outcome } => {
+                    let expected =
+                        self.completions.get_mut(&handle.queue).and_then(VecDeque::pop_front);
+                    if expected != Some((position, sequence)) || outcome != Outcome::Done {
+                        return Err(format!("{position}: {sequence} instead of {expected:?}"));
+                    }
+                }
+                Event::Delivered { handle, header, payload, .. } => {
+                    let group = &self.consumers[&handle].group;
+                    let queue = self.model.queues.get_mut(&handle.queue).expect("queue");
+                    queue.delivered(group, handle, header.lease, &payload, self.ms)?;
+                    self.tokens.push((handle, header.lease));
+                    let held = self.held().filter(|((with, _), _)| *with == handle).count();
+                    if held > self.consumers[&handle].credit as usize {
+                        return Err(format!("{held} messages are with {handle:?}"));
+                    }
+                }
+                Event::Answer { request, outcome, .. } => {
+                    let expected = self.answers.remove(&request);
+                    if expected != Some(outcome) && self.next_request < request + 1_000 {
+                        return Err(format!("{request}: {outcome:?}, not {expected:?}"));
+                    }
+                }
+                Event::Drained { handle } => {
+                    let group = &self.consumers[&handle].group;
+                    let queue = &self.model.queues[&handle.queue];
+                    let durable = queue.durable;
+                    let left = queue.groups[group].open.iter().find(|(sequence, state)| {
+                        **sequence < durable
+                            && match state {
+                                State::Back { must_ms, .. } => *must_ms <= self.ms,
+                                State::With { handle: with, .. } => *with != handle,
+                                State::Doomed { .. } => true,
+                            }
+                    });
+                    if let Some(left) = left {
+                        return Err(format!("not drained: {left:?}"));
+                    }
+                }
+                Event::Control { request, result } => {
+                    let expected = self.purges.remove(&request).map(ControlResult::Purged);
+                    if expected.is_some_and(|expected| expected != result) {
+                        return Err(format!("{request}: {result:?}"));
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Everything that can happen happens; then nothing may be left undone.
+    pub(super) fn settle(&mut self) -> Check {
+        self.log.full = false;
+        let mut rounds = 0;
+        while rounds < 4 {
+            let far = self.log.far.len();
+            self.note();
+            self.durable_to(self.log.last())?;
+            self.dispatch()?;
+            // One far message a call is asked for.
+            rounds = if self.log.far.len() < far { 0 } else { rounds + 1 };
+        }
+        self.note();
+        self.durable_to(self.log.last())?;
+        for (id, queue) in &self.model.queues {
+            for (name, group) in &queue.groups {
+                let ready = group.open.iter().find(|(_, state)| {
+                    matches!(state, State::Back { must_ms, .. } if *must_ms <= self.ms)
+                });
+                let able = self.consumers.iter().find(|(handle, client)| {
+                    let held = self.held().filter(|((with, _), _)| with == *handle).count();
+                    handle.queue == *id
+                        && client.group == *name
+                        && !client.blocked
+                        && held < client.credit as usize
+                });
+                if let (Some(ready), Some(able)) = (ready, able) {
+                    return Err(format!("{ready:?} of {id} is not given to {able:?}"));
+                }
+                if let Some(doomed) =
+                    group.open.iter().find(|(_, state)| matches!(state, State::Doomed { .. }))
+                {
+                    return Err(format!("{doomed:?} of {id} stays"));
+                }
+            }
+            let info = self.logic.info(*id).expect("queue");
+            let open = &queue.groups[""].open;
+            let with = open.values().filter(|state| matches!(state, State::With { .. })).count();
+            if (info.messages, info.unacknowledged) != (queue.there(u64::MAX), with as u64) {
+                return Err(format!("{info:?} of {id}, {:?}", queue.groups));
+            }
+        }
+        let held: BTreeMap<_, _> = self.held().collect();
+        if held != self.port.leases {
+            return Err(format!("leases {:?} instead of {held:?}", self.port.leases));
+        }
+        if let Some((request, outcome)) = self.answers.pop_first() {
+            return Err(format!("{request} is not answered, {outcome:?}"));
+        }
+        Ok(())
+    }
+}

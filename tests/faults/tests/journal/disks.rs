@@ -1,0 +1,84 @@
+//! The same on real files, with both backends.
+
+use std::time::{Duration, Instant};
+
+use ringmain::disk::{Backend, open_disk};
+use ringmain::journal::{Config, Fetch, Journal, Ready, verify};
+use ringmain_faults::journal::owner::Owner;
+
+/// Publishes until so many bytes are there, closes, opens again and reads. How long the second opening took.
+fn fill_and_open(backend: Backend, bytes: usize, config: &Config) -> Duration {
+    let folder = tempfile::tempdir().expect("a folder");
+    let open = |owner: &mut Owner| {
+        let (disk, _) = open_disk(folder.path(), backend).expect("a disk");
+        Journal::open(disk, config.clone(), owner).expect("opens").0
+    };
+    let mut owner = Owner::default();
+    let mut journal = open(&mut owner);
+    let body = vec![7; 4_000];
+    let mut written = 0;
+    while written < bytes || journal.durable() < journal.last_lsn() {
+        while written < bytes && journal.is_ready() == Ready::Ready {
+            owner.publish(&mut journal, 1, &body).expect("there is room");
+            written += body.len();
+        }
+        owner.drop_bodies();
+        journal.submit(&owner, Instant::now());
+        let progress = journal.reap();
+        assert_eq!(progress.failed, None);
+        if !progress.advanced {
+            journal.wait(Some(Duration::from_millis(100))).expect("a healthy disk");
+        }
+    }
+    let disk = journal.close(&owner).expect("a healthy disk");
+    drop(disk);
+    let start = Instant::now();
+    let mut again = Owner::default();
+    let mut journal = open(&mut again);
+    let took = start.elapsed();
+    assert_eq!(again.state(), owner.state());
+    let last = owner.state()[&1].next - 1;
+    for sequence in [1, last / 2, last] {
+        let until = Instant::now() + Duration::from_secs(60);
+        loop {
+            match journal.message(1, sequence) {
+                Fetch::Ready(stored) => break assert_eq!(stored.body, body),
+                Fetch::Pending => assert!(Instant::now() < until, "a read hangs"),
+                other => panic!("{sequence}: {other:?}"),
+            }
+            journal.reap();
+            let _ = journal.wait(Some(Duration::from_millis(1)));
+        }
+    }
+    drop(journal);
+    let (mut disk, _) = open_disk(folder.path(), backend).expect("a disk");
+    assert_eq!(verify(&mut disk).expect("nothing is damaged").messages, last);
+    took
+}
+
+fn small() -> Config {
+    Config {
+        segment_bytes: 1 << 20,
+        batch_bytes: 64 << 10,
+        cache_bytes: 64 << 10,
+        ..Config::default()
+    }
+}
+
+#[test]
+fn what_the_kernel_offers() {
+    fill_and_open(Backend::Auto, 6 << 20, &small());
+}
+
+#[test]
+fn threads() {
+    fill_and_open(Backend::Blocking, 6 << 20, &small());
+}
+
+/// Needs 5 GiB of disk and prints a figure: `cargo test … -- --ignored --nocapture opening`.
+#[test]
+#[ignore = "writes 4 GiB"]
+fn opening_4_gib() {
+    let took = fill_and_open(Backend::Auto, 4 << 30, &Config::default());
+    println!("a journal of 4 GiB opens in {took:?}");
+}
