@@ -327,6 +327,8 @@ pub struct UringDisk {
     sleeper: Sleeper,
     makers: Workers,
     completed: Vec<Completed>,
+    /// Somebody called for the next [`Disk::wait`] to end, and that was seen outside of one.
+    woken: bool,
 }
 
 impl UringDisk {
@@ -342,7 +344,7 @@ impl UringDisk {
         let sleeper = Sleeper::new()?;
         let makers = Workers::new(1, "disk-files", directory.clone(), sleeper.waker());
         let files = Files::new(directory, mode);
-        Ok(Self { ring: None, files, sleeper, makers, completed: Vec::new() })
+        Ok(Self { ring: None, files, sleeper, makers, completed: Vec::new(), woken: false })
     }
 
     fn begin(&mut self, ticket: Ticket, operation: Operation) -> Result<(), Refused> {
@@ -410,6 +412,8 @@ impl UringDisk {
             }
             if ring.collect(&mut self.completed) {
                 self.sleeper.drain();
+                // The caller may have looked for what it is woken for before that, and not look again.
+                self.woken = true;
             }
             if let Some(error) = failure {
                 self.abandon(&error);
@@ -467,7 +471,7 @@ impl Disk for UringDisk {
 
     fn wait(&mut self, timeout: Option<Duration>) -> io::Result<()> {
         self.turn();
-        if !self.completed.is_empty() {
+        if std::mem::take(&mut self.woken) || !self.completed.is_empty() {
             return Ok(());
         }
         // With nothing in flight the ring is left alone: a sleep in it counts as waiting for a disk.
@@ -479,6 +483,8 @@ impl Disk for UringDisk {
             Ok(()) => self.turn(),
             Err(error) => self.abandon(&error),
         }
+        // This wait is the one that ends.
+        self.woken = false;
         Ok(())
     }
 
@@ -597,6 +603,37 @@ mod tests {
         assert!(matches!(completed[0].result, Ok(Done::Created(_))));
         if let Some(ring) = &mut disk.ring {
             ring.flights.clear();
+        }
+    }
+
+    /// The caller looked for work, found none, took completions, and sleeps: a wake from in between must end that sleep.
+    #[test]
+    fn a_wake_that_is_seen_while_completions_are_taken_is_not_lost() {
+        if availability() != Availability::Allowed {
+            eprintln!("skipped: {}", availability());
+            return;
+        }
+        let folder = tempfile::tempdir().unwrap();
+        let mut disk = UringDisk::new(folder.path(), SyncMode::Dsync).unwrap();
+        let mut ring = Ring::new(SyncMode::Dsync).unwrap();
+        ring.flights.insert(7, flight(&disk.files.directory, 1));
+        disk.ring = Some(ring);
+        // From now on the ring watches for wakes.
+        disk.wait(Some(Duration::from_millis(1))).unwrap();
+        for in_flight in [true, false] {
+            disk.waker().wake();
+            let mut completed = Vec::new();
+            for _ in 0..100 {
+                disk.reap(&mut completed);
+            }
+            if !in_flight && let Some(ring) = &mut disk.ring {
+                ring.flights.clear();
+            }
+            // Else this hangs.
+            disk.wait(None).unwrap();
+            if in_flight {
+                disk.wait(Some(Duration::from_millis(1))).unwrap();
+            }
         }
     }
 

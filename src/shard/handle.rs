@@ -2,7 +2,8 @@
 
 use std::collections::VecDeque;
 
-use ringmain_client::layout::spsc_page;
+use ringmain_client::layout::{control, spsc_page};
+use ringmain_client::pair::LeaseEntry;
 use ringmain_client::protocol::{HandleKey, Role, WakeMode};
 use ringmain_client::ring::{
     Closed, Consumer, Fault, Kernel, Producer, RingMemory, Taken, TryReceiveError, TrySendError,
@@ -82,15 +83,13 @@ impl Handle {
         ready_index: u32,
         wake_mode: WakeMode,
     ) -> Result<Self, Fault> {
+        let (up, down) =
+            ends(&memory, key).inspect_err(|_| memory.close(control::CLOSED_FAULT))?;
         let pair = &memory.pair;
         let geometry = *pair.geometry();
-        // A broker that died between the word of a record and its position: the record was sent.
-        repair::dead_handle(&pair.down(), &geometry.down(), key.handle, Role::Produce)?;
         let RingMemory::Spsc { consumer, .. } = pair.up() else { unreachable!("pairs are spsc") };
         // Relaxed: written by a broker that is gone.
         let again_before = consumer.u64_at(spsc_page::TAKEN).load(Ordering::Relaxed);
-        let up = Consumer::new(pair.up(), geometry.up(), key.handle)?;
-        let down = Producer::new(pair.down(), geometry.down(), key.handle)?;
         Ok(Self {
             key,
             role: geometry.role(),
@@ -306,6 +305,12 @@ impl Handle {
         }
     }
 
+    /// One who only looks on has no leases: the first entry of its table tells a broker that takes over how far it has come.
+    pub(super) fn remember_shown(&mut self, sequence: u64) {
+        let entry = LeaseEntry { attempt: 1, sequence, position: self.down.position() };
+        self.memory.pair.leases().set(0, Some(entry));
+    }
+
     /// Position of the next message to the client.
     pub(super) fn down_position(&self) -> u64 {
         self.down.position()
@@ -412,6 +417,17 @@ impl Handle {
             _ => None,
         }
     }
+}
+
+/// The shard's ends of both rings, where they stand.
+fn ends(memory: &PairMemory, key: HandleKey) -> Result<(Consumer, Producer), Fault> {
+    let pair = &memory.pair;
+    let geometry = *pair.geometry();
+    // A broker that died between the word of a record and its position: the record was sent.
+    repair::dead_handle(&pair.down(), &geometry.down(), key.handle, Role::Produce)?;
+    let up = Consumer::new(pair.up(), geometry.up(), key.handle)?;
+    let down = Producer::new(pair.down(), geometry.down(), key.handle)?;
+    Ok((up, down))
 }
 
 /// What became of a message to a client.

@@ -242,6 +242,9 @@ impl Port for Handles {
             // Answers go in first.
             Some((_, handle)) if handle.has_waiting() => Delivered::Full,
             Some((place, handle)) => {
+                if header.lease.attempt == 0 {
+                    handle.remember_shown(header.lease.sequence);
+                }
                 let sent = handle.send_message(flags, metadata, &scratch);
                 if sent == Sent::Yes {
                     handle.messages += 1;

@@ -130,6 +130,15 @@ impl PairMemory {
         }
     }
 
+    /// Position behind what was sent to the client, as the shard's own page has it.
+    pub fn sent_position(&self) -> u64 {
+        let ringmain_client::ring::RingMemory::Spsc { producer, .. } = self.pair.down() else {
+            return 0;
+        };
+        // Relaxed: written by this process, or by one that is gone.
+        producer.u64_at(spsc_page::POSITION).load(Ordering::Relaxed)
+    }
+
     /// How far the client has come in the ring towards it. Anything: the client writes it.
     pub fn client_position(&self) -> u64 {
         let ringmain_client::ring::RingMemory::Spsc { consumer, .. } = self.pair.down() else {

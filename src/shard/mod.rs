@@ -12,4 +12,6 @@ mod requests;
 mod spin;
 pub mod start;
 mod take;
+#[cfg(test)]
+mod tests;
 mod thread;

@@ -5,7 +5,7 @@ use std::os::fd::AsFd;
 
 use ringmain_client::layout::control;
 use ringmain_client::pair::LeaseEntry;
-use ringmain_client::protocol::{ErrorCode, HandleKey, Role};
+use ringmain_client::protocol::{ErrorCode, HandleKey, Role, StartAt};
 use ringmain_client::wire::Outcome;
 
 use super::control::{FromShard, HandleCounters, NewHandle, ToShard};
@@ -99,9 +99,10 @@ impl<D: Disk> Shard<D> {
                 } else {
                     new.credit
                 };
+                let from = if adopted && new.browse { shown_up_to(&new) } else { new.from };
                 let spec = ConsumerSpec {
                     group: new.group.clone(),
-                    from: new.from,
+                    from,
                     credit,
                     leases: new.memory.pair.geometry().leases(),
                     browse: new.browse,
@@ -130,7 +131,7 @@ impl<D: Disk> Shard<D> {
 
     /// The logic knows it: now its rings.
     fn open(&mut self, new: NewHandle) -> ControlResult {
-        let (key, adopted, role) = (new.key, new.adopted, new.role());
+        let (key, adopted, role, browse) = (new.key, new.adopted, new.role(), new.browse);
         if !self.handles.sessions.contains_key(&new.session) {
             self.logic.close_handle(&mut self.handles, key, now());
             let text = "internal error of the daemon (no link): please report it".to_owned();
@@ -154,6 +155,7 @@ impl<D: Disk> Shard<D> {
         if adopted {
             match role {
                 Role::Produce => self.adopt_lane(place),
+                Role::Consume if browse => {}
                 Role::Consume => self.adopt_leases(place),
             }
         }
@@ -258,6 +260,14 @@ impl<D: Disk> Shard<D> {
             self.forget(place);
         }
     }
+}
+
+/// Where one who looks on goes on under another broker.
+fn shown_up_to(new: &NewHandle) -> StartAt {
+    let Some(shown) = new.memory.pair.leases().get(0) else { return new.from };
+    // The broker that is gone wrote the entry before it sent the message.
+    let was_sent = shown.position < new.memory.sent_position();
+    StartAt::Sequence(shown.sequence + u64::from(was_sent))
 }
 
 fn last_of(run: &LaneRun) -> u64 {

@@ -67,14 +67,8 @@ mod tests {
             assert!(!spin.look(|| false));
         }
         assert!(spin.budget_ns < SHORTEST_NS);
-        let mut looks = 0;
-        let tried = (0..TRIED_EVERY).filter(|_| {
-            spin.look(|| {
-                looks += 1;
-                true
-            })
-        });
-        assert_eq!(tried.count(), 1);
-        assert!(spin.budget_ns >= SHORTEST_NS);
+        // Every now and then it is tried again, and pays.
+        assert!((0..TRIED_EVERY).any(|_| spin.look(|| true)));
+        assert!(spin.budget_ns >= SHORTEST_NS && spin.look(|| true));
     }
 }

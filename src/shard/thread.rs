@@ -140,7 +140,7 @@ impl<D: Disk> Shard<D> {
     }
 
     /// One turn; whether there is more to do at once.
-    fn turn(&mut self, inbox: &Receiver<ToShard>) -> bool {
+    pub(super) fn turn(&mut self, inbox: &Receiver<ToShard>) -> bool {
         let mut busy = self.requests(inbox);
         busy |= self.handles.look();
         if !self.is_started {

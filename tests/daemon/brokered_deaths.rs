@@ -87,6 +87,22 @@ fn nor_in_memory() {
     a_killed_broker_redelivers_nothing(in_memory());
 }
 
+#[test]
+fn who_looks_on_goes_on_where_it_was() {
+    let daemon = Durable::start();
+    let client = daemon.client();
+    client.create_queue("q", durable()).unwrap();
+    let mut sending = producer(&client, "q");
+    publish(&mut sending, (1..=5).map(|n| format!("m{n}")));
+    let mut looker =
+        client.brokered_consumer("q", ConsumerOptions::default().browse(true)).unwrap();
+    let shown: Vec<u64> = (0..5).map(|_| receive(&mut looker).sequence()).collect();
+    assert_eq!(shown, [1, 2, 3, 4, 5]);
+    daemon.daemon.kill_broker();
+    publish(&mut sending, ["m6".to_owned()]);
+    assert_eq!(receive(&mut looker).sequence(), 6);
+}
+
 fn every_message_once_over_broker_deaths(spec: ringmain_client::QueueSpec) {
     const MESSAGES: usize = 3000;
     let daemon = Durable::start();

@@ -471,7 +471,7 @@ pub(crate) mod child {
             // A brokered queue: receives so many messages and keeps them.
             ["lease", name, count] => {
                 let client = ringmain_client::Client::connect(&socket).unwrap();
-                let mut consumer = crate::brokered_support::consumer(&client, name);
+                let mut consumer = client.brokered_consumer(name, Default::default()).unwrap();
                 let held: Vec<_> = (0..count.parse().unwrap())
                     .map(|_| consumer.receive_timeout(PATIENCE).unwrap())
                     .collect();
@@ -482,7 +482,7 @@ pub(crate) mod child {
             // A brokered queue: sends so many messages and waits for nothing.
             ["send", name, count] => {
                 let client = ringmain_client::Client::connect(&socket).unwrap();
-                let mut producer = crate::brokered_support::producer(&client, name);
+                let mut producer = client.brokered_producer(name, Default::default()).unwrap();
                 for number in 0..count.parse().unwrap() {
                     let _: u32 = number;
                     producer.send(format!("m{number}").as_bytes()).unwrap();

@@ -41,6 +41,9 @@ const PAIRS_PER_WAKE: usize = 5;
 /// For so long.
 const WAKE_DURATION: Duration = Duration::from_millis(100);
 
+/// Nobody consumes: so much may lie in the journal before it is discarded.
+const UNREAD_BYTES_MAX: u64 = 256 << 20;
+
 /// What the journal puts around each message, and around each batch, in bytes: enough to know how many blocks a batch
 /// takes.
 const RECORD_OVERHEAD_BYTES: u64 = 64;
@@ -132,7 +135,7 @@ fn measure(
     let count = (total / each).max(PAIRS_MIN);
     let slice = |percent: u64| Duration::from_nanos(total / count * percent / 100);
     let (mut pairs, mut confirm, mut probe) = (Vec::new(), Samples::new(), Samples::new());
-    let mut wake = Samples::new();
+    let (mut wake, mut purged) = (Samples::new(), 0);
     // Files are laid out and caches warm before anything counts.
     raw.sample(slice(20), &mut Samples::new())?;
     load.run(slice(20), &mut Samples::new())?;
@@ -146,9 +149,11 @@ fn measure(
             wake.add(&bare_wakes()?);
         }
         let confirmed = load.run(slice(65), &mut confirm)?;
-        if !config.receive {
+        let unread = (load.totals().messages - purged).saturating_mul(u64::from(config.size) + 64);
+        if !config.receive && unread >= UNREAD_BYTES_MAX {
             // What nobody consumes would fill the disk.
             place.purge(&queues)?;
+            purged = load.totals().messages;
         }
         let after = raw.sample(slice(35), &mut probe)?;
         pairs.push(Pair { before, confirmed, after });

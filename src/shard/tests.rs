@@ -1,0 +1,353 @@
+//! A shard on a simulated disk, turn by turn, with clients in the same process.
+
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender, channel};
+
+use ringmain_client::protocol::{HandleKey, Kind, Role, StartAt, WakeMode};
+use ringmain_client::ring::{self, TryReceiveError, TrySendError};
+use ringmain_client::sys::eventfd::EventFd;
+use ringmain_client::wire::{Down, LeaseToken, Outcome, Up};
+
+use super::control::{FromShard, NewHandle, Outbox, ToShard};
+use super::logic::{ControlResult, Logic, QueueDefinition};
+use super::memory::{LinkMemory, PageMemory, PairFiles, PairMemory, PairSize};
+use super::thread::{Parts, Shard};
+use crate::disk::simulated::{Fault, SimulatedDisk, Simulation, Site};
+use crate::journal::{Config, Journal};
+
+const QUEUE: u64 = 7;
+const SESSION: u64 = 3;
+
+/// One shard and what surrounds it.
+struct World {
+    simulation: Simulation,
+    shard: Shard<SimulatedDisk>,
+    ask: Sender<ToShard>,
+    inbox: Receiver<ToShard>,
+    answers: Receiver<FromShard>,
+    link: Arc<LinkMemory>,
+    handles: u8,
+}
+
+/// A client's ends of its rings.
+struct Client {
+    key: HandleKey,
+    word: u32,
+    up: ring::Producer,
+    down: ring::Consumer,
+    link: Arc<LinkMemory>,
+    files: PairFiles,
+    _memory: PairMemory,
+}
+
+fn size(role: Role) -> PairSize {
+    let leases = if role == Role::Consume { 64 } else { 0 };
+    PairSize { role, slots: 64, slot_size: 128, max_message: 1000, record_slots: 64, leases }
+}
+
+impl World {
+    fn new() -> Self {
+        Self::on(Simulation::new(), &[])
+    }
+
+    /// Over a disk that may have a journal, with clients that a shard before had.
+    fn on(simulation: Simulation, adopted: &[(&Client, Role)]) -> Self {
+        let config = Config { segment_bytes: 256 << 10, journal_id: 5, ..Config::default() };
+        let mut logic = Logic::new(0);
+        let (journal, _) = Journal::open(simulation.disk(), config, &mut logic).unwrap();
+        let page = PageMemory::create(0).unwrap();
+        let page = PageMemory::map(page.as_fd()).unwrap();
+        let bell = Arc::new(EventFd::new().unwrap());
+        let (sender, answers) = channel();
+        let outbox = Outbox::new(sender, Arc::clone(&bell));
+        let parts = Parts { number: 0, page, outbox, journal, logic };
+        let shard = Shard::new(parts, WakeMode::Fence, bell).unwrap();
+        let (ask, inbox) = channel();
+        let link = match adopted.first() {
+            Some((client, _)) => Arc::clone(&client.link),
+            None => {
+                let memory = LinkMemory::create().unwrap();
+                Arc::new(LinkMemory::map(memory.as_fd()).unwrap())
+            }
+        };
+        let bell = Arc::new(EventFd::new().unwrap());
+        ask.send(ToShard::Link { session: SESSION, link: Arc::clone(&link), bell }).unwrap();
+        for (client, role) in adopted {
+            let geometry = size(*role).geometry().unwrap();
+            let memory = PairMemory::map(geometry, &client.files).unwrap();
+            let handle = Box::new(new_handle(client.key, memory, client.word, true));
+            ask.send(ToShard::Attach { request: 0, handle }).unwrap();
+        }
+        ask.send(ToShard::Adopted).unwrap();
+        let handles = u8::try_from(adopted.len()).unwrap();
+        let mut world = Self { simulation, shard, ask, inbox, answers, link, handles };
+        world.turns();
+        world
+    }
+
+    /// Until nothing happens any more.
+    fn turns(&mut self) {
+        let mut quiet = 0;
+        while quiet < 5 {
+            quiet = if self.shard.turn(&self.inbox) { 0 } else { quiet + 1 };
+        }
+    }
+
+    fn create_queue(&mut self) {
+        let definition = QueueDefinition {
+            id: QUEUE,
+            name: "q".to_owned(),
+            kind: Kind::Mpmc,
+            durable: true,
+            slots: 64,
+            slot_size: 128,
+            max_message: 1000,
+            owner_uid: 0,
+            group_gid: 0,
+            mode: 0o700,
+            max_deliveries: 0,
+            dead_letter: String::new(),
+            lease_ms: 0,
+        };
+        self.ask.send(ToShard::Create { request: 1, definition }).unwrap();
+        self.turns();
+        let done = self.answers.try_iter().any(|answer| {
+            matches!(answer, FromShard::Done { request: 1, result: ControlResult::Done })
+        });
+        assert!(done, "the queue is stored");
+    }
+
+    fn attach(&mut self, role: Role) -> Client {
+        self.handles += 1;
+        let key = HandleKey { queue: QUEUE, handle: self.handles, epoch: 1 };
+        let geometry = size(role).geometry().unwrap();
+        let files = PairFiles::create("test", &geometry).unwrap();
+        let (theirs, ours) = (
+            PairMemory::map(geometry, &files).unwrap(),
+            PairMemory::map(geometry, &files).unwrap(),
+        );
+        theirs.initialise(QUEUE);
+        let word = u32::from(self.handles);
+        let handle = Box::new(new_handle(key, theirs, word, false));
+        self.ask.send(ToShard::Attach { request: 2, handle }).unwrap();
+        self.turns();
+        let attached = self.answers.try_iter().any(|answer| {
+            matches!(answer, FromShard::Attached { result: ControlResult::Done, .. })
+        });
+        assert!(attached);
+        let pair = &ours.pair;
+        let up = ring::Producer::new(pair.up(), geometry.up(), self.handles).unwrap();
+        let down = ring::Consumer::new(pair.down(), geometry.down(), self.handles).unwrap();
+        Client { key, word, up, down, link: Arc::clone(&self.link), files, _memory: ours }
+    }
+}
+
+fn new_handle(key: HandleKey, memory: PairMemory, word: u32, adopted: bool) -> NewHandle {
+    NewHandle {
+        key,
+        memory,
+        session: SESSION,
+        ready_index: word,
+        wake_mode: WakeMode::Fence,
+        lane: 1000 + u64::from(key.handle),
+        group: String::new(),
+        from: StartAt::First,
+        credit: 16,
+        browse: false,
+        adopted,
+    }
+}
+
+impl Client {
+    fn send(&mut self, payload: &[u8]) -> Result<u64, TrySendError> {
+        let sent = self.up.try_send(0, &[], payload);
+        self.link.link.set_ready(self.word);
+        sent
+    }
+
+    fn ask(&mut self, up: Up) {
+        self.send(up.encode().as_ref()).unwrap();
+    }
+
+    /// Everything that came, with the payloads of deliveries.
+    fn take(&mut self) -> Vec<(Down, Vec<u8>)> {
+        let mut all = Vec::new();
+        loop {
+            match self.down.try_take() {
+                Ok(taken) => {
+                    let mut bytes = vec![0; taken.length()];
+                    self.down.read(&taken, 0, &mut bytes);
+                    self.down.release(taken);
+                    let record = Down::decode(&bytes).unwrap();
+                    let payload = match record {
+                        Down::Delivery(_) => {
+                            bytes.split_off(ringmain_client::wire::DELIVERY_HEADER_BYTES)
+                        }
+                        _ => Vec::new(),
+                    };
+                    all.push((record, payload));
+                }
+                Err(TryReceiveError::Empty) => break,
+                Err(error) => panic!("{error:?}"),
+            }
+        }
+        self.link.link.set_ready(self.word);
+        all
+    }
+
+    /// Outcome and number of messages of each completion.
+    fn completions(&mut self) -> Vec<(Outcome, u32, u64)> {
+        let completion = |record| match record {
+            Down::Completed { outcome, count, first_sequence, .. } => {
+                (outcome, count, first_sequence)
+            }
+            other => panic!("{other:?}"),
+        };
+        self.take().into_iter().map(|(record, _)| completion(record)).collect()
+    }
+
+    fn deliveries(&mut self) -> Vec<(LeaseToken, Vec<u8>)> {
+        let delivery = |(record, payload)| match record {
+            Down::Delivery(header) => Some((header.lease, payload)),
+            _ => None,
+        };
+        self.take().into_iter().filter_map(delivery).collect()
+    }
+}
+
+#[test]
+fn nothing_is_confirmed_or_delivered_before_it_is_durable() {
+    let mut world = World::new();
+    world.create_queue();
+    let mut producer = world.attach(Role::Produce);
+    let mut consumer = world.attach(Role::Consume);
+    world.simulation.hold();
+    for number in 0..3_u8 {
+        producer.send(&[number]).unwrap();
+    }
+    world.turns();
+    assert_eq!((producer.completions(), consumer.deliveries().len()), (vec![], 0));
+    world.simulation.flow();
+    world.simulation.release_all();
+    world.turns();
+    let confirmed: u32 = producer.completions().iter().map(|(_, count, _)| count).sum();
+    assert_eq!(confirmed, 3);
+    let deliveries = consumer.deliveries();
+    assert_eq!(deliveries.iter().map(|(_, payload)| payload[0]).collect::<Vec<_>>(), [0, 1, 2]);
+}
+
+#[test]
+fn a_failed_write_is_told_to_everybody_and_what_is_durable_can_be_read() {
+    let mut world = World::new();
+    world.create_queue();
+    let mut producer = world.attach(Role::Produce);
+    producer.send(b"before").unwrap();
+    world.turns();
+    assert_eq!(producer.completions(), [(Outcome::Done, 1, 1)]);
+    let writes = world.simulation.calls(Site::BeginWrite);
+    world.simulation.fail(Site::BeginWrite, writes + 1, Fault::Error(libc::EIO));
+    producer.send(b"lost").unwrap();
+    world.turns();
+    let failed = (Outcome::JournalFailed, 1, 0);
+    assert_eq!(producer.completions(), [failed]);
+    assert_eq!(world.shard.page.page.failed().map(|(errno, _)| errno), Some(libc::EIO));
+    // From now on at once, and reading goes on.
+    producer.send(b"late").unwrap();
+    world.turns();
+    assert_eq!(producer.completions(), [failed]);
+    let mut consumer = world.attach(Role::Consume);
+    let deliveries = consumer.deliveries();
+    assert_eq!(deliveries.len(), 1);
+    let (lease, payload) = &deliveries[0];
+    assert_eq!(payload, b"before");
+    consumer.ask(Up::Ack { lease: *lease, request: 9 });
+    consumer.ask(Up::Flush { request: 10 });
+    world.turns();
+    let answers: Vec<(u64, Outcome)> = consumer
+        .take()
+        .into_iter()
+        .filter_map(|(record, _)| match record {
+            Down::Answer { request, outcome, .. } => Some((request, outcome)),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(answers, [(9, Outcome::JournalFailed), (10, Outcome::JournalFailed)]);
+}
+
+#[test]
+fn a_client_without_room_for_completions_waits_by_itself() {
+    let mut world = World::new();
+    world.create_queue();
+    let mut deaf = world.attach(Role::Produce);
+    let mut other = world.attach(Role::Produce);
+    let mut sent = 0;
+    for _ in 0..1000 {
+        while deaf.send(b"m").is_ok() {
+            sent += 1;
+        }
+        world.turns();
+    }
+    // A full ring of completions, each of at most a lane of messages, and a full lane.
+    assert!((64..=65 * 64).contains(&sent), "{sent}");
+    other.send(b"other").unwrap();
+    world.turns();
+    assert_eq!(other.completions().len(), 1);
+    let mut confirmed = 0;
+    while confirmed < sent {
+        let more: u32 = deaf.completions().iter().map(|(_, count, _)| count).sum();
+        assert!(more > 0, "{confirmed} of {sent}");
+        confirmed += more;
+        world.turns();
+    }
+}
+
+#[test]
+fn another_shard_takes_up_lanes_and_leases_where_they_stood() {
+    // The broker dies after each of the steps that lie between two sleeps.
+    for held in [false, true] {
+        let mut world = World::new();
+        world.create_queue();
+        let mut producer = world.attach(Role::Produce);
+        let mut consumer = world.attach(Role::Consume);
+        for number in 0..5_u8 {
+            producer.send(&[number]).unwrap();
+        }
+        world.turns();
+        let leased = consumer.deliveries();
+        assert_eq!(leased.len(), 5);
+        if held {
+            world.simulation.hold();
+        }
+        consumer.ask(Up::Ack { lease: leased[0].0, request: 0 });
+        for number in 5..9_u8 {
+            producer.send(&[number]).unwrap();
+        }
+        world.turns();
+        producer.send(&[9]).unwrap();
+        let simulation = world.simulation.clone();
+        drop(world);
+        simulation.kill(1);
+        simulation.flow();
+        let adopted = [(&producer, Role::Produce), (&consumer, Role::Consume)];
+        let mut world = World::on(simulation, &adopted);
+        let mut sequences = Vec::new();
+        for (outcome, count, first) in producer.completions() {
+            assert_eq!(outcome, Outcome::Done);
+            sequences.extend(first..first + u64::from(count));
+        }
+        assert_eq!(sequences, (1..=10).collect::<Vec<_>>(), "held: {held}");
+        let fresh: Vec<u8> = consumer.deliveries().iter().map(|(_, payload)| payload[0]).collect();
+        assert_eq!(fresh, [5, 6, 7, 8, 9], "held: {held}");
+        for (lease, _) in &leased[1..] {
+            consumer.ask(Up::Ack { lease: *lease, request: u64::from(lease.slot) + 1 });
+        }
+        world.turns();
+        let answers = consumer.take();
+        assert_eq!(answers.len(), 4);
+        for (record, _) in answers {
+            assert!(matches!(record, Down::Answer { outcome: Outcome::Done, .. }), "{record:?}");
+        }
+        assert_eq!(world.shard.logic.info(QUEUE).unwrap().messages, 5);
+    }
+}
