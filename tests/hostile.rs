@@ -2,8 +2,6 @@
 //! daemon stays as it is, honest members of the same queue get typed errors, and other queues notice nothing.
 
 #[allow(dead_code)]
-#[path = "daemon/brokered_support.rs"]
-mod brokered_support;
 #[path = "daemon/support.rs"]
 mod support;
 
