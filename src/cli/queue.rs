@@ -56,7 +56,7 @@ impl CreateConfig {
             ));
         }
         // The daemon checks again; here the answer does not need a daemon.
-        let slots = args.slots.or((plane == Plane::Brokered).then_some(BROKERED_SLOTS));
+        let slots = args.slots.or_else(|| (plane == Plane::Brokered).then_some(BROKERED_SLOTS));
         Geometry::new(slots, args.slot_size, args.max_message).map_err(Failure::usage)?;
         let spec = QueueSpec {
             kind: Some(args.kind.into()),

@@ -31,6 +31,9 @@ pub(crate) use produce::{ProduceTask, produce};
 /// Processes on either side.
 const MEMBERS: u64 = 2;
 
+/// Records that each publisher has confirmed before it begins.
+const NOTHING: [u64; 2] = [0; 2];
+
 /// No more records than these pass: each is written to a disk.
 const RECORDS_MAX: usize = 100_000;
 
@@ -131,7 +134,7 @@ impl Durable<'_> {
         progress: &mut Progress,
     ) -> Outcome<Vec<Produced>> {
         let mut crew = Crew::new();
-        let producers = self.start_producers(&mut crew, broker, &[0; MEMBERS as usize])?;
+        let producers = self.start_producers(&mut crew, broker, &NOTHING)?;
         let mut confirmed = vec![0; producers.len()];
         crew.wait_ready()?;
         crew.order_all(Order::Go)?;
@@ -255,7 +258,7 @@ impl Durable<'_> {
             messages_per_s: sent as f64 / seconds,
             bytes_per_s: bytes as f64 / seconds,
             // Publishers, consumers and the shard.
-            oversubscribed: host::cores(1).len() < 2 * MEMBERS as usize + 1,
+            oversubscribed: (host::cores(1).len() as u64) < 2 * MEMBERS + 1,
             killed,
             latency: Latency { confirm_us: Microseconds::of(&latency) },
             check: self.check(before, after, consumed),
