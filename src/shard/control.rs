@@ -184,6 +184,15 @@ pub enum FromShard {
         /// What was seen.
         what: String,
     },
+    /// The client of a handle sleeps on a doorbell.
+    Ring {
+        /// Which.
+        key: HandleKey,
+        /// Number of the doorbell, as the client says.
+        doorbell: u32,
+        /// Its bit, as the client says.
+        bit: u32,
+    },
     /// A line for the log.
     Log {
         /// Without an end of line.

@@ -36,6 +36,13 @@ enum Waiting {
     Record(Down),
 }
 
+/// One of the two rings.
+#[derive(Debug, Clone, Copy)]
+enum Side {
+    Up,
+    Down,
+}
+
 /// One handle.
 #[derive(Debug)]
 pub(super) struct Handle {
@@ -60,6 +67,8 @@ pub(super) struct Handle {
     pub(super) is_touched: bool,
     wake_up: bool,
     wake_down: bool,
+    /// Doorbells that its client wants rung: number and bit, as the client says.
+    rings: Vec<(u32, u32)>,
     /// It was given back (`false`) or its process is dead (`true`).
     pub(super) closing: Option<bool>,
     /// Nothing more was in `up` since then.
@@ -105,6 +114,7 @@ impl Handle {
             is_touched: false,
             wake_up: false,
             wake_down: false,
+            rings: Vec::new(),
             closing: None,
             is_drained: false,
             fault: None,
@@ -374,11 +384,25 @@ impl Handle {
         }
         self.kernel.light_barrier();
         if down && self.down.peer_park().any_sleeper() {
-            wake_sleepers(self.down.peer_park(), &self.kernel, u32::MAX);
+            self.wake_sleeper(Side::Down);
         }
         if up && self.up.peer_park().any_sleeper() {
-            wake_sleepers(self.up.peer_park(), &self.kernel, u32::MAX);
+            self.wake_sleeper(Side::Up);
         }
+    }
+
+    fn wake_sleeper(&mut self, side: Side) {
+        let park = match side {
+            Side::Up => self.up.peer_park(),
+            Side::Down => self.down.peer_park(),
+        };
+        wake_sleepers(park, &self.kernel, u32::MAX);
+        self.rings.extend(park.sleepers().filter_map(|sleeper| park.doorbell_of(sleeper)));
+    }
+
+    /// Doorbells to be rung. They are the control thread's.
+    pub(super) fn take_rings(&mut self) -> impl Iterator<Item = (u32, u32)> + '_ {
+        self.rings.drain(..)
     }
 
     /// Closes its rings for the client and wakes it.
@@ -392,8 +416,8 @@ impl Handle {
     /// Wakes its client, whatever it waits for.
     pub(super) fn wake_all(&mut self) {
         self.kernel.heavy_barrier();
-        wake_sleepers(self.down.peer_park(), &self.kernel, u32::MAX);
-        wake_sleepers(self.up.peer_park(), &self.kernel, u32::MAX);
+        self.wake_sleeper(Side::Down);
+        self.wake_sleeper(Side::Up);
     }
 
     /// Why it is closed, if it is.

@@ -12,7 +12,7 @@ use super::control::{FromShard, HandleCounters, NewHandle, ToShard};
 use super::handle::Handle;
 use super::handles::Session;
 use super::logic::{ConsumerSpec, ControlResult, LaneRun, Refusal};
-use super::thread::{Shard, Stopping, now};
+use super::thread::{Shard, Stopping, now, ring_doorbells};
 use crate::disk::Disk;
 
 impl<D: Disk> Shard<D> {
@@ -256,6 +256,7 @@ impl<D: Disk> Shard<D> {
             let key = handle.key;
             handle.flush();
             handle.close(control::CLOSED_DELETED);
+            ring_doorbells(&self.outbox, handle);
             self.logic.close_handle(&mut self.handles, key, now());
             self.forget(place);
         }

@@ -20,6 +20,7 @@ use std::sync::mpsc::{Receiver, TryRecvError};
 use std::time::{Duration, Instant};
 
 use super::control::{FromShard, Outbox, ToShard};
+use super::handle::Handle;
 use super::handles::Handles;
 use super::logic::{Logic, Now};
 use super::memory::PageMemory;
@@ -224,6 +225,7 @@ impl<D: Disk> Shard<D> {
                 self.handles.touch(place);
                 if let Some(handle) = self.handles.get_mut(place) {
                     handle.wake_all();
+                    ring_doorbells(&self.outbox, handle);
                 }
             }
         }
@@ -277,6 +279,7 @@ impl<D: Disk> Shard<D> {
         }
         let is_open = !handle.has_waiting() && !handle.is_blocked();
         handle.wake();
+        ring_doorbells(&self.outbox, handle);
         if handle.fault.is_some() {
             self.end_faulty(place);
             return false;
@@ -301,6 +304,7 @@ impl<D: Disk> Shard<D> {
         let Some(handle) = self.handles.get_mut(place) else { return };
         let key = handle.key;
         handle.close(control::CLOSED_FAULT);
+        ring_doorbells(&self.outbox, handle);
         let what = handle.fault.clone().unwrap_or_default();
         self.logic.close_handle(&mut self.handles, key, now());
         self.forget(place);
@@ -389,6 +393,7 @@ impl<D: Disk> Shard<D> {
             for place in places {
                 if let Some(handle) = self.handles.get_mut(place) {
                     handle.close(control::CLOSED_DRAINING);
+                    ring_doorbells(&self.outbox, handle);
                 }
             }
         }
@@ -409,4 +414,12 @@ impl Stopping {
 /// The time.
 pub(super) fn now() -> Now {
     Now { monotonic_ns: monotonic_ns(), realtime_ns: realtime_ns() }
+}
+
+/// Has the doorbells rung on which the client of a handle sleeps.
+pub(super) fn ring_doorbells(outbox: &Outbox<FromShard>, handle: &mut Handle) {
+    let key = handle.key;
+    for (doorbell, bit) in handle.take_rings() {
+        outbox.send(FromShard::Ring { key, doorbell, bit });
+    }
 }

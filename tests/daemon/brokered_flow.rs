@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use ringmain_client::async_io::{AsyncBrokeredConsumer, AsyncBrokeredProducer};
 use ringmain_client::protocol::ErrorCode;
 use ringmain_client::{
     ClientError, ConfirmError, ConsumerOptions, Delivery, DeliverySpec, Kind, Metadata, QueueSpec,
@@ -325,4 +326,33 @@ fn what_cannot_be_is_refused() {
     let names: Vec<String> =
         client.list_queues().unwrap().into_iter().map(|queue| queue.name).collect();
     assert_eq!(names, ["d", "m"]);
+}
+
+/// A handle that is only looked after every 100 ms would take twice this long.
+#[test]
+fn async_handles_are_rung() {
+    const ROUNDS: u32 = 400;
+    let daemon = Durable::start();
+    let client = daemon.client();
+    client.create_queue("q", durable()).unwrap();
+    let producer = producer(&client, "q");
+    let consumer = consumer(&client, "q");
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .build()
+        .expect("a runtime");
+    let all = async {
+        let mut producer = AsyncBrokeredProducer::new(producer).unwrap();
+        let mut consumer = AsyncBrokeredConsumer::new(consumer).unwrap();
+        for round in 0..ROUNDS {
+            let receipt = producer.send(&round.to_le_bytes()).await.unwrap();
+            producer.wait(&receipt).await.unwrap();
+            let delivery = consumer.receive().await.unwrap();
+            assert_eq!(delivery.payload(), round.to_le_bytes());
+            consumer.ack_confirmed(&delivery).await.unwrap();
+        }
+    };
+    let patience = Duration::from_millis(100) * 3 * ROUNDS / 2;
+    runtime.block_on(async { tokio::time::timeout(patience, all).await }).expect("rung in time");
 }

@@ -21,6 +21,7 @@ use ringmain_client::raw::protocol::{
 use ringmain_client::raw::ring::{
     Consumer, Kernel, Producer, Region, TryReceiveError, TrySendError, repair, wake_sleepers,
 };
+use ringmain_client::raw::sys::datagram::SignalSender;
 use ringmain_client::raw::sys::eventfd::EventFd;
 use ringmain_client::raw::sys::kernel::HostKernel;
 use ringmain_client::raw::sys::map::{Access, Mapping, Populate};
@@ -81,7 +82,7 @@ type Doorbells = Arc<Mutex<Vec<Doorbell>>>;
 #[derive(Debug)]
 struct Doorbell {
     memory: Region,
-    eventfd: EventFd,
+    sender: SignalSender,
 }
 
 impl Doorbell {
@@ -89,7 +90,7 @@ impl Doorbell {
         let word = doorbell::PENDING + bit as usize / 64 * 8;
         let order = ringmain_client::raw::sync::atomic::Ordering::SeqCst;
         self.memory.u64_at(word).fetch_or(1 << (bit % 64), order);
-        self.eventfd.signal();
+        self.sender.signal();
     }
 }
 
@@ -264,10 +265,10 @@ fn reply(request: Request, beside: Vec<OwnedFd>, store: &Arc<Store>) -> (Reply, 
             Reply::Done
         }
         Request::RegisterDoorbell => {
-            let [memory, eventfd] = <[_; 2]>::try_from(beside).expect("two descriptors");
+            let [memory, socket] = <[_; 2]>::try_from(beside).expect("two descriptors");
             let bell = Doorbell {
                 memory: map(memory.as_fd(), doorbell::BYTES),
-                eventfd: EventFd::from_descriptor(eventfd).expect("an eventfd"),
+                sender: SignalSender::from_descriptor(socket).expect("a datagram socket"),
             };
             let mut doorbells = store.doorbells.lock().expect("no panic");
             doorbells.push(bell);

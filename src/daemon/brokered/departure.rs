@@ -140,6 +140,16 @@ impl Broker {
     }
 
     /// A client broke the rules. It is told by its control page; everybody else is none the wiser.
+    /// Rings a doorbell that a handle has named in shared memory, if it is of the same session.
+    pub(super) fn ring_brokered(&mut self, key: HandleKey, doorbell: u32, bit: u32) {
+        let Some(handle) = self.brokered.handle_mut(key) else { return };
+        let session = handle.entry.session;
+        let found = self.doorbells.get(&doorbell).filter(|found| found.session == session);
+        if let Some(doorbell) = found {
+            doorbell.ring(bit);
+        }
+    }
+
     pub(super) fn on_brokered_fault(&mut self, key: HandleKey, what: &str) {
         let Some(handle) = self.brokered.handle_mut(key) else { return };
         handle.faulty = true;

@@ -234,6 +234,17 @@ impl Broker {
         self.names.get(name).copied().filter(|id| self.brokered.queues.contains_key(id))
     }
 
+    /// Whether the session has this handle on a brokered queue.
+    pub(super) fn has_brokered(&self, session: u64, key: HandleKey) -> bool {
+        self.brokered
+            .queues
+            .get(&key.queue)
+            .and_then(|queue| queue.handles.get(&key.handle))
+            .is_some_and(|handle| {
+                handle.entry.session == session && handle.entry.epoch == key.epoch
+            })
+    }
+
     /// What the shards have said.
     pub(super) fn on_shards(&mut self) -> Result<(), LinkLost> {
         for message in self.brokered.inbox.take() {
@@ -253,6 +264,10 @@ impl Broker {
             FromShard::Released { key } => self.on_released(key),
             FromShard::Fault { key, what } => {
                 self.on_brokered_fault(key, &what);
+                Ok(())
+            }
+            FromShard::Ring { key, doorbell, bit } => {
+                self.ring_brokered(key, doorbell, bit);
                 Ok(())
             }
             FromShard::Log { text } => {
