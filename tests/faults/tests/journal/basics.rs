@@ -71,7 +71,11 @@ fn records_survive_reopening() {
         }
     }
     assert!(journal.statistics().reads > 0, "some are far");
+    settle_witnessed(&mut journal, &owner);
     drop(journal.close(&owner).expect("a healthy disk"));
+    let (_, report) = Journal::open(simulation.disk(), config(), &mut Owner::default())
+        .expect("opens, and changes nothing");
+    assert_eq!((report.clean, report.cut_batches), (true, 0), "{report:?}");
     let (mut journal, again) = open(&simulation);
     assert_eq!(again.state(), owner.state());
     assert_eq!(journal.lanes().get(&2), Some(&497));
