@@ -181,6 +181,11 @@ impl<D: Disk> Journal<D> {
         self.failure.is_none() && self.staging.as_ref().is_some_and(|one| one.bytes() <= most)
     }
 
+    /// Longest group of records in bytes, each with its header.
+    pub fn group_bytes_max(&self) -> usize {
+        self.config.group_bytes_max()
+    }
+
     /// Bytes that a batch may come to have: it takes a whole group as long as it has not reached its target.
     pub(super) fn batch_bytes_max(&self) -> usize {
         let lanes = (self.lanes.len() + NEW_LANES) * LANE_BYTES;
