@@ -19,6 +19,8 @@ use crate::disk::{BLOCK_BYTES, Completed, Disk, Durability, FileId, Operation, T
 
 /// Lanes that may turn up for the first time in one batch.
 const NEW_LANES: usize = 256;
+/// Free files that messages leave to acks when no more can be made.
+const RESERVE: usize = 3;
 /// Kept free behind the batches: the last block of a footer, and a last witness.
 pub(super) const TAIL_BYTES: u64 = 2 * BLOCK_BYTES as u64;
 
@@ -155,10 +157,17 @@ impl<D: Disk> Journal<D> {
         if let Some(failure) = &self.failure {
             return Ready::Failed(failure.clone());
         }
+        // Messages may be in the last segment already when it shows that the disk is full. Acks, of which each may take a block
+        // and which free nothing for long, then go into two more by turns: whichever is full holds nothing but acks.
+        let reserve = self.config.spares.min(RESERVE);
         if let Some((errno, detail)) = &self.no_space
-            && self.spares.len() < self.config.spares.min(2)
+            && self.spares.len() < reserve
         {
             return Ready::NoSpace { errno: *errno, detail: detail.clone() };
+        }
+        // After a start on a full disk that does not show before the first attempt to make a file.
+        if !self.segments.is_empty() && self.spares.len() + 1 < reserve {
+            return Ready::Full;
         }
         match &self.staging {
             Some(staging) if staging.bytes() < self.config.batch_bytes => Ready::Ready,
@@ -170,6 +179,11 @@ impl<D: Disk> Journal<D> {
     pub fn has_room(&self) -> bool {
         let most = self.batch_bytes_max() - self.config.group_bytes_max() - LANE_BYTES;
         self.failure.is_none() && self.staging.as_ref().is_some_and(|one| one.bytes() <= most)
+    }
+
+    /// Longest group of records in bytes, each with its header.
+    pub fn group_bytes_max(&self) -> usize {
+        self.config.group_bytes_max()
     }
 
     /// Bytes that a batch may come to have: it takes a whole group as long as it has not reached its target.

@@ -34,14 +34,35 @@ fn failed(call: &'static str, file: &str) -> impl FnOnce(io::Error) -> OpenError
 
 /// Opens and locks all segment files.
 fn open_files(disk: &mut impl Disk) -> Result<Vec<(u64, String, u64, FileId)>, OpenError> {
-    let mut files = Vec::new();
-    for (name, _) in disk.list().map_err(failed("list", ""))? {
-        let Some(number) = file_number(&name) else { continue };
-        let file = disk.open(&name).map_err(failed("open", &name))?;
-        let bytes = disk.length(file).map_err(failed("measure", &name))?;
-        files.push((number, name, bytes, file));
+    let mut files: Vec<(u64, String, u64, FileId)> = Vec::new();
+    loop {
+        let listed = disk.list().map_err(failed("list", ""))?;
+        let names = listed.iter().filter_map(|(name, _)| Some((file_number(name)?, name)));
+        let mut changed = false;
+        for (number, name) in names {
+            if files.iter().any(|(known, ..)| *known == number) {
+                continue;
+            }
+            changed = true;
+            let file = match disk.open(name) {
+                Ok(file) => file,
+                // Removed since it was listed.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                Err(error) => return Err(failed("open", name)(error)),
+            };
+            let bytes = disk.length(file).map_err(failed("measure", name))?;
+            files.push((number, name.clone(), bytes, file));
+        }
+        // Until its locks are gone a dying process may have made files and removed some: what is there now counts.
+        if !changed {
+            let is_there = |(_, name, ..): &(u64, String, u64, FileId)| {
+                listed.iter().any(|(listed, _)| listed == name)
+            };
+            files.retain(is_there);
+            files.sort_unstable_by_key(|(number, ..)| *number);
+            return Ok(files);
+        }
     }
-    Ok(files)
 }
 
 impl Survey {

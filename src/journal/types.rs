@@ -138,7 +138,7 @@ impl Default for Config {
             depth: 2,
             frontier_delay: Duration::from_millis(10),
             cache_bytes: 64 << 20,
-            spares: 2,
+            spares: 3,
             shard: 0,
             journal_id: 0,
         }

@@ -5,6 +5,10 @@ use crate::disk::Disk;
 use crate::journal::{AppendError, Fetch, Journal, Location, Lsn, RecordRef};
 
 impl<D: Disk> Log for Journal<D> {
+    fn group_bytes_max(&self) -> usize {
+        Journal::group_bytes_max(self)
+    }
+
     fn begin(&mut self) {
         Journal::begin(self);
     }

@@ -58,10 +58,16 @@ pub fn pair_bytes(geometry: &PairGeometry) -> u64 {
     geometry.client_file_bytes() as u64 + geometry.shard_file_bytes() as u64
 }
 
-/// Whether a message of these lengths fits the delivery ring of a consumer of the queue, given the lane's geometry.
+/// Kept free beside every message for the headers that it gets as a dead letter: it must fit the rings and the journal then,
+/// too. The longest are some 350 bytes.
+pub const DEAD_LETTER_BYTES: usize = 512;
+
+/// Whether a message of these lengths fits the delivery ring of a consumer of the queue, given the lane's geometry, also as a dead
+/// letter.
 pub fn is_deliverable(lane: &PairGeometry, metadata: usize, payload: usize) -> bool {
     let geometry = lane.up();
-    let body = metadata.next_multiple_of(METADATA_ALIGNMENT) + DELIVERY_HEADER_BYTES + payload;
+    let metadata = metadata.next_multiple_of(METADATA_ALIGNMENT) + DEAD_LETTER_BYTES;
+    let body = metadata + DELIVERY_HEADER_BYTES + payload;
     geometry.slots_for(body) <= u64::from(geometry.claim_slots_max())
 }
 
@@ -69,7 +75,7 @@ pub fn is_deliverable(lane: &PairGeometry, metadata: usize, payload: usize) -> b
 pub fn deliverable_bytes(lane: &PairGeometry) -> u64 {
     let geometry = lane.up();
     let most = geometry.body_bytes(geometry.claim_slots_max()) as usize;
-    most.saturating_sub(DELIVERY_HEADER_BYTES + METADATA_ALIGNMENT) as u64
+    most.saturating_sub(DELIVERY_HEADER_BYTES + METADATA_ALIGNMENT + DEAD_LETTER_BYTES) as u64
 }
 
 /// The descriptors of a handle's memory, writable.

@@ -167,6 +167,7 @@ impl<D: Disk> Shard<D> {
         self.journal.submit(&self.logic, Instant::now());
         busy |= self.tend();
         self.answer_requests();
+        self.tell_of_stalls();
         let has_work = self.handles.listed(Role::Consume) + self.handles.listed(Role::Produce) > 0;
         busy | (has_work && self.is_journal_ready())
     }
@@ -250,6 +251,18 @@ impl<D: Disk> Shard<D> {
                 self.outbox.send(FromShard::Log { text });
             }
             _ => {}
+        }
+    }
+
+    /// A message that cannot be read holds up its group, and nobody would know why.
+    fn tell_of_stalls(&mut self) {
+        for what in self.logic.take_stalls() {
+            let text = format!(
+                "shard {}: {what}: a group of this queue gets nothing more until the journal is repaired \
+                 (ringmain journal verify) or the queue is purged",
+                self.number
+            );
+            self.outbox.send(FromShard::Log { text });
         }
     }
 

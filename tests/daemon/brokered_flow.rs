@@ -92,6 +92,7 @@ fn long_messages_and_metadata_arrive_as_they_were() {
         Ok(receipt) => {
             let refused = producer.wait_timeout(&receipt, PATIENCE).unwrap_err();
             assert!(matches!(refused, ConfirmError::TooLarge { .. }), "{refused:?}");
+            assert_eq!(producer.wait_all_timeout(PATIENCE), Err(refused));
         }
         Err(error) => assert!(matches!(error, SendError::TooLarge { .. }), "{error:?}"),
     }
@@ -195,6 +196,25 @@ fn what_fails_again_and_again_is_moved_aside_and_back() {
     assert_eq!((text(&delivery), delivery.sequence()), ("bad", 2));
     work.reject_confirmed(&delivery, PATIENCE).unwrap();
     eventually_inside(&client, "dead", |info| info.messages == 1);
+}
+
+#[test]
+fn the_longest_dead_letter_can_be_received() {
+    let daemon = Durable::start();
+    let client = daemon.client();
+    client.create_queue("dead", durable()).unwrap();
+    let rules = DeliverySpec { dead_letter: Some("dead".to_owned()), ..DeliverySpec::default() };
+    let info = client.create_queue("q", with_rules(durable(), rules)).unwrap();
+    let longest = vec![7; info.max_message as usize];
+    let mut sending = producer(&client, "q");
+    let receipt = sending.send(&longest).unwrap();
+    sending.wait_timeout(&receipt, PATIENCE).unwrap();
+    let mut work = consumer(&client, "q");
+    let delivery = receive(&mut work);
+    work.reject_confirmed(&delivery, PATIENCE).unwrap();
+    let delivery = receive(&mut consumer(&client, "dead"));
+    assert_eq!(delivery.payload(), longest);
+    assert_eq!(delivery.metadata().unwrap().headers.len(), 4);
 }
 
 #[test]

@@ -13,6 +13,7 @@ use super::super::queues::{check_name, checked_mode, group_of};
 use super::{BrokeredQueue, SHARD_DURABLE, SHARD_MEMORY, State, Waiting, failure, no_right};
 use crate::shard::control::ToShard;
 use crate::shard::logic::{ControlResult, QueueDefinition};
+use crate::shard::memory::DEAD_LETTER_BYTES;
 
 /// Slots of the rings with messages if nothing else is asked for.
 const SLOTS_DEFAULT: u32 = 1024;
@@ -77,9 +78,9 @@ impl Broker {
     ) -> Result<BrokeredQueueEntry, Failure> {
         check_name(&name)?;
         let slots = spec.slots.unwrap_or(SLOTS_DEFAULT);
-        let header = u32::try_from(DELIVERY_HEADER_BYTES).unwrap_or(u32::MAX);
+        let header = u32::try_from(DELIVERY_HEADER_BYTES + DEAD_LETTER_BYTES).unwrap_or(u32::MAX);
         let limit = match Geometry::new(Some(slots), spec.slot_size, Some(0)) {
-            Ok(geometry) => geometry.body_bytes(geometry.claim_slots_max()) - header,
+            Ok(geometry) => geometry.body_bytes(geometry.claim_slots_max()).saturating_sub(header),
             Err(error) => return refuse(ErrorCode::Invalid, error.to_string()),
         };
         let max_message =

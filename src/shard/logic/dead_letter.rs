@@ -93,6 +93,7 @@ impl Logic {
         const EIO: u64 = 5;
         let Some(queue) = self.queues.get_mut(index) else { return };
         let group = &mut queue.groups[group_index];
+        self.stalls_untold.push(what.clone());
         group.stalled = Some(what);
         let waiters: Vec<_> =
             group.doomed.values_mut().filter_map(|doomed| doomed.waiter.take()).collect();

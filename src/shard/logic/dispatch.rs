@@ -168,6 +168,7 @@ impl Logic {
                 Given::Blocked => {}
                 Given::Later => return Step::Later,
                 Given::Lost(what) => {
+                    self.stalls_untold.push(what.clone());
                     queue.groups[group_index].stalled = Some(what);
                     return Step::Done;
                 }

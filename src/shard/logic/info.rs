@@ -48,6 +48,11 @@ impl Logic {
         })
     }
 
+    /// Why groups have stalled since the last call.
+    pub fn take_stalls(&mut self) -> Vec<String> {
+        std::mem::take(&mut self.stalls_untold)
+    }
+
     /// Messages below `end` that some group has not acknowledged.
     pub(super) fn messages(&self, index: u32, end: u64) -> u64 {
         let Some(queue) = self.queues.get(index) else { return 0 };

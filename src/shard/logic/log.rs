@@ -15,6 +15,8 @@ pub enum Message<'a> {
 
 /// A journal, as [`crate::journal::Journal`] has it.
 pub trait Log {
+    /// Longest atomic group, in bytes of records with their headers.
+    fn group_bytes_max(&self) -> usize;
     /// Begins an atomic group.
     fn begin(&mut self);
     /// Adds a record. Outside a group it is a group of its own. After an error within a group comes [`Self::abort`].

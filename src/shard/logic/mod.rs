@@ -86,6 +86,8 @@ pub struct Logic {
     lanes: BTreeMap<u64, VecDeque<LaneRun>>,
     /// A copy of a message that is to be moved.
     scratch: Vec<u8>,
+    /// Groups that have stalled since somebody asked: why and where.
+    stalls_untold: Vec<String>,
     started: bool,
     failed: Option<i32>,
     now: Now,
@@ -114,6 +116,7 @@ impl Logic {
             dirty: VecDeque::new(),
             lanes: BTreeMap::new(),
             scratch: Vec::new(),
+            stalls_untold: Vec::new(),
             started: false,
             failed: None,
             now: Now::default(),

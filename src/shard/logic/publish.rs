@@ -7,6 +7,8 @@ use super::handles::{HandleRef, NO_QUEUE, push_lane};
 use super::record::{MESSAGE_HEADER_BYTES, MessageBody, kind};
 use super::types::{FLAG_MESSAGE, HandleId, Now, RecordRef, Refusal};
 use super::{AppendError, Log, Logic};
+use crate::journal::format::RECORD_HEADER_BYTES;
+use crate::shard::memory::DEAD_LETTER_BYTES;
 
 impl Logic {
     /// A message from a lane that the caller will not have stored, with the reason. As [`Self::publish`] otherwise.
@@ -52,6 +54,13 @@ impl Logic {
             self.effects.push_behind(refused(Outcome::Invalid, 0));
             return Ok(());
         }
+        // It must fit beside the record that takes it out of its queue, too, with what is added to it as a dead letter.
+        let headers = MESSAGE_HEADER_BYTES + 2 * RECORD_HEADER_BYTES + DEAD_LETTER_BYTES;
+        let limit = log.group_bytes_max().saturating_sub(headers);
+        if metadata.len() + payload.len() > limit {
+            self.effects.push_behind(refused(Outcome::TooLarge, limit as u64));
+            return Ok(());
+        }
         let span = next_position.wrapping_sub(position);
         let body = MessageBody {
             published_ns: now.realtime_ns.max(queue.published_ns),
@@ -78,10 +87,7 @@ impl Logic {
                 self.effects.push_stored(lsn, queue, sequence, Some(handle), position, span);
             }
             Err(AppendError::Full) => return Err(Refusal::Full),
-            Err(AppendError::TooLarge { limit_bytes }) => {
-                let limit = limit_bytes.saturating_sub(
-                    MESSAGE_HEADER_BYTES + crate::journal::format::RECORD_HEADER_BYTES,
-                );
+            Err(AppendError::TooLarge { .. }) => {
                 self.effects.push_behind(refused(Outcome::TooLarge, limit as u64));
             }
             Err(AppendError::Failed { errno }) => {

@@ -72,7 +72,7 @@ impl World {
         self.send_with(producer, &[], payload);
     }
 
-    fn send_with(&mut self, producer: HandleId, metadata: &[u8], payload: &[u8]) {
+    pub(super) fn send_with(&mut self, producer: HandleId, metadata: &[u8], payload: &[u8]) {
         let position = self.position;
         self.position += 2;
         let now = at_ms(self.ms);

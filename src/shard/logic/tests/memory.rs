@@ -100,6 +100,10 @@ impl MemoryLog {
 }
 
 impl Log for MemoryLog {
+    fn group_bytes_max(&self) -> usize {
+        64 * 1024
+    }
+
     fn begin(&mut self) {
         assert!(self.group.is_none(), "groups do not nest");
         self.group = Some(self.records.len());

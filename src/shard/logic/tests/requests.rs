@@ -1,7 +1,8 @@
 //! Requests of the control thread.
 
+use ringmain_client::layout::metadata::Metadata;
 use ringmain_client::protocol::ErrorCode;
-use ringmain_client::wire::Outcome;
+use ringmain_client::wire::{Outcome, Up};
 
 use super::cases::{World, ack, answers, consumer, deliveries};
 use super::memory::{Event, at_ms, definition};
@@ -95,4 +96,39 @@ fn a_deleted_queue_refuses_and_is_gone_after_a_restart() {
     let logic = world.log.replay(false, 0).expect("replay");
     assert_eq!(logic.queues().map(|queue| queue.id).collect::<Vec<_>>(), [2]);
     assert_eq!(logic.next_queue_id(), 3);
+}
+
+#[test]
+fn what_is_taken_can_be_moved_as_well() {
+    let mut orders = definition(2, "orders");
+    orders.dead_letter = "dead".to_owned();
+    let mut world = World::new(&[definition(1, "dead"), orders]);
+    let producer = world.producer(2);
+    let worker = world.consumer(2, 2, &consumer(4));
+    world.turn();
+    let is_refused = |events: &[Event]| {
+        let mut outcomes = events.iter().filter_map(|event| match event {
+            Event::Completed { outcome, .. } => Some(*outcome != Outcome::Done),
+            _ => None,
+        });
+        outcomes.next().expect("completed")
+    };
+    let metadata = Metadata { headers: vec![("h".into(), vec![1; 10_000])], ..Metadata::default() };
+    let mut encoded = Vec::new();
+    metadata.encode(&mut encoded).expect("short");
+    let mut length = 64 * 1024 - encoded.len();
+    let delivered = loop {
+        world.send_with(producer, &encoded, &vec![1; length]);
+        let events = world.turn();
+        if !is_refused(&events) {
+            break deliveries(&events);
+        }
+        length -= 1;
+    };
+    world.up(worker, Up::Reject { lease: delivered[0].1, request: 7 });
+    assert_eq!(answers(&world.turn()), [(7, Outcome::Done)]);
+    assert_eq!(world.logic.info(1).expect("queue").messages, 1);
+    world.send(producer, b"after");
+    assert_eq!(deliveries(&world.turn()).len(), 1);
+    assert!(world.logic.take_stalls().is_empty());
 }

@@ -71,7 +71,11 @@ fn records_survive_reopening() {
         }
     }
     assert!(journal.statistics().reads > 0, "some are far");
+    settle_witnessed(&mut journal, &owner);
     drop(journal.close(&owner).expect("a healthy disk"));
+    let (_, report) = Journal::open(simulation.disk(), config(), &mut Owner::default())
+        .expect("opens, and changes nothing");
+    assert_eq!((report.clean, report.cut_batches), (true, 0), "{report:?}");
     let (mut journal, again) = open(&simulation);
     assert_eq!(again.state(), owner.state());
     assert_eq!(journal.lanes().get(&2), Some(&497));
@@ -174,4 +178,49 @@ fn a_full_disk_holds_producers_up_until_there_is_room() {
     drop(journal);
     let (_, again) = open(&simulation);
     assert_eq!(again.state(), owner.state());
+}
+
+/// An acknowledgement by itself takes as much of the disk as many messages, and frees only one.
+#[test]
+fn single_acks_on_a_full_disk_make_room_in_the_end() {
+    for at_once in [20_u8, 1] {
+        let simulation = Simulation::new();
+        simulation.set_capacity(Some(8 * (64 << 10)));
+        let (mut journal, mut owner) = open(&simulation);
+        let mut now = Instant::now();
+        settle_slowly(&mut journal, &owner, &mut now);
+        let mut published = Vec::new();
+        while journal.is_ready() == Ready::Ready {
+            for _ in 0..at_once {
+                published.push(owner.publish(&mut journal, 1, &[1; 100]).expect("there is room"));
+            }
+            // More may be taken before the disk says that it is full.
+            for _ in 0..6 {
+                now += Duration::from_millis(20);
+                journal.submit(&owner, now);
+                if journal.is_ready() == Ready::Ready {
+                    let message = owner.publish(&mut journal, 1, &[1; 100]);
+                    published.push(message.expect("there is room"));
+                }
+                assert_eq!(journal.reap().failed, None);
+            }
+            settle_slowly(&mut journal, &owner, &mut now);
+        }
+        for (sequence, number) in published.into_iter().zip(0..) {
+            if number % 50 == 49 {
+                // A restart does not use up what is held ready.
+                drop(journal);
+                let (again, state) = open(&simulation);
+                (journal, owner) = (again, state);
+                settle_slowly(&mut journal, &owner, &mut now);
+            }
+            owner.acknowledge(&mut journal, 1, sequence).expect("acks have room");
+            settle_slowly(&mut journal, &owner, &mut now);
+        }
+        settle_slowly(&mut journal, &owner, &mut now);
+        assert_eq!(journal.is_ready(), Ready::Ready);
+        drop(journal);
+        let (_, again) = open(&simulation);
+        assert_eq!(again.state(), owner.state());
+    }
 }
