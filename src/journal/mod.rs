@@ -1,6 +1,6 @@
 //! One journal for all queues of a shard: what it confirms is on stable storage.
 //!
-//! Records are copied into a batch, batches are written in order into segment files of a [`Disk`], and a record is durable
+//! Records are copied into a batch, batches are written in order into segment files of a [`Disk`](crate::disk::Disk), and a record is durable
 //! when its batch and all before it are. `docs/journal.md` has the reasons, `docs/journal-format.md` the bytes.
 //!
 //! The turn of the owner, one thread, which never blocks here:

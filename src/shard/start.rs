@@ -63,7 +63,7 @@ pub struct Start {
     pub page: PageMemory,
     /// What this process can do.
     pub wake_mode: WakeMode,
-    /// Where its thread runs; `None`: see [`PINNED_FROM_CPUS`].
+    /// Where its thread runs; `None`: see `PINNED_FROM_CPUS`.
     pub cpu: Option<usize>,
     /// Of a new segment; `None` takes the default.
     pub segment_bytes: Option<u64>,

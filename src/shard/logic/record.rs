@@ -12,17 +12,17 @@ use super::types::QueueDefinition;
 pub mod kind {
     /// A message: [`super::MessageBody`].
     pub const MESSAGE: u8 = 1;
-    /// [`super::QueueDefinition`].
+    /// `QueueDefinition`.
     pub const QUEUE_CREATED: u8 = 2;
-    /// The whole new [`super::QueueDefinition`].
+    /// The whole new `QueueDefinition`.
     pub const QUEUE_EDITED: u8 = 3;
     /// No body.
     pub const QUEUE_DELETED: u8 = 4;
-    /// [`super::GroupCreated`].
+    /// `GroupCreated`.
     pub const GROUP_CREATED: u8 = 5;
     /// Done with: group, then ranges.
     pub const ACKNOWLEDGED: u8 = 6;
-    /// Back from a consumer: group, then [`super::Returned`] entries.
+    /// Back from a consumer: group, then `Returned` entries.
     pub const RETURNED: u8 = 7;
     /// As `ACKNOWLEDGED`, after the copy in the dead-letter queue, in the same atomic group.
     pub const MOVED: u8 = 8;
@@ -30,15 +30,15 @@ pub mod kind {
     pub const DISCARDED: u8 = 9;
     /// Everything below a sequence is discarded for all groups: u64.
     pub const PURGED: u8 = 10;
-    /// Checkpoint: [`super::ShardState`].
+    /// Checkpoint: `ShardState`.
     pub const SHARD_STATE: u8 = 32;
-    /// Checkpoint: [`super::QueueState`].
+    /// Checkpoint: `QueueState`.
     pub const QUEUE_STATE: u8 = 33;
-    /// Checkpoint: [`super::GroupState`].
+    /// Checkpoint: `GroupState`.
     pub const GROUP_STATE: u8 = 34;
-    /// Checkpoint: group, then [`super::OpenRun`] entries.
+    /// Checkpoint: group, then `OpenRun` entries.
     pub const OPEN_MESSAGES: u8 = 35;
-    /// Checkpoint: [`super::LaneState`].
+    /// Checkpoint: `LaneState`.
     pub const LANE_STATE: u8 = 36;
 }
 
