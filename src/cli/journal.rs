@@ -68,6 +68,9 @@ fn failed(folder: &Folder, error: &OpenError) -> Failure {
         OpenError::Corrupt(_) => Exit::Data,
         OpenError::Locked { .. } => Exit::Temporary,
         OpenError::Version { .. } => Exit::Config,
+        OpenError::Io { error, .. } if error.kind() == std::io::ErrorKind::PermissionDenied => {
+            Exit::NotPermitted
+        }
         OpenError::Io { .. } => Exit::Io,
     };
     Failure::new(exit, format_args!("{}: {error}", folder.path.display()))
@@ -111,29 +114,15 @@ fn repair(args: &JournalRepairArgs) -> Outcome {
             answer.failure = Some(Failure::new(
                 Exit::Data,
                 format_args!(
-                    "{}: {}; records that would be lost: {}; use --accept-loss to give them up, damaged \
-                     files are moved aside",
+                    "{}: {}; use --accept-loss to give up what cannot be read, damaged files are moved \
+                     aside",
                     folder.path.display(),
                     report.damages.join("; "),
-                    ranges(&report.lost),
                 ),
             ));
         }
         Ok(answer)
     })
-}
-
-/// `LSN 7 to 9, LSN 12`.
-fn ranges(lost: &[(u64, u64)]) -> String {
-    let one = |(first, last): &(u64, u64)| match first == last {
-        true => format!("LSN {first}"),
-        false => format!("LSN {first} to {last}"),
-    };
-    if lost.is_empty() {
-        "none".to_string()
-    } else {
-        lost.iter().map(one).collect::<Vec<_>>().join(", ")
-    }
 }
 
 /// Asks every journal of a folder; all answers are printed, then the first failure ends the command.

@@ -122,6 +122,10 @@ enum Verdict {
 pub(super) fn resolve(files: &[FileFacts], loss: Loss) -> Result<Step, Damage> {
     let accepted = loss == Loss::Accepted || planted(Canary::CutWitnessed);
     let Some(newest) = headers(files).map(|(_, header)| header).max_by_key(age) else {
+        // Only the ends of the files were seen: a damaged first block hides what follows it.
+        if let Some(file) = files.iter().position(|file| file.found.is_none()) {
+            return Ok(Step::Scan(file));
+        }
         return Ok(Step::Done(Box::new(Recovered { end_lsn: 1, ..Recovered::default() })));
     };
     let journal_id = newest.journal_id;
@@ -241,6 +245,11 @@ fn judge(
             Located::Broken(lsn, at, ..) if lsn <= witnessed && loss == Loss::Accepted => {
                 broken.push((entry, at));
             }
+            // What is lost behind the end of this segment may have freed that one: the end is the damage.
+            Located::Broken(lsn, ..)
+                if lsn <= witnessed
+                    && last.end_lsn() <= witnessed
+                    && !planted(Canary::CutWitnessed) => {}
             Located::Broken(lsn, at, offset, what) if lsn <= witnessed => {
                 let corrupt = damage(files, lsn, at.unwrap_or(file), offset, what.to_owned());
                 return if planted(Canary::CutWitnessed) {
@@ -351,13 +360,17 @@ fn missing(
     }
 }
 
-/// Batches with valid headers behind the end.
+/// Batches with valid headers behind the end. What lies before the end may begin where it ends: a frontier has no
+/// records, and the one of a clean stop follows another.
 fn cut_batches(files: &[FileFacts], recovered: &Recovered) -> u32 {
     let (head, count) = recovered.head.unwrap_or_default();
     let Some(last) = files[head].found.as_ref().and_then(|found| found[..count].last()) else {
         return 0;
     };
-    let found = files.iter().flat_map(|file| file.found.iter().flatten());
+    let found = files.iter().enumerate().flat_map(|(index, file)| {
+        let kept = if index == head { count } else { 0 };
+        file.found.iter().flatten().skip(kept)
+    });
     let behind = found.map(|batch| &batch.header).filter(|header| {
         // Witnesses at its end begin where it ends, as they have no records.
         let own = age(header) == age(&&last.header) && header.offset <= last.header.offset;

@@ -96,13 +96,8 @@ pub fn verify(disk: &mut impl Disk) -> Result<VerifyReport, OpenError> {
             let file = survey.files[old.file].name.clone();
             return Err(OpenError::Corrupt(Damage { lsn, file, offset, what: what.to_owned() }));
         }
-        let chain = chain(&survey.files[old.file], old.entry.epoch, old.entry.incarnation);
-        let counted = chain.iter().filter(|batch| batch.header.end_lsn() <= old.entry.end_lsn);
-        counted.for_each(|batch| report.count(batch));
     }
-    if let Some((file, count)) = survey.recovered.head {
-        survey.files[file].found.iter().flatten().take(count).for_each(|batch| report.count(batch));
-    }
+    report.count_all(&survey);
     Ok(report)
 }
 
@@ -133,6 +128,19 @@ fn messages(batch: &Found) -> u64 {
 }
 
 impl VerifyReport {
+    /// Counts what the journal consists of; all its files have been read.
+    fn count_all(&mut self, survey: &Survey) {
+        for old in survey.recovered.old.iter().filter(|old| old.freed.is_none()) {
+            let chain = chain(&survey.files[old.file], old.entry.epoch, old.entry.incarnation);
+            let counted = chain.iter().filter(|batch| batch.header.end_lsn() <= old.entry.end_lsn);
+            counted.for_each(|batch| self.count(batch));
+        }
+        if let Some((file, count)) = survey.recovered.head {
+            let found = survey.files[file].found.iter().flatten();
+            found.take(count).for_each(|batch| self.count(batch));
+        }
+    }
+
     fn count(&mut self, batch: &Found) {
         self.batches += 1;
         self.records += u64::from(batch.header.count);
@@ -153,7 +161,8 @@ pub fn inspect(disk: &mut impl Disk) -> Result<Inspection, OpenError> {
             }
             let states: Vec<&str> = (0..survey.files.len()).map(|at| state(&survey, at)).collect();
             let infos = survey.files.iter().zip(states).map(|(file, state)| info(file, state));
-            let report = begin(&survey);
+            let mut report = begin(&survey);
+            report.count_all(&survey);
             Ok(Inspection { segments: infos.collect(), damage: None, report })
         }
         Err(OpenError::Corrupt(damage)) => {

@@ -50,6 +50,13 @@ fn a_whole_journal_verifies() {
     }
     let report = json(&run(&["journal", "inspect", path(&data), "--json"]));
     assert!(!report[0]["segments"].as_array().unwrap().is_empty(), "{report}");
+    // It was stopped: nothing is torn, and both commands count alike.
+    let verified = json(&run(&["journal", "verify", path(&data), "--json"]));
+    assert_eq!((&report[0]["clean"], &report[0]["cut_batches"]), (&true.into(), &0.into()));
+    for key in ["batches", "records", "messages", "bytes"] {
+        assert!(report[0][key].as_u64().unwrap() > 0, "{key} in {report}");
+        assert_eq!(report[0][key], verified[0][key], "{key}");
+    }
     let text = run(&["journal", "inspect", path(&data)]);
     assert!(text.status.success() && stdout(&text).lines().count() > 3, "{text:?}");
     // Nothing is wrong, so there is nothing to give up.
@@ -93,6 +100,27 @@ fn damage_is_named_and_given_up_on_demand_only() {
     daemon.ok(&["queue", "list"]);
 }
 
+#[test]
+fn a_damaged_beginning_is_no_new_journal() {
+    let daemon = journal();
+    let data = daemon.data();
+    for (index, offset) in [0, 10, 16, 40, 60].into_iter().enumerate() {
+        let folder = daemon.folder.path().join(format!("copy-{index}"));
+        std::fs::create_dir_all(folder.join("shard-0")).unwrap();
+        for file in files(&data) {
+            let to = folder.join("shard-0").join(file.file_name().unwrap());
+            std::fs::copy(&file, to).unwrap();
+        }
+        flip(&files(&folder)[0], offset);
+        assert_fails(&run(&["journal", "verify", path(&folder)]), 65, "corrupt");
+        let socket = daemon.folder.path().join("other");
+        let arguments = ["serve", "--socket", path(&socket), "--data-dir", path(&folder)];
+        let (code, line) = failure_line(&run(&arguments));
+        assert!(code == 65 && line.contains("corrupt"), "{code} {line}");
+        std::fs::remove_dir_all(&folder).unwrap();
+    }
+}
+
 /// All files below a folder.
 fn walk(folder: &Path) -> usize {
     let entries = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
@@ -124,7 +152,14 @@ fn folders_without_a_journal_are_named() {
     for command in ["verify", "inspect", "repair"] {
         assert_fails(&run(&["journal", command, path(&missing)]), 65, "missing");
         assert_fails(&run(&["journal", command, path(folder.path())]), 65, "no journal");
-        let (code, _) = failure(&run(&["journal", command, path(&folder.path().join("file"))]));
-        assert!([65, 74].contains(&code), "{code}");
+        assert_fails(
+            &run(&["journal", command, path(&folder.path().join("file"))]),
+            65,
+            "no journal",
+        );
     }
+    // Nothing can be said of a journal whose files are gone, least of all that it is whole.
+    std::fs::create_dir(folder.path().join("shard-0")).unwrap();
+    std::fs::write(folder.path().join("shard-0/segment-x"), "not a segment").unwrap();
+    assert_fails(&run(&["journal", "verify", path(folder.path())]), 65, "no journal");
 }

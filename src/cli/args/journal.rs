@@ -43,7 +43,7 @@ pub(crate) struct JournalRepairArgs {
     /// The --data-dir of a daemon, or the folder of one journal
     #[arg(value_name = "DIR")]
     pub(crate) folder: PathBuf,
-    /// Without it nothing is changed and only said what would be lost
+    /// Without it nothing is changed and only said what is damaged
     #[arg(long)]
     pub(crate) accept_loss: bool,
     #[command(flatten)]

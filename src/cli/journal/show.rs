@@ -36,9 +36,19 @@ fn plain(value: &Value) -> String {
         Value::Bool(true) => "yes".to_string(),
         Value::Bool(false) => "no".to_string(),
         Value::Array(values) if values.is_empty() => "none".to_string(),
+        Value::Array(values) if values.iter().all(Value::is_array) => ranges(values),
         Value::Array(values) => values.iter().map(plain).collect::<Vec<_>>().join(", "),
         other => other.to_string(),
     }
+}
+
+/// Pairs of a first and a last LSN.
+fn ranges(pairs: &[Value]) -> String {
+    let one = |pair: &Value| match pair[0] == pair[1] {
+        true => pair[0].to_string(),
+        false => format!("{} to {}", pair[0], pair[1]),
+    };
+    pairs.iter().map(one).collect::<Vec<_>>().join(", ")
 }
 
 /// The fields of the first row are the columns.
@@ -62,10 +72,12 @@ mod tests {
         let document = serde_json::json!({
             "last_lsn": 7,
             "clean": true,
+            "lost": [[1, 3], [9, 9]],
             "segments": [{ "file": "a", "bytes": 1 }, { "file": "bb", "bytes": 20 }],
         });
         let text = text(&document, Style::plain());
         assert!(text.contains("last LSN  7\n") && text.contains("clean     yes\n"), "{text}");
+        assert!(text.contains("lost      1 to 3, 9\n"), "{text}");
         assert!(text.ends_with("\nsegments\nBYTES  FILE\n    1  a\n   20  bb\n"), "{text}");
     }
 }
