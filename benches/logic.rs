@@ -28,6 +28,10 @@ struct RingLog {
 const BODY_BYTES: usize = 512;
 
 impl Log for RingLog {
+    fn group_bytes_max(&self) -> usize {
+        1 << 20
+    }
+
     fn begin(&mut self) {}
     fn commit(&mut self) {}
     fn abort(&mut self) {}
