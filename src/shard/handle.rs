@@ -83,8 +83,7 @@ impl Handle {
         ready_index: u32,
         wake_mode: WakeMode,
     ) -> Result<Self, Fault> {
-        let (up, down) =
-            ends(&memory, key).inspect_err(|_| memory.close(control::CLOSED_FAULT))?;
+        let (up, down) = ends(&memory, key).inspect_err(|_| memory.close(control::CLOSED_FAULT))?;
         let pair = &memory.pair;
         let geometry = *pair.geometry();
         let RingMemory::Spsc { consumer, .. } = pair.up() else { unreachable!("pairs are spsc") };
