@@ -16,6 +16,7 @@ pub fn config() -> Config {
         batch_bytes: 6 << 10,
         cache_bytes: 48 << 10,
         journal_id: 0x0123_4567_89ab_cdef,
+        spares: 2,
         ..Config::default()
     }
 }

@@ -82,3 +82,42 @@ fn opening_4_gib() {
     let took = fill_and_open(Backend::Auto, 4 << 30, &Config::default());
     println!("a journal of 4 GiB opens in {took:?}");
 }
+
+/// Who opens a journal waits for the locks of a dying process, and that one may go on to new files meanwhile.
+#[test]
+fn what_is_written_while_the_locks_are_waited_for_counts() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let open = |owner: &mut Owner| {
+        let (disk, _) = open_disk(folder.path(), Backend::Blocking).expect("a disk");
+        Journal::open(disk, small(), owner).expect("opens").0
+    };
+    let mut owner = Owner::default();
+    let mut journal = open(&mut owner);
+    let mut again = Owner::default();
+    let (tell, told) = std::sync::mpsc::channel();
+    std::thread::scope(|scope| {
+        let mut write = |segments: usize| {
+            while journal.statistics().segments < segments || journal.durable() < journal.last_lsn()
+            {
+                while journal.is_ready() == Ready::Ready && journal.statistics().segments < segments
+                {
+                    owner.publish(&mut journal, 1, &[7; 4_000]).expect("there is room");
+                }
+                journal.submit(&owner, Instant::now());
+                assert_eq!(journal.reap().failed, None);
+                journal.wait(Some(Duration::from_millis(1))).expect("a healthy disk");
+            }
+        };
+        write(2);
+        scope.spawn(|| {
+            let (disk, _) = open_disk(folder.path(), Backend::Blocking).expect("a disk");
+            tell.send(()).expect("somebody listens");
+            Journal::open(disk, small(), &mut again).map(drop).expect("opens");
+        });
+        told.recv().expect("it begins");
+        std::thread::sleep(Duration::from_millis(50));
+        write(8);
+        drop(journal);
+    });
+    assert_eq!(again.state(), owner.state());
+}
