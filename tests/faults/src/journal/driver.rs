@@ -15,7 +15,7 @@ pub fn config() -> Config {
         segment_bytes: 64 << 10,
         batch_bytes: 6 << 10,
         cache_bytes: 48 << 10,
-        journal_id: 0x0123_4567_89ab_cdef,
+        journal_id: 0x0123_4567_89ab_cdee,
         spares: 2,
         ..Config::default()
     }
@@ -50,7 +50,14 @@ impl Driver {
     /// Opens the journal of a disk. The model keeps what is there.
     pub fn open(simulation: &Simulation, mut model: Model, seed: u64) -> Result<Self, OpenError> {
         let mut owner = Owner::default();
-        let (journal, report) = Journal::open(simulation.disk(), config(), &mut owner)?;
+        let config = Config {
+            // As in life: no two new journals have the same number, even if the second one takes the place of one of which
+            // nothing was left but batches behind a torn beginning.
+            journal_id: config().journal_id + u128::from(seed),
+            spares: if seed.is_multiple_of(2) { Config::default().spares } else { config().spares },
+            ..config()
+        };
+        let (journal, report) = Journal::open(simulation.disk(), config, &mut owner)?;
         model.truncate(report.last_lsn);
         let mut positions = [0; 3];
         for (lane, known) in positions.iter_mut().enumerate() {

@@ -21,7 +21,7 @@ fn caught(canary: Canary, suite: impl Fn() -> Result<(), String> + std::panic::U
 }
 
 fn power_cuts() -> Result<(), String> {
-    run(7, Size::TINY).map(drop)
+    (7..13).try_for_each(|seed| run(seed, Size::TINY).map(drop))
 }
 
 macro_rules! power_cut_canaries {
