@@ -124,7 +124,7 @@ impl<D: Disk> Shard<D> {
                 self.is_journal_full = true;
                 Next::Later
             }
-            Err(Refusal::Unknown) => self.is_unknown(place),
+            Err(_) => self.is_unknown(place),
         }
     }
 
@@ -165,7 +165,7 @@ impl<D: Disk> Shard<D> {
                 handle.refused = true;
                 Next::Later
             }
-            Err(Refusal::Unknown) => self.is_unknown(place),
+            Err(_) => self.is_unknown(place),
         }
     }
 

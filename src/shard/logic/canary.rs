@@ -14,16 +14,25 @@ pub(super) enum Canary {
     DeliverTwice,
     /// A checkpoint takes what is acknowledged for open.
     Resurrect,
+    /// A deleted group comes back with a restart.
+    KeepDeletedGroup,
+    /// Leases outlive the reset of their group.
+    ResetKeepsLeases,
+    /// A start at a time is taken from the marks alone.
+    StartAtMark,
 }
 
 #[cfg(test)]
 impl Canary {
-    pub(super) const ALL: [Self; 5] = [
+    pub(super) const ALL: [Self; 8] = [
         Self::DispatchBeforeDurable,
         Self::AckAhead,
         Self::LoseCount,
         Self::DeliverTwice,
         Self::Resurrect,
+        Self::KeepDeletedGroup,
+        Self::ResetKeepsLeases,
+        Self::StartAtMark,
     ];
 }
 

@@ -3,16 +3,14 @@
 use ringmain_client::protocol::ErrorCode;
 use ringmain_client::wire::Outcome;
 
-use super::consumer::LeaseState;
-use super::effects::{Effect, Item, NO_SLOT};
-use super::group::Waiter;
+use super::effects::Effect;
 use super::handles::NO_QUEUE;
 use super::queue::Queue;
 use super::record::{self, kind};
 use super::redrive::RedriveJob;
 use super::time::Timer;
 use super::types::{ControlResult, Lsn, Port, QueueDefinition, QueueEdit, RecordRef};
-use super::{AppendError, Log, Logic};
+use super::{AppendError, GroupCommand, Log, Logic};
 
 /// A request that is not in the log yet.
 #[derive(Debug)]
@@ -28,10 +26,11 @@ pub(super) enum What {
     Delete(u64),
     Purge(u64),
     Redrive(u64, u64),
+    Group(u64, String, GroupCommand),
 }
 
 /// Why a command ended without a record.
-enum Stop {
+pub(super) enum Stop {
     /// No room: later.
     Later,
     Answer(ControlResult),
@@ -47,8 +46,14 @@ impl From<AppendError> for Stop {
     }
 }
 
+impl Stop {
+    pub(super) fn refused(code: ErrorCode, message: impl Into<String>) -> Self {
+        Self::Answer(ControlResult::Refused(code, message.into()))
+    }
+}
+
 fn refused(code: ErrorCode, message: impl Into<String>) -> Stop {
-    Stop::Answer(ControlResult::Refused(code, message.into()))
+    Stop::refused(code, message)
 }
 
 impl Logic {
@@ -76,6 +81,18 @@ impl Logic {
     /// nobody knows where they came from stay.
     pub fn redrive(&mut self, log: &mut dyn Log, request: u64, queue: u64, count: u64) {
         self.command(log, request, What::Redrive(queue, count));
+    }
+
+    /// Creates, resets or deletes a group. What a reset or a deletion gives up is needed until that is durable.
+    pub fn group_command(
+        &mut self,
+        log: &mut dyn Log,
+        request: u64,
+        queue: u64,
+        group: &str,
+        command: GroupCommand,
+    ) {
+        self.command(log, request, What::Group(queue, group.to_owned(), command));
     }
 
     fn command(&mut self, log: &mut dyn Log, request: u64, what: What) {
@@ -114,6 +131,9 @@ impl Logic {
             What::Edit(queue, edit) => self.edit(log, request, *queue, edit),
             What::Delete(queue) => self.delete(log, request, *queue),
             What::Purge(queue) => self.purge_now(log, request, *queue),
+            What::Group(queue, name, command) => {
+                self.run_group_command(log, request, (*queue, name), command)
+            }
             What::Redrive(queue, count) => {
                 let index = self.live(*queue)?;
                 let end = self.queues.get(index).map_or(0, |queue| queue.durable_end);
@@ -125,7 +145,7 @@ impl Logic {
         }
     }
 
-    fn live(&self, id: u64) -> Result<u32, Stop> {
+    pub(super) fn live(&self, id: u64) -> Result<u32, Stop> {
         self.by_id
             .get(&id)
             .copied()
@@ -155,7 +175,13 @@ impl Logic {
         Ok(())
     }
 
-    fn append(&self, log: &mut dyn Log, kind: u8, queue: u64, body: &[u8]) -> Result<Lsn, Stop> {
+    pub(super) fn append(
+        &self,
+        log: &mut dyn Log,
+        kind: u8,
+        queue: u64,
+        body: &[u8],
+    ) -> Result<Lsn, Stop> {
         let record = RecordRef { kind, flags: 0, queue, sequence: 0, parts: &[body] };
         Ok(log.append(record)?.0)
     }
@@ -283,6 +309,7 @@ impl Logic {
                 job.queue = NO_QUEUE;
             }
         }
+        self.searches.retain(|(id, _), _| *id != queue.definition.id);
         log.forget(queue.definition.id, u64::MAX);
     }
 
@@ -304,33 +331,13 @@ impl Logic {
 
     /// Everything below is done with, for all groups: leases are lost, who waits for a rejection is answered when it is durable.
     fn discard_all(&mut self, index: u32, below: u64) -> u32 {
-        let mut items = 0;
-        let Some(queue) = self.queues.get_mut(index) else { return 0 };
-        for group in &mut queue.groups {
-            for (sequence, doomed) in &group.doomed {
-                if let Some(waiter) = doomed.waiter {
-                    let item = Item { queue: index, sequence: *sequence, waiter, slot: NO_SLOT };
-                    self.effects.items.push_back(item);
-                    items += 1;
-                }
-            }
-            group.discard_below(below);
-            group.leased = 0;
-            group.bytes = 0;
-            for number in &group.consumers {
-                let Some(consumer) = self.consumers.get_mut(*number) else { continue };
-                let held: Vec<_> = consumer
-                    .held_leases()
-                    .filter(|(_, lease)| lease.state == LeaseState::Held)
-                    .collect();
-                for (slot, lease) in held {
-                    consumer.settle(slot);
-                    let generation = consumer.generation;
-                    let waiter = Waiter { consumer: *number, generation, request: 0 };
-                    let sequence = lease.sequence;
-                    self.effects.items.push_back(Item { queue: index, sequence, waiter, slot });
-                    items += 1;
-                }
+        let groups = self.queues.get(index).map_or(0, |queue| queue.groups.len());
+        let items = (0..groups).map(|group| self.let_go(index, group)).sum();
+        if let Some(queue) = self.queues.get_mut(index) {
+            for group in &mut queue.groups {
+                group.discard_below(below);
+                group.leased = 0;
+                group.bytes = 0;
             }
         }
         items

@@ -56,6 +56,11 @@ pub(super) enum Effect {
     Deleted {
         queue: u32,
     },
+    GroupDeleted {
+        queue: u32,
+        group: u32,
+        items: u32,
+    },
     Control {
         request: u64,
         result: ControlResult,
@@ -171,6 +176,11 @@ impl Logic {
                     self.settled(queue, 0, log);
                 }
                 Effect::Deleted { queue } => self.drop_queue(queue, port, log),
+                Effect::GroupDeleted { queue, group, items } => {
+                    self.settle_items(items, port, Outcome::Done, 0);
+                    self.drop_group(queue, group, port);
+                    self.settled(queue, 0, log);
+                }
                 Effect::Refused { handle, position, outcome, detail } => {
                     if self.handles.contains_key(&handle) {
                         port.completed(handle, position, position, 1, 0, outcome, detail);
@@ -287,6 +297,7 @@ impl Logic {
                 Effect::Control { request, .. } => {
                     port.control(request, ControlResult::JournalFailed(errno));
                 }
+                Effect::GroupDeleted { queue, group, .. } => self.keep_group(queue, group),
                 Effect::Settled { .. } | Effect::Purged { .. } | Effect::Deleted { .. } => {}
             }
         }
@@ -294,6 +305,7 @@ impl Logic {
         let items = u32::try_from(self.effects.items.len()).unwrap_or(u32::MAX);
         self.settle_items(items, port, Outcome::JournalFailed, detail);
         self.gathered.clear();
+        self.searches.clear();
         self.effects.appended = 0;
         for command in self.commands.drain(..) {
             port.control(command.request, ControlResult::JournalFailed(errno));

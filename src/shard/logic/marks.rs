@@ -89,7 +89,6 @@ impl Marks {
     }
 
     /// No message from this sequence on was published before this time. `None`: nothing is known.
-    #[cfg_attr(not(test), allow(dead_code))] // lag
     pub(super) fn time_from(&self, sequence: u64) -> Option<u64> {
         self.before(sequence).map(|mark| mark.published_ns)
     }
@@ -107,7 +106,6 @@ impl Marks {
     }
 
     /// Where the first message is that was published at this time or later.
-    #[cfg_attr(not(test), allow(dead_code))] // starts at a time
     pub(super) fn at_time(&self, published_ns: u64) -> Bounds {
         self.bounds(|mark| mark.published_ns < published_ns)
     }

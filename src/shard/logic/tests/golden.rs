@@ -7,8 +7,8 @@ use std::path::PathBuf;
 use super::memory::definition;
 use crate::shard::logic::marks::Mark;
 use crate::shard::logic::record::{
-    self, GroupCreated, GroupState, LaneState, List, MarkList, MessageBody, OpenRun, QueueState,
-    Returned, ShardState, kind,
+    self, GroupCreated, GroupReset, GroupState, LaneState, List, MarkList, MessageBody, OpenRun,
+    QueueState, Returned, ShardState, kind,
 };
 
 fn list(fill: impl FnOnce(&mut List)) -> Vec<u8> {
@@ -57,6 +57,7 @@ pub(super) fn bodies() -> Vec<(&'static str, u8, Vec<u8>)> {
     let mut orders = definition(5, "orders");
     orders.dead_letter = "dead".to_owned();
     let created = GroupCreated { group: 1, name: "audit".to_owned(), from: 400 };
+    let reset = GroupReset { group: 300, number: 2, to: 7 };
     let shard = ShardState { shard: 1, next_queue_id: 6 };
     let queue = QueueState {
         definition: orders.clone(),
@@ -67,7 +68,8 @@ pub(super) fn bodies() -> Vec<(&'static str, u8, Vec<u8>)> {
         dead_lettered: 2,
         discarded: 3,
     };
-    let group = GroupState { group: 1, name: "audit".to_owned(), fresh: 450, bytes: 12_800 };
+    let group =
+        GroupState { group: 1, name: "audit".to_owned(), fresh: 450, bytes: 12_800, resets: 2 };
     let lane = LaneState { lane: 9, runs: vec![(4096, 3, 2, 498)] };
     vec![
         ("message", kind::MESSAGE, body),
@@ -85,6 +87,8 @@ pub(super) fn bodies() -> Vec<(&'static str, u8, Vec<u8>)> {
             list(|list| RETURNED.iter().for_each(|one| list.returned(one))),
         ),
         ("purged", kind::PURGED, 500u64.to_le_bytes().to_vec()),
+        ("group-deleted", kind::GROUP_DELETED, record::encode(&300u32)),
+        ("group-reset", kind::GROUP_RESET, record::encode(&reset)),
         ("shard-state", kind::SHARD_STATE, record::encode(&shard)),
         ("queue-state", kind::QUEUE_STATE, record::encode(&queue)),
         ("group-state", kind::GROUP_STATE, record::encode(&group)),

@@ -167,6 +167,7 @@ pub(super) enum Event {
     Answer { handle: HandleId, request: u64, outcome: Outcome },
     Drained { handle: HandleId },
     Control { request: u64, result: ControlResult },
+    Ended { handle: HandleId },
 }
 
 #[derive(Debug, Clone, Default)]
@@ -256,6 +257,10 @@ impl Port for MemoryPort {
 
     fn control(&mut self, request: u64, result: ControlResult) {
         self.events.push(Event::Control { request, result });
+    }
+
+    fn ended(&mut self, handle: HandleId) {
+        self.events.push(Event::Ended { handle });
     }
 }
 

@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
+use ringmain_client::protocol::{GroupPlace, StartAt};
 use ringmain_client::wire::{LeaseToken, Outcome, Up};
 
 use crate::shard::logic::HandleId;
@@ -36,6 +37,8 @@ pub(super) struct Group {
 #[derive(Debug, Clone, Default)]
 pub(super) struct Queue {
     pub(super) payloads: BTreeMap<u64, Vec<u8>>,
+    /// When each message was published.
+    pub(super) times: BTreeMap<u64, u64>,
     pub(super) next: u64,
     /// Messages below it are durable.
     pub(super) durable: u64,
@@ -62,8 +65,10 @@ impl Queue {
         Self { next: 1, durable: 1, groups, max_deliveries, lease_ms, ..Self::default() }
     }
 
-    pub(super) fn stored(&mut self, payload: &[u8]) -> u64 {
+    pub(super) fn stored(&mut self, payload: &[u8], published_ns: u64) -> u64 {
         let sequence = self.next;
+        let last_ns = self.times.last_key_value().map_or(0, |(_, last_ns)| *last_ns);
+        self.times.insert(sequence, published_ns.max(last_ns));
         self.next += 1;
         self.payloads.insert(sequence, payload.to_vec());
         for group in self.groups.values_mut() {
@@ -72,16 +77,43 @@ impl Queue {
         sequence
     }
 
-    pub(super) fn add_group(&mut self, name: &str, from: u64) {
-        if self.groups.contains_key(name) {
-            return;
+    pub(super) fn add_group(&mut self, name: &str, from: StartAt) {
+        if !self.groups.contains_key(name) {
+            let open = self.from(from);
+            self.groups.insert(name.to_owned(), Group { open });
         }
-        let there = self.groups.values().flat_map(|group| group.open.keys().copied());
-        let open = there
-            .filter(|sequence| *sequence >= from)
-            .map(|sequence| (sequence, back(0)))
-            .collect();
+    }
+
+    /// All leases of the group are lost.
+    pub(super) fn reset_group(&mut self, name: &str, to: StartAt) {
+        let open = self.from(to);
         self.groups.insert(name.to_owned(), Group { open });
+    }
+
+    /// What a group that starts there has.
+    fn from(&self, start: StartAt) -> BTreeMap<u64, State> {
+        let mut there: Vec<u64> =
+            self.groups.values().flat_map(|group| group.open.keys().copied()).collect();
+        there.sort_unstable();
+        there.dedup();
+        match start {
+            StartAt::First => {}
+            StartAt::New => there.clear(),
+            StartAt::Sequence(from) => there.retain(|sequence| *sequence >= from),
+            StartAt::Time(from_ns) => there.retain(|sequence| self.times[sequence] >= from_ns),
+            StartAt::Last(messages) => {
+                let end = there.len();
+                there.drain(..end.saturating_sub(messages as usize));
+            }
+        }
+        there.into_iter().map(|sequence| (sequence, back(0))).collect()
+    }
+
+    /// What the answer to a request about a group that starts there says.
+    pub(super) fn place(&self, start: StartAt) -> GroupPlace {
+        let open = self.from(start);
+        let first = open.first_key_value().map(|(sequence, _)| *sequence);
+        GroupPlace { sequence: first.unwrap_or(self.next), messages: open.len() as u64 }
     }
 
     fn returned(&self, count: u32, rejected: bool, may_ms: u64) -> State {
@@ -174,6 +206,10 @@ impl Queue {
         else {
             return Outcome::Done;
         };
+        // It was deleted.
+        if !self.groups.contains_key(name) {
+            return Outcome::LeaseLost;
+        }
         let LeaseToken { slot, attempt, sequence } = lease;
         let (exists, state) = (
             sequence > 0 && sequence < self.durable,
