@@ -32,7 +32,7 @@ fn parse_time(text: &str, now: SystemTime) -> Result<u64, String> {
         None => parse_rfc3339(text).ok_or(EXPECTED)?,
     };
     let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since.as_nanos()).map_err(|_| EXPECTED.to_string())
+    Ok(u64::try_from(since.as_nanos()).unwrap_or(u64::MAX))
 }
 
 /// With `Z` or an offset such as `+02:00`.
@@ -79,6 +79,7 @@ mod tests {
         let now = UNIX_EPOCH + Duration::from_secs(1000);
         assert_eq!(parse_time("-10m", now), Ok(400 * second));
         assert_eq!(parse_time("-1h", now), Ok(0));
+        assert_eq!(parse_time("9999-01-01T00:00:00Z", now), Ok(u64::MAX));
         for text in [
             "",
             "-",
