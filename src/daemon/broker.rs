@@ -291,6 +291,8 @@ impl Broker {
     fn refuse_to_start(&mut self, error: &StartError) -> DaemonError {
         let error = match error {
             StartError::Damaged(text) => DaemonError::Data(text.clone()),
+            StartError::Permission(text) => DaemonError::Permission(text.clone()),
+            StartError::Config(text) => DaemonError::Config(text.clone()),
             StartError::Io(text) => DaemonError::Io(text.clone()),
         };
         let (exit_code, text) = (error.exit_code(), error.to_string());

@@ -243,6 +243,10 @@ pub struct Started {
 pub enum StartError {
     /// It is damaged.
     Damaged(String),
+    /// A right is missing.
+    Permission(String),
+    /// It cannot lie there.
+    Config(String),
     /// The operating system refused.
     Io(String),
 }
@@ -251,7 +255,9 @@ impl StartError {
     /// One line that says what to do.
     pub fn text(&self) -> &str {
         match self {
-            Self::Damaged(text) | Self::Io(text) => text,
+            Self::Damaged(text) | Self::Permission(text) | Self::Config(text) | Self::Io(text) => {
+                text
+            }
         }
     }
 }

@@ -298,7 +298,8 @@ impl<D: Disk> Shard<D> {
             return false;
         }
         if handle.closing.is_some() && handle.is_drained {
-            self.end_closing(place);
+            // What it held may be given out now.
+            return self.end_closing(place) | has_room;
         } else if role == Role::Consume && handle.held() > 0 {
             // Its submissions wait for the disk: looked at again in every turn until they are stored.
             self.handles.touch(place);
@@ -324,17 +325,18 @@ impl<D: Disk> Shard<D> {
         self.outbox.send(FromShard::Fault { key, what });
     }
 
-    /// Everything that a handle sent was taken.
-    fn end_closing(&mut self, place: usize) {
-        let Some(handle) = self.handles.get(place) else { return };
+    /// Everything that a handle sent was taken. Whether it has ended.
+    fn end_closing(&mut self, place: usize) -> bool {
+        let Some(handle) = self.handles.get(place) else { return false };
         let key = handle.key;
         // What was in the lane is stored before anybody forgets the lane.
         if handle.role == Role::Produce && handle.held() > 0 && self.failed_errno.is_none() {
-            return;
+            return false;
         }
         self.logic.close_handle(&mut self.handles, key, now());
         self.forget(place);
         self.outbox.send(FromShard::Released { key });
+        true
     }
 
     /// Takes a handle out of the tables.

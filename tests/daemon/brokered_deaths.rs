@@ -355,3 +355,38 @@ fn an_upgrade_is_not_noticed() {
         }
     }
 }
+
+fn an_spsc_hand_over_keeps_the_order(spec: ringmain_client::QueueSpec) {
+    const MESSAGES: u64 = 3000;
+    const ACKNOWLEDGED: u64 = 900;
+    let daemon = Durable::start();
+    let client = daemon.client();
+    let spec = ringmain_client::QueueSpec { kind: Some(ringmain_client::Kind::Spsc), ..spec };
+    client.create_queue("q", spec).unwrap();
+    publish(&mut producer(&client, "q"), (1..=MESSAGES).map(|n| format!("m{n}")));
+    let many = ConsumerOptions::default().credit(1000);
+    let mut first = client.brokered_consumer("q", many.clone()).unwrap();
+    let held: Vec<_> = (1..=1000).map(|_| receive(&mut first)).collect();
+    // More than are taken in one turn of the shard: its successor comes while they are.
+    for delivery in &held[..usize::try_from(ACKNOWLEDGED).unwrap()] {
+        first.ack(delivery).unwrap();
+    }
+    drop(first);
+    let mut second = client.brokered_consumer("q", many).unwrap();
+    for expected in ACKNOWLEDGED + 1..=MESSAGES {
+        let delivery = receive(&mut second);
+        assert_eq!(delivery.sequence(), expected);
+        second.ack(&delivery).unwrap();
+    }
+    second.flush(PATIENCE).unwrap();
+}
+
+#[test]
+fn a_successor_gets_what_came_back_before_anything_newer() {
+    an_spsc_hand_over_keeps_the_order(durable());
+}
+
+#[test]
+fn and_so_it_does_in_memory() {
+    an_spsc_hand_over_keeps_the_order(in_memory());
+}

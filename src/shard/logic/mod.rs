@@ -57,6 +57,7 @@ use time::Timer;
 
 pub use handles::LaneRun;
 pub use log::{Log, Message};
+pub use publish::message_bytes_max;
 pub use types::{
     AppendError, BrokeredInfo, ConsumerSpec, ControlResult, Delivered, FLAG_MESSAGE, HandleId,
     Location, Lsn, Now, Port, QueueDefinition, QueueEdit, RecordRef, Refusal, Replay, Snapshot,
