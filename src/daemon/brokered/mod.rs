@@ -34,6 +34,8 @@ use crate::shard::logic::ControlResult;
 use crate::shard::memory::LinkMemory;
 
 pub(super) use adopt::Adopting;
+use attach::PendingPair;
+pub(super) use attach::{NewPair, WantedHandle};
 pub(super) use shards::{SHARD_DURABLE, SHARD_MEMORY, SHARDS};
 
 /// Requests to shards that are under way at a time, from everybody.
@@ -51,6 +53,9 @@ pub(super) struct Brokered {
     inbox: Results<FromShard>,
     waiting: BTreeMap<u64, Waiting>,
     next_request: u64,
+    /// Handles whose memory is being allocated.
+    allocating: BTreeMap<u64, PendingPair>,
+    next_allocation: u64,
     /// Sessions whose processes are dead, until nothing of their handles is in use.
     departing: BTreeMap<u64, Departing>,
     segments: shards::Segments,
@@ -168,6 +173,8 @@ impl Brokered {
             inbox: Results::new()?,
             waiting: BTreeMap::new(),
             next_request: 1,
+            allocating: BTreeMap::new(),
+            next_allocation: 1,
             departing: BTreeMap::new(),
             segments: shards::Segments::default(),
         })
@@ -182,16 +189,19 @@ impl Brokered {
         self.inbox.outbox()
     }
 
-    /// Bytes of shared memory of a user's handles.
+    /// Bytes of shared memory of a user's handles, those included that are being allocated.
     pub(super) fn memory_of(&self, sessions: &BTreeMap<u64, Session>, uid: u32) -> u64 {
-        self.queues
+        let pending: u64 = self.allocating.values().map(|pending| pending.bytes_of(uid)).sum();
+        let handles: u64 = self
+            .queues
             .values()
             .flat_map(|queue| queue.handles.values())
             .filter(|handle| {
                 sessions.get(&handle.entry.session).is_some_and(|session| session.uid == uid)
             })
             .map(BrokeredHandle::memory_bytes)
-            .sum()
+            .sum();
+        pending.saturating_add(handles)
     }
 
     fn handle_mut(&mut self, key: HandleKey) -> Option<&mut BrokeredHandle> {
