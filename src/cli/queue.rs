@@ -93,10 +93,13 @@ fn delivery(args: &DeliveryArgs) -> DeliverySpec {
 }
 
 fn edited(args: &QueueEditArgs) -> Outcome<DeliverySpec> {
-    let mut delivery = delivery(&args.delivery);
-    if args.no_dead_letter {
-        delivery.dead_letter = Some(String::new());
-    }
+    let dead_letter =
+        if args.no_dead_letter { Some(String::new()) } else { args.dead_letter.clone() };
+    let delivery = DeliverySpec {
+        max_deliveries: args.max_deliveries,
+        dead_letter,
+        lease_ms: args.lease.map(units::milliseconds),
+    };
     if delivery == DeliverySpec::default() {
         return Err(Failure::usage(
             "nothing to change; give --max-deliveries, --dead-letter, --no-dead-letter or --lease",

@@ -46,13 +46,14 @@ pub(crate) struct PublishArgs {
     /// How to wait for room: spin, adaptive or park
     #[arg(long, value_name = "POLICY", default_value = "adaptive")]
     pub(crate) wait: WaitPolicy,
-    /// Give up when there was no room for this long (exit code 75) [default: wait on]
+    /// Give up when there was no room, or no confirmation of what was sent, for this long (exit code 75) [default: wait
+    /// on]
     #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
     pub(crate) timeout: Option<Duration>,
     /// A header for every message; may be given several times
     #[arg(long, value_name = "NAME=VALUE", value_parser = parse_header)]
     pub(crate) header: Vec<(String, String)>,
-    /// A key for every message
+    /// A key for every message, at most 65,531 bytes long
     #[arg(long, value_name = "KEY")]
     pub(crate) key: Option<String>,
     #[command(flatten)]
@@ -68,7 +69,8 @@ pub(crate) struct ConsumeArgs {
     /// Consumer group: each group sees every message. Direct queues have the default group only
     #[arg(long, value_name = "GROUP")]
     pub(crate) group: Option<String>,
-    /// Where a group starts that does not exist yet: first, new or a sequence; a direct queue gives what is there
+    /// Where a group starts that does not exist yet: first, new or a sequence up to the next one; a direct queue gives
+    /// what is there
     #[arg(long, value_name = "first|new|SEQ", value_parser = parse_from)]
     pub(crate) from: Option<Start>,
     /// End after this many messages

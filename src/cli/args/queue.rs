@@ -164,8 +164,15 @@ pub(crate) struct QueueEditArgs {
     /// Name of the queue
     #[arg(value_parser = parse_queue_name)]
     pub(crate) name: String,
-    #[command(flatten)]
-    pub(crate) delivery: DeliveryArgs,
+    /// Deliveries before a message becomes a dead letter; 0 for any number
+    #[arg(long, value_name = "N")]
+    pub(crate) max_deliveries: Option<u32>,
+    /// Queue that takes dead letters
+    #[arg(long, value_name = "QUEUE", value_parser = parse_queue_name)]
+    pub(crate) dead_letter: Option<String>,
+    /// How long a consumer may hold a message before it is given to another one; 0s for as long as the consumer lives
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
+    pub(crate) lease: Option<Duration>,
     /// Dead letters are discarded and counted from now on
     #[arg(long, conflicts_with = "dead_letter")]
     pub(crate) no_dead_letter: bool,

@@ -73,6 +73,13 @@ impl Config {
                 "--receive needs messages of at least 8 bytes: the time is in them",
             ));
         }
+        let most = ringmain::shard::start::message_bytes_max(true, None);
+        if u64::from(args.size) > most {
+            return Err(Failure::usage(format_args!(
+                "--size {}: the journal takes messages of at most {most} bytes",
+                args.size
+            )));
+        }
         // Room for those that are confirmed and not yet told, beside the window.
         let slots = args.window.saturating_mul(2).next_power_of_two().max(64);
         let slots = slots.max(slots_for_quarter(args.size));
