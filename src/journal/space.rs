@@ -205,7 +205,6 @@ impl<D: Disk> Journal<D> {
         let live = self.segments.iter().filter(|segment| segment.freed.is_none());
         let mut entries: Vec<Entry> = live.map(|segment| segment.entry).collect();
         entries.extend(self.head_entry(self.next_lsn, self.chain));
-        let lanes: Vec<(u64, u64)> = self.lanes.iter().map(|(lane, at)| (*lane, *at)).collect();
         let mut writer = Writer {
             journal: self,
             batch: None,
@@ -214,9 +213,6 @@ impl<D: Disk> Journal<D> {
             file_bytes,
             records: 0,
         };
-        for (lane, position) in lanes {
-            writer.batch().lane(lane, position);
-        }
         for entry in entries {
             let body = entry.encode();
             writer.emit(&RecordRef {

@@ -39,6 +39,8 @@ use ringmain_client::sys::kernel::HostKernel;
 const DISPATCHES_AT_ONCE: usize = 4;
 /// Requests of the control thread in a turn.
 const REQUESTS_AT_ONCE: usize = 64;
+/// How long the closing of the journal waits for the disk at least, whatever came before.
+const CLOSE_PATIENCE: Duration = Duration::from_secs(1);
 /// How long a stop waits for the disk.
 pub(super) const STOP_PATIENCE: Duration = Duration::from_secs(6);
 
@@ -410,11 +412,20 @@ impl<D: Disk> Shard<D> {
                 }
             }
         }
-        if let Err(failure) = self.journal.close(&self.logic) {
+        let left = self.stopping.as_ref().map_or(Duration::ZERO, |stopping| {
+            stopping.deadline.saturating_duration_since(Instant::now())
+        });
+        let (disk, closed) = self.journal.close(&self.logic, left.max(CLOSE_PATIENCE));
+        // A failure before was told.
+        if let Err(failure) = closed
+            && self.failed_errno.is_none()
+        {
             let text = format!("shard {}: {failure}", self.number);
             self.outbox.send(FromShard::Log { text });
         }
         self.outbox.send(FromShard::Stopped { shard: self.number, messages });
+        // Last: a disk that does not answer is waited for some more.
+        drop(disk);
     }
 }
 
