@@ -19,7 +19,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, TryRecvError};
 use std::time::{Duration, Instant};
 
-use super::control::{FromShard, Outbox, ToShard};
+use super::control::{FromShard, Outbox, ToShard, Trouble};
 use super::handle::Handle;
 use super::handles::Handles;
 use super::logic::{Logic, Now};
@@ -220,7 +220,8 @@ impl<D: Disk> Shard<D> {
         {
             self.failed_errno = Some(failure.errno);
             self.page.page.set_failed(failure.errno, failure.lsn);
-            self.outbox.send(FromShard::Log { text: format!("shard {}: {failure}", self.number) });
+            let text = format!("shard {}: {failure}", self.number);
+            self.tell_trouble(Some(Trouble::Failed(text)));
             self.logic.on_failed(failure.errno, &mut self.handles);
             let places: Vec<usize> = self.handles.all().map(|(place, _)| place).collect();
             for place in places {
@@ -246,14 +247,19 @@ impl<D: Disk> Shard<D> {
                          acknowledge messages",
                     self.number
                 );
-                self.outbox.send(FromShard::Log { text });
+                self.tell_trouble(Some(Trouble::Full(text)));
             }
             Ready::Ready if std::mem::take(&mut self.is_full) => {
                 let text = format!("shard {}: there is room for the journal again", self.number);
                 self.outbox.send(FromShard::Log { text });
+                self.tell_trouble(None);
             }
             _ => {}
         }
+    }
+
+    fn tell_trouble(&self, trouble: Option<Trouble>) {
+        self.outbox.send(FromShard::Trouble { shard: self.number, trouble });
     }
 
     /// A message that cannot be read holds up its group, and nobody would know why.
