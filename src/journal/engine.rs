@@ -257,7 +257,7 @@ impl<D: Disk> Journal<D> {
     }
 
     /// Closed batches, waiting and in flight.
-    fn busy(&self) -> usize {
+    pub(super) fn busy(&self) -> usize {
         self.closed.len() + self.frontier.in_flight()
     }
 

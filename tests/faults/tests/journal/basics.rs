@@ -262,3 +262,46 @@ fn free_files_are_read_as_well() {
         other => panic!("{other:?}"),
     }
 }
+
+/// Processes that die as soon as their first checkpoint is there do not use up the files of a full disk: beside a segment without
+/// messages, which is what messages leave to acks, one free file is enough.
+#[test]
+fn a_crash_loop_on_a_full_disk_leaves_files() {
+    for spares in [1, 3] {
+        let simulation = Simulation::new();
+        let open = || {
+            let (mut owner, config) = (Owner::default(), Config { spares, ..config() });
+            let opened = Journal::open(simulation.disk(), config, &mut owner);
+            (opened.expect("opens").0, owner)
+        };
+        let (mut journal, mut owner) = open();
+        settle(&mut journal, &owner);
+        owner.publish(&mut journal, 1, b"kept").expect("there is room");
+        settle_witnessed(&mut journal, &owner);
+        drop(journal);
+        let (mut journal, owner) = open();
+        settle_witnessed(&mut journal, &owner);
+        drop(journal);
+        let bytes = simulation.files().iter().map(|(_, bytes)| bytes).sum();
+        simulation.set_capacity(Some(bytes));
+        for round in 0..20 {
+            let (mut journal, owner) = open();
+            let (before, now) = (journal.durable(), Instant::now());
+            for _ in 0..3 {
+                // Time stands still: nothing bears witness.
+                journal.submit(&owner, now);
+                journal.reap();
+            }
+            let figures = journal.statistics();
+            assert!(journal.durable() > before, "{spares}, round {round}: {figures:?}");
+            assert_eq!(figures.frontier_batches, 0);
+            drop(journal);
+            simulation.kill(round);
+        }
+        let (mut journal, mut owner) = open();
+        settle_witnessed(&mut journal, &owner);
+        assert_eq!(fetch(&mut journal, 1, 1).as_deref(), Some(&b"kept"[..]));
+        owner.acknowledge(&mut journal, 1, 1).expect("there is room");
+        settle(&mut journal, &owner);
+    }
+}
