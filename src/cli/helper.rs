@@ -27,6 +27,10 @@ pub(crate) enum Task {
     Survive(deaths::SurvivorTask),
     /// Holds a slot until it is killed.
     Hold(deaths::VictimTask),
+    /// Gets the messages of consumers that die.
+    Inherit(deaths::brokered::HeirTask),
+    /// Holds a message until it is killed.
+    HoldMessage(deaths::brokered::HolderTask),
     /// Sends records.
     RecordsProduce(flow::ProduceTask),
     /// Verifies records.
@@ -111,6 +115,8 @@ pub(crate) fn run() -> Outcome {
         Task::LoadConsume(task) => value(load::consume(&task, &parent)),
         Task::Survive(task) => value(deaths::survive(&task, &parent)),
         Task::Hold(task) => value(deaths::hold(&task, &parent)),
+        Task::Inherit(task) => value(deaths::brokered::inherit(&task, &parent)),
+        Task::HoldMessage(task) => value(deaths::brokered::hold(&task, &parent)),
         Task::RecordsProduce(task) => value(flow::produce(&task, &parent)),
         Task::RecordsConsume(task) => value(flow::consume(&task, &parent)),
         Task::DurableProduce(task) => value(durable_demo::produce(&task, &parent)),

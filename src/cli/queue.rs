@@ -9,8 +9,8 @@ use serde_json::json;
 
 use super::Socket;
 use super::args::{
-    DeliveryArgs, QueueCommand, QueueCreateArgs, QueueDeleteArgs, QueueEditArgs, QueueInfoArgs,
-    QueueListArgs, QueuePurgeArgs,
+    DeliveryArgs, PlaneArg, QueueCommand, QueueCreateArgs, QueueDeleteArgs, QueueEditArgs,
+    QueueInfoArgs, QueueListArgs, QueuePurgeArgs,
 };
 use super::exit::{Exit, Failure, Outcome};
 use super::output::{Style, print, print_json, print_line};
@@ -47,7 +47,7 @@ struct CreateConfig {
 
 impl CreateConfig {
     fn new(args: QueueCreateArgs) -> Outcome<Self> {
-        let plane = plane(&args)?;
+        let plane = plane_of(args.plane, args.durable)?;
         let delivery = delivery(&args.delivery);
         if plane == Plane::Direct && delivery != DeliverySpec::default() {
             return Err(Failure::usage(
@@ -74,8 +74,8 @@ impl CreateConfig {
 }
 
 /// Durable queues are brokered.
-fn plane(args: &QueueCreateArgs) -> Outcome<Plane> {
-    match (args.plane.map(Plane::from), args.durable) {
+pub(super) fn plane_of(plane: Option<PlaneArg>, durable: bool) -> Outcome<Plane> {
+    match (plane.map(Plane::from), durable) {
         (Some(Plane::Direct), true) => Err(Failure::usage(
             "a durable queue is brokered; leave out --plane direct or --durable",
         )),

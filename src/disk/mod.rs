@@ -46,6 +46,9 @@ pub use uring::{UringDisk, availability};
 /// Files are written in multiples of this many bytes, at multiples of it.
 pub const BLOCK_BYTES: usize = 4096;
 
+/// How long a dropped disk waits for what is in flight.
+const DROP_WAIT: Duration = Duration::from_secs(10);
+
 /// A file of a [`Disk`], from [`Disk::open`] or a completed [`Operation::Create`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct FileId(pub u32);

@@ -3,7 +3,7 @@
 use std::io;
 
 use super::engine::{Journal, Task};
-use super::format::{self, HEADER_BYTES, Header, LANE_BYTES};
+use super::format::{self, HEADER_BYTES, Header};
 use super::index::Place;
 use super::table::file_name;
 use super::types::{Damage, FLAG_MESSAGE, Fetch, Location, Lsn, Stored};
@@ -27,10 +27,6 @@ fn stored(batch: &[u8], location: Location, lsn: Lsn) -> Option<Stored<'_>> {
     let (kind, flags, queue) = (record.kind, record.flags, record.queue);
     let (sequence, body) = (record.sequence, record.body);
     Some(Stored { lsn, location, kind, flags, queue, sequence, body })
-}
-
-fn records_end(header: &Header) -> usize {
-    header.length as usize - header.lanes as usize * LANE_BYTES
 }
 
 impl<D: Disk> Journal<D> {
@@ -69,7 +65,9 @@ impl<D: Disk> Journal<D> {
         let mut at = HEADER_BYTES;
         let mut lsn = header.first_lsn;
         while at < record as usize {
-            let Some((_, next)) = format::record_at(bytes, at, records_end(&header)) else { break };
+            let Some((_, next)) = format::record_at(bytes, at, header.length as usize) else {
+                break;
+            };
             at = next;
             lsn += 1;
         }
@@ -95,7 +93,7 @@ impl<D: Disk> Journal<D> {
         let header = Header::decode(bytes).ok()?;
         let (mut at, mut lsn) = (record as usize, from.lsn);
         loop {
-            let (view, next) = format::record_at(bytes, at, records_end(&header))?;
+            let (view, next) = format::record_at(bytes, at, header.length as usize)?;
             let is_message = view.flags & FLAG_MESSAGE != 0;
             if is_message && (view.queue, view.sequence) == (queue, sequence) {
                 return Some(Spot { offset: at, lsn });

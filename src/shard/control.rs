@@ -135,6 +135,15 @@ pub enum ToShard {
     },
 }
 
+/// What may be wrong with a journal that is open, in words.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Trouble {
+    /// Nothing more is stored; what is durable is given out.
+    Failed(String),
+    /// No room: producers wait until there is some.
+    Full(String),
+}
+
 /// From a shard.
 #[derive(Debug)]
 pub enum FromShard {
@@ -192,6 +201,13 @@ pub enum FromShard {
         doorbell: u32,
         /// Its bit, as the client says.
         bit: u32,
+    },
+    /// What is wrong with its journal now, for the log and for whoever asks; `None`: nothing any more.
+    Trouble {
+        /// Which shard.
+        shard: u32,
+        /// What.
+        trouble: Option<Trouble>,
     },
     /// A line for the log.
     Log {

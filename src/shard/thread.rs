@@ -19,7 +19,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, TryRecvError};
 use std::time::{Duration, Instant};
 
-use super::control::{FromShard, Outbox, ToShard};
+use super::control::{FromShard, Outbox, ToShard, Trouble};
 use super::handle::Handle;
 use super::handles::Handles;
 use super::logic::{Logic, Now};
@@ -39,6 +39,8 @@ use ringmain_client::sys::kernel::HostKernel;
 const DISPATCHES_AT_ONCE: usize = 4;
 /// Requests of the control thread in a turn.
 const REQUESTS_AT_ONCE: usize = 64;
+/// How long the closing of the journal waits for the disk at least, whatever came before.
+const CLOSE_PATIENCE: Duration = Duration::from_secs(1);
 /// How long a stop waits for the disk.
 pub(super) const STOP_PATIENCE: Duration = Duration::from_secs(6);
 
@@ -218,7 +220,8 @@ impl<D: Disk> Shard<D> {
         {
             self.failed_errno = Some(failure.errno);
             self.page.page.set_failed(failure.errno, failure.lsn);
-            self.outbox.send(FromShard::Log { text: format!("shard {}: {failure}", self.number) });
+            let text = format!("shard {}: {failure}", self.number);
+            self.tell_trouble(Some(Trouble::Failed(text)));
             self.logic.on_failed(failure.errno, &mut self.handles);
             let places: Vec<usize> = self.handles.all().map(|(place, _)| place).collect();
             for place in places {
@@ -244,14 +247,19 @@ impl<D: Disk> Shard<D> {
                          acknowledge messages",
                     self.number
                 );
-                self.outbox.send(FromShard::Log { text });
+                self.tell_trouble(Some(Trouble::Full(text)));
             }
             Ready::Ready if std::mem::take(&mut self.is_full) => {
                 let text = format!("shard {}: there is room for the journal again", self.number);
                 self.outbox.send(FromShard::Log { text });
+                self.tell_trouble(None);
             }
             _ => {}
         }
+    }
+
+    fn tell_trouble(&self, trouble: Option<Trouble>) {
+        self.outbox.send(FromShard::Trouble { shard: self.number, trouble });
     }
 
     /// A message that cannot be read holds up its group, and nobody would know why.
@@ -412,11 +420,20 @@ impl<D: Disk> Shard<D> {
                 }
             }
         }
-        if let Err(failure) = self.journal.close(&self.logic) {
+        let left = self.stopping.as_ref().map_or(Duration::ZERO, |stopping| {
+            stopping.deadline.saturating_duration_since(Instant::now())
+        });
+        let (disk, closed) = self.journal.close(&self.logic, left.max(CLOSE_PATIENCE));
+        // A failure before was told.
+        if let Err(failure) = closed
+            && self.failed_errno.is_none()
+        {
             let text = format!("shard {}: {failure}", self.number);
             self.outbox.send(FromShard::Log { text });
         }
         self.outbox.send(FromShard::Stopped { shard: self.number, messages });
+        // Last: a disk that does not answer is waited for some more.
+        drop(disk);
     }
 }
 

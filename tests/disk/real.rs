@@ -2,7 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
@@ -11,6 +11,7 @@ use ringmain::disk::{
     Ticket, UringDisk, availability, errno, open_disk, probe_sync_modes,
 };
 
+use crate::mounted::Mounted;
 use crate::suite::{filled, finish};
 
 type Open = fn(&Path) -> io::Result<Box<dyn Disk>>;
@@ -23,55 +24,6 @@ fn backends() -> Vec<(&'static str, Open)> {
         all.push(("uring", uring));
     }
     all
-}
-
-/// A file system of its own, gone when dropped.
-struct Mounted(PathBuf, tempfile::TempDir);
-
-impl Mounted {
-    fn tmpfs(bytes: u64) -> Option<Self> {
-        let folder = tempfile::tempdir().unwrap();
-        let options = format!("size={bytes},mode=700");
-        Self::mount(folder, &["-t", "tmpfs", "-o", &options, "tmpfs"])
-    }
-
-    fn loop_ext4(bytes: u64) -> Option<Self> {
-        let folder = tempfile::tempdir().unwrap();
-        let image = folder.path().join("image");
-        File::create(&image).unwrap().set_len(bytes).unwrap();
-        let made = Command::new("mkfs.ext4").args(["-q", "-m", "0"]).arg(&image).output();
-        if !made.is_ok_and(|made| made.status.success()) {
-            eprintln!("skipped: no mkfs.ext4 here");
-            return None;
-        }
-        let image = image.to_str().unwrap().to_owned();
-        Self::mount(folder, &["-o", "loop", &image])
-    }
-
-    fn mount(folder: tempfile::TempDir, arguments: &[&str]) -> Option<Self> {
-        let target = folder.path().join("mounted");
-        fs::create_dir(&target).unwrap();
-        let mounted = Command::new("mount").args(arguments).arg(&target).output();
-        match mounted {
-            Ok(output) if output.status.success() => Some(Self(target, folder)),
-            Ok(output) => {
-                let why = String::from_utf8_lossy(&output.stderr).into_owned();
-                eprintln!("skipped: mounting is not permitted here: {}", why.trim());
-                None
-            }
-            Err(error) => {
-                eprintln!("skipped: mount: {error}");
-                None
-            }
-        }
-    }
-}
-
-impl Drop for Mounted {
-    fn drop(&mut self) {
-        let _ = Command::new("umount").arg("--lazy").arg(&self.0).status();
-        let _ = self.1.path();
-    }
 }
 
 fn create_and_finish(disk: &mut dyn Disk, name: &str, bytes: u64) -> io::Result<()> {
@@ -116,13 +68,13 @@ fn fills_up_and_recovers(path: &Path, bytes: u64) {
 #[test]
 fn a_full_tmpfs_is_an_error_until_there_is_room() {
     let Some(mounted) = Mounted::tmpfs(1 << 20) else { return };
-    fills_up_and_recovers(&mounted.0, 600 << 10);
+    fills_up_and_recovers(mounted.path(), 600 << 10);
 }
 
 #[test]
 fn a_full_ext4_is_an_error_until_there_is_room() {
     let Some(mounted) = Mounted::loop_ext4(16 << 20) else { return };
-    fills_up_and_recovers(&mounted.0, 7 << 20);
+    fills_up_and_recovers(mounted.path(), 7 << 20);
 }
 
 #[test]

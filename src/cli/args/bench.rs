@@ -7,7 +7,7 @@ use clap::{Args, Subcommand};
 use ringmain_client::WaitPolicy;
 
 use super::examples::{DEATHS_EXAMPLES, DURABLE_EXAMPLES, RTT_EXAMPLES, THROUGHPUT_EXAMPLES};
-use super::queue::KindArg;
+use super::queue::{KindArg, PlaneArg};
 use super::{BackendArg, Format};
 use crate::cli::units::{parse_run_duration, parse_size_u32};
 
@@ -103,6 +103,12 @@ pub(crate) struct DeathsArgs {
     /// Kill the broker at the same instant
     #[arg(long)]
     pub(crate) with_broker: bool,
+    /// Plane of the queue [default: direct, with --durable brokered]
+    #[arg(long, value_enum)]
+    pub(crate) plane: Option<PlaneArg>,
+    /// The queue is durable
+    #[arg(long)]
+    pub(crate) durable: bool,
     #[command(flatten)]
     pub(crate) format: Format,
 }

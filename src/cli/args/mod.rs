@@ -26,8 +26,8 @@ pub(crate) use messages::{
     PublishArgs, Start,
 };
 pub(crate) use queue::{
-    DeliveryArgs, QueueCommand, QueueCreateArgs, QueueDeleteArgs, QueueEditArgs, QueueInfoArgs,
-    QueueListArgs, QueuePurgeArgs,
+    DeliveryArgs, PlaneArg, QueueCommand, QueueCreateArgs, QueueDeleteArgs, QueueEditArgs,
+    QueueInfoArgs, QueueListArgs, QueuePurgeArgs,
 };
 
 /// A message broker for one Linux host: local processes exchange messages through rings in shared memory.

@@ -29,7 +29,7 @@ use super::log::log;
 use super::peer::Credentials;
 use super::permissions::Rights;
 use super::sessions::Session;
-use crate::shard::control::{FromShard, HandleCounters, Outbox, ToShard};
+use crate::shard::control::{FromShard, HandleCounters, Outbox, ToShard, Trouble};
 use crate::shard::logic::ControlResult;
 use crate::shard::memory::LinkMemory;
 
@@ -124,7 +124,7 @@ enum Waiting {
     Create { connection: u64, queue: u64 },
     Delete { connection: u64, queue: u64 },
     Edit { connection: u64, queue: u64 },
-    Count { connection: u64 },
+    Count { connection: u64, queue: u64 },
     Attach { connection: u64, attached: Box<Attached>, descriptors: Vec<OwnedFd> },
     Inform(Box<inform::Informing>),
 }
@@ -218,6 +218,16 @@ impl Brokered {
         }
     }
 
+    /// Whether messages can be stored in this shard.
+    fn is_sound(&self, shard: u32) -> bool {
+        self.shards.get(&shard).is_none_or(shards::Shard::is_sound)
+    }
+
+    /// What does not work, in words.
+    pub(super) fn troubles(&self) -> Vec<String> {
+        self.shards.values().filter_map(shards::Shard::trouble_in_words).collect()
+    }
+
     /// A number for a request to a shard.
     fn request(&mut self, waiting: Waiting) -> u64 {
         let request = self.next_request;
@@ -280,6 +290,13 @@ impl Broker {
                 self.ring_brokered(key, doorbell, bit);
                 Ok(())
             }
+            FromShard::Trouble { shard, trouble } => {
+                if let Some(Trouble::Failed(text) | Trouble::Full(text)) = &trouble {
+                    log!("{text}");
+                }
+                self.brokered.in_trouble(shard, trouble);
+                Ok(())
+            }
             FromShard::Log { text } => {
                 log!("{text}");
                 Ok(())
@@ -309,7 +326,7 @@ impl Broker {
                 Some(failure) => self.answer(connection, Err(failure)),
                 None => self.answer_with_info(connection, queue, None),
             },
-            Some(Waiting::Count { connection }) => {
+            Some(Waiting::Count { connection, .. }) => {
                 let outcome = match (&result, failure(&result)) {
                     (_, Some(failure)) => Err(failure),
                     (ControlResult::Redriven(messages), None) => {

@@ -14,16 +14,20 @@ pub(super) enum Canary {
     DeliverTwice,
     /// A checkpoint takes what is acknowledged for open.
     Resurrect,
+    /// A lane is known by the place of its handle alone, so that positions of a lane that is gone count for the one that has its
+    /// place now.
+    LanesOfOthers,
 }
 
 #[cfg(test)]
 impl Canary {
-    pub(super) const ALL: [Self; 5] = [
+    pub(super) const ALL: [Self; 6] = [
         Self::DispatchBeforeDurable,
         Self::AckAhead,
         Self::LoseCount,
         Self::DeliverTwice,
         Self::Resurrect,
+        Self::LanesOfOthers,
     ];
 }
 

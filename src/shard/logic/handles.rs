@@ -7,7 +7,7 @@ use super::group::{ASIDE_NS, Group};
 use super::queue::Queue;
 use super::record::{self, GroupCreated, kind};
 use super::types::{ConsumerSpec, HandleId, Now, Port, RecordRef, Refusal, StartAt};
-use super::{AppendError, Log, Logic};
+use super::{AppendError, Log, Logic, canary};
 
 /// Entries of a lease table at most.
 const LEASES_MAX: u32 = 4096;
@@ -98,6 +98,10 @@ impl Logic {
     /// [`Refusal::Unknown`] if there is no such queue or the handle is open.
     pub fn open_producer(&mut self, handle: HandleId, lane: u64) -> Result<(), Refusal> {
         let queue = self.open_queue(handle)?;
+        let lane = match canary::planted(canary::Canary::LanesOfOthers) {
+            true => handle.queue << 8 | u64::from(handle.handle),
+            false => lane,
+        };
         let runs = self.lanes.remove(&lane).unwrap_or_default();
         let index = self.producers.insert(Producer { queue, lane, runs });
         self.handles.insert(handle, HandleRef::Producer(index));
