@@ -63,6 +63,22 @@ struct QueueRuns {
     runs: VecDeque<Run>,
     /// The message found last: the next one asked for is mostly the one behind it.
     hint: Option<Place>,
+    /// Those who go through messages that are on the disk only; the one that came last is the last.
+    readers: Vec<Reader>,
+}
+
+/// Readers of a queue that are known by their place; another one takes the place of the one that was silent longest.
+const READERS: usize = 8;
+
+/// Somebody who goes through far messages, and what was read for him ahead.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Reader {
+    /// The message that was asked for last.
+    pub(super) at: u64,
+    /// Everything from `at` up to this one was asked of the disk.
+    pub(super) next: u64,
+    /// Of each read that lies ahead, the sequence behind its last message.
+    pub(super) ahead: VecDeque<u64>,
 }
 
 /// A place in a batch from where a message is looked for.
@@ -124,6 +140,35 @@ impl Index {
         if let Some(queue) = self.queues.get_mut(&queue) {
             queue.hint = Some(place);
         }
+    }
+
+    /// Runs of a queue from the one with this message on, or from the first one behind it.
+    pub(super) fn from(&self, queue: u64, sequence: u64) -> impl Iterator<Item = &Run> {
+        self.queues.get(&queue).into_iter().flat_map(move |queue| {
+            let at = queue.runs.partition_point(|run| run.last() < sequence);
+            queue.runs.range(at..)
+        })
+    }
+
+    /// Whether anybody goes through far messages of this queue.
+    pub(super) fn has_readers(&self, queue: u64) -> bool {
+        self.queues.get(&queue).is_some_and(|queue| !queue.readers.is_empty())
+    }
+
+    /// Takes the reader out who is about to ask for this message.
+    pub(super) fn take_reader(&mut self, queue: u64, sequence: u64) -> Option<Reader> {
+        let readers = &mut self.queues.get_mut(&queue)?.readers;
+        let mine = |reader: &Reader| (reader.at..=reader.next).contains(&sequence);
+        readers.iter().position(mine).map(|at| readers.remove(at))
+    }
+
+    /// Puts a reader back, or a new one in.
+    pub(super) fn put_reader(&mut self, queue: u64, reader: Reader) {
+        let Some(queue) = self.queues.get_mut(&queue) else { return };
+        if queue.readers.len() >= READERS {
+            queue.readers.remove(0);
+        }
+        queue.readers.push(reader);
     }
 
     pub(super) fn forget(&mut self, queue: u64, below: u64) {

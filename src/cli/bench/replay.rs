@@ -11,7 +11,7 @@ use ringmain_client::raw::protocol::{Kind, Plane, QueueSpec};
 use ringmain_client::raw::sys::clock::monotonic_ns;
 use ringmain_client::{
     AckError, BrokeredProducer, Client, ConfirmError, ConsumerOptions, Delivery, ProducerOptions,
-    ReceiveError, SendError,
+    ReceiveError, SendError, affinity,
 };
 use serde::{Deserialize, Serialize};
 
@@ -42,6 +42,9 @@ const RAW_READ_BYTES: usize = 1 << 20;
 /// Producing goes on in windows of this length, next to the replay and without it.
 const SLICE: Duration = Duration::from_millis(250);
 
+/// Messages that the consumer has at a time: the most that the lease table allows when there are to be more entries than credit.
+const CREDIT: u32 = 2048;
+
 /// Without a message or a confirmation for this long something is wrong.
 const LIMIT: Duration = Duration::from_secs(30);
 
@@ -52,6 +55,25 @@ pub(crate) struct Task {
     queue: String,
     messages: u64,
     size: u32,
+    /// Where it runs.
+    cpu: Option<usize>,
+}
+
+/// Two processors, so that nobody is moved to where the other one runs.
+#[derive(Debug, Clone, Copy, Serialize)]
+struct Cpus {
+    shard: usize,
+    consumer: usize,
+}
+
+impl Cpus {
+    /// `None` if there are not two.
+    fn choose() -> Option<Self> {
+        match affinity::available_cpus().unwrap_or_default()[..] {
+            [consumer, shard, ..] => Some(Self { shard, consumer }),
+            _ => None,
+        }
+    }
 }
 
 /// What the consuming process found.
@@ -91,6 +113,8 @@ struct Answer {
     ratio: f64,
     #[serde(skip_serializing_if = "Option::is_none")]
     beside: Option<Beside>,
+    /// Where the shard and the consumer ran, each pinned.
+    cpus: Option<Cpus>,
     file_system: String,
     host: Host,
 }
@@ -119,10 +143,12 @@ pub(crate) fn run(socket: &Socket, args: &ReplayArgs) -> Outcome {
 #[allow(clippy::cast_precision_loss)] // rates and shares
 fn measure(args: &ReplayArgs, messages: u64, shape: &Shape) -> Outcome<Answer> {
     let mut progress = Progress::new();
+    let cpus = Cpus::choose();
     let storage = Storage {
         parent: args.data_dir.clone(),
         backend: args.journal_backend,
-        arguments: Vec::new(),
+        arguments: cpus
+            .map_or_else(Vec::new, |cpus| vec!["--shard-cpu".to_string(), cpus.shard.to_string()]),
     };
     let mut broker = PrivateBroker::durable(&storage)?;
     let spec = QueueSpec { plane: Some(Plane::Brokered), durable: true, ..shape.spec() };
@@ -152,7 +178,14 @@ fn measure(args: &ReplayArgs, messages: u64, shape: &Shape) -> Outcome<Answer> {
             alone.add(load)?;
         }
     }
-    let (mut crew, member) = start(broker.socket(), messages, args.size)?;
+    let task = Task {
+        socket: broker.socket().to_path_buf(),
+        queue: "backlog".to_string(),
+        messages,
+        size: args.size,
+        cpu: cpus.map(|cpus| cpus.consumer),
+    };
+    let (mut crew, member) = start(task)?;
     crew.order_all(Order::Go)?;
     let replayed = wait(&mut crew, member, messages, &mut progress, || match &mut load {
         Some(load) => beside.add(load),
@@ -188,6 +221,7 @@ fn measure(args: &ReplayArgs, messages: u64, shape: &Shape) -> Outcome<Answer> {
             beside_us: Microseconds::of(&beside.samples),
             ratio_p99: beside.samples.at(0.99) as f64 / alone.samples.at(0.99).max(1) as f64,
         }),
+        cpus,
         file_system,
         host: Host::look(),
     })
@@ -283,9 +317,8 @@ fn open_direct(path: &Path) -> std::io::Result<File> {
     direct.or_else(|_| File::open(path))
 }
 
-fn start(socket: &Path, messages: u64, size: u32) -> Outcome<(Crew, Member)> {
+fn start(task: Task) -> Outcome<(Crew, Member)> {
     let mut crew = Crew::new();
-    let task = Task { socket: socket.to_path_buf(), queue: "backlog".to_string(), messages, size };
     let member = crew.start("consuming", &HelperTask::Replay(task), &[])?;
     crew.wait_ready()?;
     Ok((crew, member))
@@ -309,14 +342,17 @@ fn wait(
 /// Receives and acknowledges the whole backlog, and checks every message.
 pub(crate) fn replay(task: &Task, parent: &Parent) -> Outcome<Replayed> {
     let client = Client::connect(&task.socket)?;
-    let options = ConsumerOptions::default().credit(1);
-    let mut consumer = client
-        .brokered_consumer(&task.queue, options)
-        .map_err(|error| Failure::queue(&task.queue, error))?;
+    if let Some(cpu) = task.cpu {
+        affinity::pin_current_thread(cpu)
+            .map_err(|error| Failure::system("pin to a processor", &error))?;
+    }
     parent.wait_for_go()?;
     let start_ns = monotonic_ns();
+    // With this the daemon begins to read.
+    let mut consumer = client
+        .brokered_consumer(&task.queue, ConsumerOptions::default().credit(CREDIT))
+        .map_err(|error| Failure::queue(&task.queue, error))?;
     let failed = |error: AckError| Failure::internal(format_args!("cannot acknowledge: {error}"));
-    consumer.set_credit(consumer.max_credit()).map_err(failed)?;
     let mut delivery = Delivery::default();
     for number in 0..task.messages {
         match consumer.receive_into(&mut delivery, Some(LIMIT)) {
@@ -403,6 +439,12 @@ impl Answer {
                 "beside over alone",
                 format!("rate {:.2}, p99 {:.2}", beside.ratio_rate, beside.ratio_p99),
             );
+        }
+        match self.cpus {
+            Some(Cpus { shard, consumer }) => {
+                facts.add("pinned", format!("shard to processor {shard}, consumer to {consumer}"))
+            }
+            None => facts.add("pinned", "nothing: there are not two processors"),
         }
         facts.add("disk", &self.file_system);
         facts.render(style)
