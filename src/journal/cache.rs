@@ -15,6 +15,8 @@ const POOL: usize = 16;
 
 /// What is read takes at most this share of the memory: a quarter.
 const READ_SHARE: usize = 4;
+/// But never less than this: what was read must still be there when those who wait for it are served.
+const READ_BYTES_MIN: usize = 4 << 20;
 
 /// How batches came here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -56,9 +58,13 @@ pub(super) struct Cache {
 impl Cache {
     pub(super) fn new(limit: usize, staging_bytes: usize) -> Self {
         let read = limit / READ_SHARE;
+        Self::of_parts(limit - read, read.max(READ_BYTES_MIN), staging_bytes)
+    }
+
+    fn of_parts(written: usize, read: usize, staging_bytes: usize) -> Self {
         Self {
             regions: BTreeMap::new(),
-            written: Part { limit: limit - read, ..Part::default() },
+            written: Part { limit: written, ..Part::default() },
             read: Part { limit: read, ..Part::default() },
             staging_bytes,
         }
@@ -66,6 +72,11 @@ impl Cache {
 
     pub(super) fn bytes(&self) -> usize {
         self.written.bytes + self.read.bytes
+    }
+
+    /// How much may be read ahead of those who will ask for it: the other half is for those who wait already.
+    pub(super) fn ahead_bytes_max(&self) -> usize {
+        self.read.limit / 2
     }
 
     /// Memory for a new batch. Its content is whatever was there.
@@ -184,8 +195,7 @@ mod tests {
 
     #[test]
     fn keeps_the_youngest_and_finds_batches_within_regions() {
-        // Three quarters are for what is written.
-        let mut cache = Cache::new(16 * BLOCK_BYTES / 3, BLOCK_BYTES);
+        let mut cache = Cache::of_parts(4 * BLOCK_BYTES, 0, BLOCK_BYTES);
         let mut two = Buffer::new(2 * BLOCK_BYTES);
         two[BLOCK_BYTES] = 7;
         cache.insert(1, 0, two, Origin::Written);
@@ -213,7 +223,7 @@ mod tests {
 
     #[test]
     fn what_is_read_does_not_drive_out_what_was_written() {
-        let mut cache = Cache::new(16 * BLOCK_BYTES, BLOCK_BYTES);
+        let mut cache = Cache::of_parts(12 * BLOCK_BYTES, 4 * BLOCK_BYTES, BLOCK_BYTES);
         for block in 0..12 {
             cache.insert(9, block, Buffer::new(BLOCK_BYTES), Origin::Written);
         }

@@ -45,19 +45,36 @@ fn stored(batch: &[u8], location: Location, lsn: Lsn) -> Option<Stored<'_>> {
     Some(Stored { lsn, location, kind, flags, queue, sequence, body })
 }
 
+/// Looks for a message from a place in its batch on.
+fn walk(bytes: &[u8], from: Place, queue: u64, sequence: u64) -> Option<Spot> {
+    let end = Header::records_end_of_verified(bytes);
+    let (mut at, mut lsn) = (from.location.record as usize, from.lsn);
+    loop {
+        let (view, next) = format::record_at(bytes, at, end)?;
+        let is_message = view.flags & FLAG_MESSAGE != 0;
+        if is_message && (view.queue, view.sequence) == (queue, sequence) {
+            return Some(Spot { offset: at, lsn });
+        }
+        at = next;
+        lsn += 1;
+    }
+}
+
 impl<D: Disk> Journal<D> {
     /// A durable message.
     pub fn message(&mut self, queue: u64, sequence: u64) -> Fetch<'_> {
         let Some((run, place)) = self.index.find(queue, sequence) else { return Fetch::Missing };
         let (segment, batch) = (run.location.segment, run.location.batch);
-        if !self.is_near(segment, batch) {
-            return self.far(queue, sequence, &run);
-        }
-        // The first message of a batch that is asked for.
-        if place.sequence == run.first && self.index.has_readers(queue) {
+        // The first message of a batch that is asked for: the reads ahead go on.
+        if place.sequence == run.first
+            && self.index.has_readers(queue)
+            && self.cache.get(segment, batch).is_some()
+        {
             self.follow(queue, sequence);
         }
-        let Some(spot) = self.walk(place, queue, sequence) else {
+        let found = self.cache.get(segment, batch).map(|bytes| walk(bytes, place, queue, sequence));
+        let Some(found) = found else { return self.far(queue, sequence, &run) };
+        let Some(spot) = found else {
             return Fetch::Failed(self.damage(
                 segment,
                 batch,
@@ -67,9 +84,9 @@ impl<D: Disk> Journal<D> {
         };
         let record = u32::try_from(spot.offset).unwrap_or(u32::MAX);
         let location = Location { segment, batch, record };
-        self.index.set_hint(queue, Place { sequence, lsn: spot.lsn, location });
-        let found = self.cache.get(segment, batch);
-        found
+        self.index.set_hint(run, Place { sequence, lsn: spot.lsn, location });
+        let bytes = self.cache.get(segment, batch);
+        bytes
             .and_then(|batch| stored(batch, location, spot.lsn))
             .map_or(Fetch::Missing, Fetch::Ready)
     }
@@ -105,30 +122,18 @@ impl<D: Disk> Journal<D> {
         self.cache.get(segment, batch).is_some()
     }
 
-    /// Looks for a message from a place in its batch on.
-    fn walk(&self, from: Place, queue: u64, sequence: u64) -> Option<Spot> {
-        let Location { segment, batch, record } = from.location;
-        let bytes = self.cache.get(segment, batch)?;
-        let end = Header::records_end_of_verified(bytes);
-        let (mut at, mut lsn) = (record as usize, from.lsn);
-        loop {
-            let (view, next) = format::record_at(bytes, at, end)?;
-            let is_message = view.flags & FLAG_MESSAGE != 0;
-            if is_message && (view.queue, view.sequence) == (queue, sequence) {
-                return Some(Spot { offset: at, lsn });
-            }
-            at = next;
-            lsn += 1;
-        }
-    }
-
     /// Begins to read a message and what lies behind it.
     fn far(&mut self, queue: u64, sequence: u64, run: &Run) -> Fetch<'_> {
         let (segment, batch) = (run.location.segment, run.location.batch);
         if self.damaged.contains_key(&(segment, batch)) || self.is_being_read(segment, batch) {
             return self.read_if_whole(segment, batch, run.lsn, READ_BYTES);
         }
-        let (bytes, next) = self.extent(run);
+        // While many wait, each gets a little.
+        let (bytes, next) = if self.index.ahead_bytes() < self.cache.ahead_bytes_max() {
+            self.extent(run)
+        } else {
+            (READ_BYTES, run.last() + 1)
+        };
         let reader = Reader { at: sequence, next, ahead: VecDeque::new() };
         // Whoever asked for this one before had it taken away from under him.
         self.index.take_reader(queue, sequence);
@@ -167,7 +172,7 @@ impl<D: Disk> Journal<D> {
     fn follow(&mut self, queue: u64, sequence: u64) {
         let Some(mut reader) = self.index.take_reader(queue, sequence) else { return };
         reader.at = sequence;
-        while reader.ahead.front().is_some_and(|end| *end <= sequence) {
+        while reader.ahead.front().is_some_and(|(end, _)| *end <= sequence) {
             reader.ahead.pop_front();
         }
         let mut is_near_end = false;
@@ -185,11 +190,15 @@ impl<D: Disk> Journal<D> {
                 continue;
             }
             let (bytes, next) = self.extent(&run);
+            let ahead: usize = reader.ahead.iter().map(|(_, bytes)| bytes).sum();
+            if self.index.ahead_bytes() + ahead + bytes > self.cache.ahead_bytes_max() {
+                break;
+            }
             if !matches!(self.read_if_whole(segment, batch, run.lsn, bytes), Fetch::Pending) {
                 break;
             }
             reader.next = next;
-            reader.ahead.push_back(next);
+            reader.ahead.push_back((next, bytes));
         }
         // Otherwise all that follows is in memory: he is no reader of far messages any more.
         if !is_near_end {
