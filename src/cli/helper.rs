@@ -8,7 +8,7 @@ use std::thread;
 
 use serde::{Deserialize, Serialize};
 
-use super::bench::{deaths, durable, load, pair};
+use super::bench::{deaths, durable, load, pair, replay};
 use super::demo::{durable as durable_demo, flow};
 use super::exit::{Exit, Failure, Outcome};
 
@@ -41,6 +41,8 @@ pub(crate) enum Task {
     DurableConsume(durable_demo::ConsumeTask),
     /// Receives what `bench durable` publishes.
     Receive(durable::receive::Task),
+    /// Consumes the backlog of `bench replay`.
+    Replay(replay::Task),
 }
 
 /// What the parent says after the task.
@@ -122,6 +124,7 @@ pub(crate) fn run() -> Outcome {
         Task::DurableProduce(task) => value(durable_demo::produce(&task, &parent)),
         Task::DurableConsume(task) => value(durable_demo::consume(&task, &parent)),
         Task::Receive(task) => value(durable::receive::run(&task, &parent)),
+        Task::Replay(task) => value(replay::replay(&task, &parent)),
     };
     match result {
         Ok(result) => say(&Event::Done { result }),

@@ -1,4 +1,7 @@
 //! Batches in memory: the ones written lately, in the very buffers they were written from, and the ones read lately.
+//!
+//! Each of the two has a part of the memory for itself, so that somebody who replays an old backlog does not drive out what all others
+//! are about to get.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -10,82 +13,150 @@ type Key = (u64, u32);
 /// Buffers beyond this many are given back to the allocator.
 const POOL: usize = 16;
 
+/// What is read takes at most this share of the memory: a quarter.
+const READ_SHARE: usize = 4;
+/// But never less than this: what was read must still be there when those who wait for it are served.
+const READ_BYTES_MIN: usize = 4 << 20;
+
+/// How batches came here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Origin {
+    /// They were written.
+    Written,
+    /// They were read from the disk.
+    Read,
+}
+
 /// One or several whole, verified batches that lie one behind the other.
 #[derive(Debug)]
 struct Region {
     buffer: Buffer,
     blocks: u32,
+    origin: Origin,
+}
+
+/// The regions of one origin.
+#[derive(Debug, Default)]
+struct Part {
+    /// Oldest first; may name what is gone.
+    order: VecDeque<Key>,
+    regions: usize,
+    bytes: usize,
+    limit: usize,
+    /// Memory that is used again.
+    pool: Vec<Buffer>,
 }
 
 #[derive(Debug)]
 pub(super) struct Cache {
     regions: BTreeMap<Key, Region>,
-    /// Oldest first; may name what is gone.
-    order: VecDeque<Key>,
-    bytes: usize,
-    limit: usize,
-    pool: Vec<Buffer>,
+    written: Part,
+    read: Part,
     staging_bytes: usize,
 }
 
 impl Cache {
     pub(super) fn new(limit: usize, staging_bytes: usize) -> Self {
+        let read = limit / READ_SHARE;
+        Self::of_parts(limit - read, read.max(READ_BYTES_MIN), staging_bytes)
+    }
+
+    fn of_parts(written: usize, read: usize, staging_bytes: usize) -> Self {
         Self {
             regions: BTreeMap::new(),
-            order: VecDeque::new(),
-            bytes: 0,
-            limit,
-            pool: Vec::new(),
+            written: Part { limit: written, ..Part::default() },
+            read: Part { limit: read, ..Part::default() },
             staging_bytes,
         }
     }
 
     pub(super) fn bytes(&self) -> usize {
-        self.bytes
+        self.written.bytes + self.read.bytes
+    }
+
+    /// How much may be read ahead of those who will ask for it: the other half is for those who wait already.
+    pub(super) fn ahead_bytes_max(&self) -> usize {
+        self.read.limit / 2
     }
 
     /// Memory for a new batch. Its content is whatever was there.
     pub(super) fn staging(&mut self) -> Buffer {
-        self.pool.pop().unwrap_or_else(|| Buffer::new(self.staging_bytes))
+        self.written.pool.pop().unwrap_or_else(|| Buffer::new(self.staging_bytes))
     }
 
-    /// Takes memory back.
+    /// Memory to read into. Its content is whatever was there.
+    pub(super) fn for_reading(&mut self, bytes: usize) -> Buffer {
+        let fits = |buffer: &Buffer| (bytes..=2 * bytes).contains(&buffer.capacity());
+        match self.read.pool.iter().position(fits) {
+            Some(at) => {
+                let mut buffer = self.read.pool.swap_remove(at);
+                buffer.set_length(bytes);
+                buffer
+            }
+            None => Buffer::new(bytes),
+        }
+    }
+
+    /// Takes memory for batches back.
     pub(super) fn recycle(&mut self, buffer: Buffer) {
-        if self.pool.len() < POOL
+        let pool = &mut self.written.pool;
+        if pool.len() < POOL
             && buffer.capacity() == self.staging_bytes.next_multiple_of(BLOCK_BYTES)
         {
-            self.pool.push(buffer);
+            pool.push(buffer);
         }
     }
 
     /// Keeps verified batches; the buffer is as long as they are.
-    pub(super) fn insert(&mut self, segment: u64, block: u32, buffer: Buffer) {
+    pub(super) fn insert(&mut self, segment: u64, block: u32, buffer: Buffer, origin: Origin) {
         // A small batch must not hold a large buffer.
         let buffer = if buffer.capacity() > 4 * buffer.len() {
             let mut exact = Buffer::new(buffer.len());
             exact.copy_from_slice(&buffer);
-            self.recycle(buffer);
+            self.take_back(buffer, origin);
             exact
         } else {
             buffer
         };
         let blocks = u32::try_from(buffer.len() / BLOCK_BYTES).unwrap_or(u32::MAX);
-        self.bytes += buffer.capacity();
-        match self.regions.insert((segment, block), Region { buffer, blocks }) {
-            Some(old) => self.drop_region(old),
-            None => self.order.push_back((segment, block)),
+        let key = (segment, block);
+        let part = self.part(origin);
+        part.bytes += buffer.capacity();
+        part.regions += 1;
+        part.order.push_back(key);
+        if let Some(old) = self.regions.insert(key, Region { buffer, blocks, origin }) {
+            self.drop_region(old);
         }
-        while self.bytes > self.limit && self.regions.len() > 1 {
-            let Some(oldest) = self.order.pop_front() else { break };
-            if let Some(old) = self.regions.remove(&oldest) {
+        while self.part(origin).is_over() {
+            let Some(oldest) = self.part(origin).order.pop_front() else { break };
+            if self.regions.get(&oldest).is_some_and(|region| region.origin == origin)
+                && let Some(old) = self.regions.remove(&oldest)
+            {
                 self.drop_region(old);
             }
         }
     }
 
+    fn part(&mut self, origin: Origin) -> &mut Part {
+        match origin {
+            Origin::Written => &mut self.written,
+            Origin::Read => &mut self.read,
+        }
+    }
+
+    fn take_back(&mut self, buffer: Buffer, origin: Origin) {
+        match origin {
+            Origin::Written => self.recycle(buffer),
+            Origin::Read if self.read.pool.len() < POOL => self.read.pool.push(buffer),
+            Origin::Read => {}
+        }
+    }
+
     fn drop_region(&mut self, region: Region) {
-        self.bytes -= region.buffer.capacity();
-        self.recycle(region.buffer);
+        let part = self.part(region.origin);
+        part.bytes -= region.buffer.capacity();
+        part.regions -= 1;
+        self.take_back(region.buffer, region.origin);
     }
 
     /// From the beginning of a batch on.
@@ -105,7 +176,16 @@ impl Cache {
                 self.drop_region(region);
             }
         }
-        self.order.retain(|key| key.0 != segment);
+        for part in [&mut self.written, &mut self.read] {
+            part.order.retain(|key| key.0 != segment);
+        }
+    }
+}
+
+impl Part {
+    /// One region may be larger than all that is allowed.
+    fn is_over(&self) -> bool {
+        self.bytes > self.limit && self.regions > 1
     }
 }
 
@@ -115,14 +195,14 @@ mod tests {
 
     #[test]
     fn keeps_the_youngest_and_finds_batches_within_regions() {
-        let mut cache = Cache::new(4 * BLOCK_BYTES, BLOCK_BYTES);
+        let mut cache = Cache::of_parts(4 * BLOCK_BYTES, 0, BLOCK_BYTES);
         let mut two = Buffer::new(2 * BLOCK_BYTES);
         two[BLOCK_BYTES] = 7;
-        cache.insert(1, 0, two);
+        cache.insert(1, 0, two, Origin::Written);
         assert_eq!(cache.get(1, 1).map(|batch| (batch.len(), batch[0])), Some((BLOCK_BYTES, 7)));
         assert!(cache.get(1, 2).is_none() && cache.get(2, 0).is_none());
-        cache.insert(1, 2, Buffer::new(2 * BLOCK_BYTES));
-        cache.insert(2, 0, Buffer::new(BLOCK_BYTES));
+        cache.insert(1, 2, Buffer::new(2 * BLOCK_BYTES), Origin::Written);
+        cache.insert(2, 0, Buffer::new(BLOCK_BYTES), Origin::Written);
         assert!(cache.get(1, 0).is_none(), "the oldest is gone");
         assert!(cache.get(1, 3).is_some() && cache.get(2, 0).is_some());
         cache.remove_segment(1);
@@ -135,9 +215,29 @@ mod tests {
         let mut buffer = cache.staging();
         buffer[5] = 5;
         buffer.set_length(BLOCK_BYTES);
-        cache.insert(1, 0, buffer);
+        cache.insert(1, 0, buffer, Origin::Written);
         assert_eq!(cache.bytes(), BLOCK_BYTES);
         assert_eq!(cache.get(1, 0).map(|batch| batch[5]), Some(5));
         assert_eq!(cache.staging().capacity(), 64 * BLOCK_BYTES);
+    }
+
+    #[test]
+    fn what_is_read_does_not_drive_out_what_was_written() {
+        let mut cache = Cache::of_parts(12 * BLOCK_BYTES, 4 * BLOCK_BYTES, BLOCK_BYTES);
+        for block in 0..12 {
+            cache.insert(9, block, Buffer::new(BLOCK_BYTES), Origin::Written);
+        }
+        for block in 0..100 {
+            cache.insert(1, block, Buffer::new(BLOCK_BYTES), Origin::Read);
+        }
+        assert!((0..12).all(|block| cache.get(9, block).is_some()));
+        assert_eq!(cache.bytes(), 16 * BLOCK_BYTES);
+        assert!(cache.get(1, 95).is_none() && cache.get(1, 96).is_some());
+        // The same batches may come both ways.
+        cache.insert(9, 0, Buffer::new(BLOCK_BYTES), Origin::Read);
+        assert_eq!(cache.bytes(), 15 * BLOCK_BYTES);
+        cache.remove_segment(9);
+        cache.remove_segment(1);
+        assert_eq!(cache.bytes(), 0);
     }
 }

@@ -236,3 +236,13 @@ as many bytes as the journal wrote per batch; bare futex round trips between two
 half of one is wake_us. ratio_p50 is the median of confirm over probe, each window over the two probes around it; pairs \
 whose probes differ by more than 10 % are dropped and counted. With the socket of a running daemon (--socket) its queues \
 are used, and --data-dir must be a folder on the disk of its journal.";
+
+pub(super) const REPLAY_EXAMPLES: &str = "\
+Examples:
+  ringmain bench replay --data-dir /var/tmp
+  ringmain bench replay --backlog 256MiB --beside 64 --json
+
+A daemon of its own with its journal in a temporary folder. The backlog is published, keeper and broker are killed and started \
+anew, so that nothing of it is in memory, and another process receives, checks and acknowledges every message. The segment files \
+are read raw before and after that. With --beside another queue is published to, for a while without the replay, then \
+during it, then without it again.";

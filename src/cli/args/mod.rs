@@ -17,7 +17,9 @@ use examples::{
     DEMO_EXAMPLES, DOCTOR_EXAMPLES, SERVE_EXAMPLES, STATUS_EXAMPLES, TOP_EXAMPLES, UPGRADE_EXAMPLES,
 };
 
-pub(crate) use bench::{BenchCommand, DeathsArgs, DurableArgs, RttArgs, ThroughputArgs};
+pub(crate) use bench::{
+    BenchCommand, DeathsArgs, DurableArgs, ReplayArgs, RttArgs, ThroughputArgs,
+};
 pub(crate) use journal::{
     JournalCommand, JournalInspectArgs, JournalRepairArgs, JournalVerifyArgs,
 };

@@ -52,12 +52,14 @@ use gather::Gather;
 use handles::{HandleRef, Producer};
 use queue::Queue;
 use redrive::RedriveJob;
-use slab::{NumberMap, Slab};
+use slab::Slab;
+
 use time::Timer;
 
 pub use handles::LaneRun;
 pub use log::{Log, Message};
 pub use publish::message_bytes_max;
+pub(super) use slab::NumberMap;
 pub use types::{
     AppendError, BrokeredInfo, ConsumerSpec, ControlResult, Delivered, FLAG_MESSAGE, HandleId,
     Location, Lsn, Now, Port, QueueDefinition, QueueEdit, RecordRef, Refusal, Replay, Snapshot,

@@ -3,7 +3,7 @@
 mod answer;
 mod place;
 mod probe;
-mod publish;
+pub(super) mod publish;
 pub(crate) mod receive;
 
 use std::time::Duration;
