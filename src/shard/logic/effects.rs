@@ -230,14 +230,19 @@ impl Logic {
     /// From time to time the log learns what it need not find any more.
     fn settled(&mut self, index: u32, items: u32, log: &mut dyn Log) {
         const OFTEN: u32 = 4096;
+        let nothing_settles = self.effects.items.is_empty();
         let Some(queue) = self.queues.get_mut(index) else { return };
+        if nothing_settles && queue.purging == 0 && queue.is_done_with() {
+            queue.marks.clear();
+        }
         queue.settled = queue.settled.saturating_add(items);
         if queue.settled < OFTEN || queue.purging > 0 {
             return;
         }
         queue.settled = 0;
         let below = self.needed_from(index);
-        if let Some(queue) = self.queues.get(index) {
+        if let Some(queue) = self.queues.get_mut(index) {
+            queue.marks.forget_below(below);
             log.forget(queue.definition.id, below);
         }
     }

@@ -28,6 +28,7 @@ mod handles;
 pub mod headers;
 mod info;
 mod log;
+mod marks;
 mod publish;
 mod queue;
 pub mod record;

@@ -1,6 +1,7 @@
 //! One queue.
 
 use super::group::Group;
+use super::marks::Marks;
 use super::types::QueueDefinition;
 
 #[derive(Debug)]
@@ -29,6 +30,7 @@ pub(super) struct Queue {
     pub(super) purging: u32,
     /// Since the log was last told what it may forget.
     pub(super) settled: u32,
+    pub(super) marks: Marks,
 }
 
 impl Queue {
@@ -49,7 +51,13 @@ impl Queue {
             deleted: false,
             purging: 0,
             settled: 0,
+            marks: Marks::default(),
         }
+    }
+
+    /// Every message is done with.
+    pub(super) fn is_done_with(&self) -> bool {
+        self.groups.iter().all(|group| group.open(self.next_sequence) == 0)
     }
 
     pub(super) fn group_by_id(&mut self, id: u32) -> Option<&mut Group> {
@@ -58,6 +66,7 @@ impl Queue {
 
     /// A message was appended.
     pub(super) fn appended(&mut self, published_ns: u64, bytes: usize) {
+        self.marks.appended(self.next_sequence, published_ns, bytes);
         self.next_sequence += 1;
         self.published_ns = published_ns;
         for group in &mut self.groups {

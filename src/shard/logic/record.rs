@@ -6,6 +6,7 @@
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use super::marks::Mark;
 use super::types::QueueDefinition;
 
 /// Kinds of records. Numbers are never used again.
@@ -40,6 +41,8 @@ pub mod kind {
     pub const OPEN_MESSAGES: u8 = 35;
     /// Checkpoint: `LaneState`.
     pub const LANE_STATE: u8 = 36;
+    /// Checkpoint: bytes of all messages, then marks.
+    pub const MARKS: u8 = 37;
 }
 
 /// First byte of every body other than a message's.
@@ -366,4 +369,65 @@ pub(super) fn read_open_runs(
 fn count(numbers: &mut Numbers<'_>) -> Result<(u32, bool), String> {
     let packed = numbers.next().ok_or(MALFORMED)?;
     Ok((u32::try_from(packed >> 1).map_err(|_| MALFORMED)?, packed & 1 == 1))
+}
+
+/// Marks on their way into a record: numbers as distances from the mark before.
+#[derive(Debug, Default)]
+pub(super) struct MarkList {
+    bytes: Vec<u8>,
+    last: Option<Mark>,
+}
+
+impl MarkList {
+    pub(super) fn begin(&mut self, all_bytes: u64) {
+        self.bytes.clear();
+        self.bytes.push(FORM);
+        put(&mut self.bytes, all_bytes);
+        self.last = None;
+    }
+
+    pub(super) fn as_bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    pub(super) fn is_full(&self) -> bool {
+        self.bytes.len() >= LIST_BYTES
+    }
+
+    /// Behind the one before, in every respect.
+    pub(super) fn mark(&mut self, mark: &Mark) {
+        let last = self.last.unwrap_or(NO_MARK);
+        for distance in [
+            mark.sequence - last.sequence,
+            mark.published_ns - last.published_ns,
+            mark.bytes_below - last.bytes_below,
+        ] {
+            put(&mut self.bytes, distance);
+        }
+        self.last = Some(*mark);
+    }
+}
+
+const NO_MARK: Mark = Mark { sequence: 0, published_ns: 0, bytes_below: 0 };
+
+/// The marks of a body; returns the bytes of all messages.
+pub(super) fn read_marks(
+    body: &[u8],
+    mut take: impl FnMut(Mark) -> Result<(), String>,
+) -> Result<u64, String> {
+    const MALFORMED: &str = "malformed list of marks";
+    let Some((&FORM, rest)) = body.split_first() else { return Err(MALFORMED.to_owned()) };
+    let mut numbers = Numbers(rest);
+    let all_bytes = numbers.next().ok_or(MALFORMED)?;
+    let mut last = NO_MARK;
+    while !numbers.0.is_empty() {
+        let mut field = |from: u64| numbers.next()?.checked_add(from);
+        last = Mark {
+            sequence: field(last.sequence).ok_or(MALFORMED)?,
+            published_ns: field(last.published_ns).ok_or(MALFORMED)?,
+            bytes_below: field(last.bytes_below).ok_or(MALFORMED)?,
+        };
+        take(last)?;
+    }
+    Ok(all_bytes)
 }

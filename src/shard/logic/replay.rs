@@ -89,6 +89,10 @@ impl Logic {
             kind::OPEN_MESSAGES => self.with_queue(record.queue, |queue| {
                 record::read_open_runs(body, |group, run| open_run(queue, group, &run))
             }),
+            kind::MARKS => self.with_queue(record.queue, |queue| {
+                let end = queue.next_sequence;
+                queue.marks.read(body, end)
+            }),
             kind::LANE_STATE => self.replay_lane(record::decode(body)?),
             kind => Err(format!("kind {kind} is not known to this version")),
         }

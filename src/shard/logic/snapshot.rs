@@ -81,6 +81,7 @@ impl Logic {
             discarded: queue.discarded,
         };
         put(emit, kind::QUEUE_STATE, id, &record::encode(&state));
+        queue.marks.write(|body| put(emit, kind::MARKS, id, body));
         for group in &queue.groups {
             let mut fresh = group.fresh;
             if canary::planted(canary::Canary::Resurrect) {

@@ -5,9 +5,10 @@ use std::fmt::Write as _;
 use std::path::PathBuf;
 
 use super::memory::definition;
+use crate::shard::logic::marks::Mark;
 use crate::shard::logic::record::{
-    self, GroupCreated, GroupState, LaneState, List, MessageBody, OpenRun, QueueState, Returned,
-    ShardState, kind,
+    self, GroupCreated, GroupState, LaneState, List, MarkList, MessageBody, OpenRun, QueueState,
+    Returned, ShardState, kind,
 };
 
 fn list(fill: impl FnOnce(&mut List)) -> Vec<u8> {
@@ -27,8 +28,19 @@ const OPEN: [OpenRun; 2] = [
     OpenRun { first: 1 << 40, messages: 1, count: 0, rejected: true, delay_ms: 9 },
 ];
 
+fn marks() -> Vec<u8> {
+    let mut list = MarkList::default();
+    list.begin(70_000);
+    for (sequence, published_ns, bytes_below) in
+        [(1, 1_700_000_000_000_000_000, 0), (499, 1_700_000_000_250_000_000, 65_536)]
+    {
+        list.mark(&Mark { sequence, published_ns, bytes_below });
+    }
+    list.as_bytes().to_vec()
+}
+
 /// One of each.
-fn records() -> Vec<(&'static str, u8, Vec<u8>)> {
+pub(super) fn bodies() -> Vec<(&'static str, u8, Vec<u8>)> {
     let message = MessageBody {
         published_ns: 1_700_000_000_000_000_000,
         lane: 9,
@@ -82,13 +94,14 @@ fn records() -> Vec<(&'static str, u8, Vec<u8>)> {
             list(|list| OPEN.iter().for_each(|one| list.open_run(one))),
         ),
         ("lane-state", kind::LANE_STATE, record::encode(&lane)),
+        ("marks", kind::MARKS, marks()),
     ]
 }
 
 #[test]
 fn the_bytes_of_records_stay() {
     let mut text = String::new();
-    for (name, kind, body) in records() {
+    for (name, kind, body) in bodies() {
         let hex: Vec<String> = body.iter().map(|byte| format!("{byte:02x}")).collect();
         writeln!(text, "{name} {kind}: {}", hex.join(" ")).expect("memory");
     }
@@ -146,7 +159,7 @@ fn damaged_records_are_errors() {
         let definition = definition(id, &format!("q{id}"));
         logic.create_queue(&mut log, 0, definition);
     }
-    for (_, kind, body) in records() {
+    for (_, kind, body) in bodies() {
         for at in 0..body.len() {
             for flip in [1u8, 0x80, 0xff] {
                 let mut body = body.clone();

@@ -168,6 +168,7 @@ impl Program {
                 return Err(format!("{info:?} of {id}, {:?}", queue.groups));
             }
         }
+        super::marks::check(&self.logic, &self.log)?;
         let held: BTreeMap<_, _> = self.held().collect();
         if held != self.port.leases {
             return Err(format!("leases {:?} instead of {held:?}", self.port.leases));

@@ -7,6 +7,7 @@ mod cases;
 mod crashes;
 mod golden;
 mod judge;
+mod marks;
 mod memory;
 mod model;
 mod programs;

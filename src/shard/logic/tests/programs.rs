@@ -19,6 +19,10 @@ pub(super) const LEASE_MS: u64 = 40;
 pub(super) struct Random(u64);
 
 impl Random {
+    pub(super) fn new(seed: u64) -> Self {
+        Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
+    }
+
     pub(super) fn below(&mut self, end: u64) -> u64 {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
@@ -73,7 +77,7 @@ pub(super) type Check = Result<(), String>;
 impl Program {
     fn new(seed: u64) -> Self {
         let mut program = Self {
-            random: Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1),
+            random: Random::new(seed),
             logic: Logic::new(7),
             log: MemoryLog::default(),
             port: MemoryPort::default(),
