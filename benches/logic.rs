@@ -8,8 +8,8 @@ use std::time::Duration;
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use nix::time::{ClockId, clock_gettime};
 use ringmain::shard::logic::{
-    AppendError, ConsumerSpec, ControlResult, Delivered, HandleId, Location, Log, Logic, Lsn,
-    Message, Now, Port, QueueDefinition, RecordRef, StartAt,
+    AppendError, ConsumerSpec, ControlResult, Delivered, HandleId, Limits, Location, Log, Logic,
+    Lsn, Message, Now, Port, QueueDefinition, RecordRef, StartAt,
 };
 use ringmain_client::protocol::Kind;
 use ringmain_client::wire::{DeliveryHeader, LeaseToken, Outcome, Up};
@@ -138,6 +138,7 @@ impl Shard {
             max_deliveries: 0,
             dead_letter: String::new(),
             lease_ms: 30_000,
+            limits: Limits::default(),
         };
         shard.logic.start(shard.now);
         shard.logic.create_queue(&mut shard.log, 1, definition);

@@ -268,6 +268,12 @@ impl Port for Handles {
         self.touch(place);
     }
 
+    fn skipped(&mut self, handle: HandleKey, messages: u64) {
+        let Some((place, handle)) = self.by_key_mut(handle) else { return };
+        handle.record(Down::Skipped { messages });
+        self.touch(place);
+    }
+
     fn drained(&mut self, handle: HandleKey) {
         let Some((place, handle)) = self.by_key_mut(handle) else { return };
         handle.record(Down::Drained);

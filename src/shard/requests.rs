@@ -113,7 +113,9 @@ impl<D: Disk> Shard<D> {
         };
         let result = match opened {
             Ok(()) => self.open(*new),
-            Err(Refusal::Full) => return Some(ToShard::Attach { request, handle: new }),
+            Err(Refusal::Full | Refusal::Limit) => {
+                return Some(ToShard::Attach { request, handle: new });
+            }
             Err(Refusal::JournalFailed(errno)) => ControlResult::JournalFailed(errno),
             Err(Refusal::Unknown) => {
                 new.memory.close(control::CLOSED_DELETED);

@@ -168,6 +168,7 @@ impl<D: Disk> Shard<D> {
         busy |= self.tend();
         self.answer_requests();
         self.tell_of_stalls();
+        self.go_on_below_limits();
         let has_work = self.handles.listed(Role::Consume) + self.handles.listed(Role::Produce) > 0;
         busy | (has_work && self.is_journal_ready())
     }
@@ -263,6 +264,17 @@ impl<D: Disk> Shard<D> {
                 self.number
             );
             self.outbox.send(FromShard::Log { text });
+        }
+    }
+
+    /// Lanes for which their queues have room again.
+    fn go_on_below_limits(&mut self) {
+        for key in self.logic.take_unblocked() {
+            let Some(place) = self.handles.place(key) else { continue };
+            if let Some(handle) = self.handles.get_mut(place) {
+                handle.is_limited = false;
+            }
+            self.handles.list(place);
         }
     }
 

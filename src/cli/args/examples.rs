@@ -85,6 +85,9 @@ Examples:
   ringmain queue create shared --mode 770 --group staff
   ringmain queue create jobs --durable --max-deliveries 5 --dead-letter jobs-dead --lease 1m
   ringmain queue create tasks --plane brokered
+  ringmain queue create inbox --durable --max-messages 100000 --overflow reject
+  ringmain queue create events --durable --retention stream --max-bytes 10GiB --max-age 7d
+  ringmain queue create prices --plane brokered --max-messages 1000 --overflow drop-oldest
 
 A brokered queue gives each message to one consumer, waits for its acknowledgement, and gives it to another one if the \
 consumer dies or its lease is over. With --durable a confirmed message is on stable storage; without, messages survive \
@@ -168,6 +171,8 @@ Examples:
   ringmain queue edit jobs --max-deliveries 5 --dead-letter jobs-dead
   ringmain queue edit jobs --lease 10m
   ringmain queue edit jobs --no-dead-letter
+  ringmain queue edit events --max-age 30d
+  ringmain queue edit inbox --max-messages 0 --overflow block
 
 What is not given stays as it is.";
 

@@ -53,6 +53,8 @@ pub(super) fn run(client: &Client, info: &QueueInfo, config: &Config) -> Outcome
         again: 0,
         idle_since: None,
         noticed: false,
+        skipped: 0,
+        skipped_told: 0,
     };
     let result = taker.take_all();
     // What was written is acknowledged, however the command ends.
@@ -61,6 +63,12 @@ pub(super) fn run(client: &Client, info: &QueueInfo, config: &Config) -> Outcome
         notice(&format!(
             "{} messages had been delivered before and were not acknowledged",
             taker.again
+        ));
+    }
+    if taker.skipped > taker.skipped_told {
+        notice(&format!(
+            "{} messages in all were discarded by a limit of queue {} before they were delivered",
+            taker.skipped, config.queue
         ));
     }
     debug_assert_eq!(info.plane, ringmain_client::Plane::Brokered);
@@ -108,6 +116,9 @@ struct Taker<'a> {
     again: u64,
     idle_since: Option<Instant>,
     noticed: bool,
+    /// Messages that a limit discarded before this group had them; how many of them were told.
+    skipped: u64,
+    skipped_told: u64,
 }
 
 impl Taker<'_> {
@@ -156,7 +167,20 @@ impl Taker<'_> {
             self.ends.push(self.line.len());
             self.filled += 1;
         }
+        self.tell_of_skipped();
         Ok(if self.filled > 0 { Got::Messages } else { Got::Nothing })
+    }
+
+    /// A gap is told when it is seen first; at the end comes the sum.
+    fn tell_of_skipped(&mut self) {
+        self.skipped += self.consumer.take_skipped();
+        if self.skipped > 0 && self.skipped_told == 0 {
+            self.skipped_told = self.skipped;
+            notice(&format!(
+                "{} messages were discarded by a limit of queue {} before they were delivered",
+                self.skipped, self.config.queue
+            ));
+        }
     }
 
     /// Writes the lines and acknowledges those that were written as a whole.

@@ -14,16 +14,34 @@ pub(super) enum Canary {
     DeliverTwice,
     /// A checkpoint takes what is acknowledged for open.
     Resurrect,
+    /// What a limit discards stays in the journal.
+    ForgetTrim,
+    /// What a limit discards may be overwritten before that is durable.
+    GiveUpEarly,
+    /// A limit discards one message too many.
+    TrimAhead,
+    /// A lane that waits for room is not looked at again.
+    LeaveWaiting,
+    /// A consumer does not hear of what was discarded.
+    SkipInSilence,
+    /// A stream keeps only what is not acknowledged.
+    StreamForgets,
 }
 
 #[cfg(test)]
 impl Canary {
-    pub(super) const ALL: [Self; 5] = [
+    pub(super) const ALL: [Self; 11] = [
         Self::DispatchBeforeDurable,
         Self::AckAhead,
         Self::LoseCount,
         Self::DeliverTwice,
         Self::Resurrect,
+        Self::ForgetTrim,
+        Self::GiveUpEarly,
+        Self::TrimAhead,
+        Self::LeaveWaiting,
+        Self::SkipInSilence,
+        Self::StreamForgets,
     ];
 }
 

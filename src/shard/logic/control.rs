@@ -3,10 +3,9 @@
 use ringmain_client::protocol::ErrorCode;
 use ringmain_client::wire::Outcome;
 
-use super::consumer::LeaseState;
-use super::effects::{Effect, Item, NO_SLOT};
-use super::group::Waiter;
+use super::effects::Effect;
 use super::handles::NO_QUEUE;
+use super::limits::LimitsEdit;
 use super::queue::Queue;
 use super::record::{self, kind};
 use super::redrive::RedriveJob;
@@ -45,6 +44,10 @@ impl From<AppendError> for Stop {
             AppendError::Failed { errno } => Self::Answer(ControlResult::JournalFailed(errno)),
         }
     }
+}
+
+fn invalid(message: &str) -> Stop {
+    refused(ErrorCode::Invalid, message)
 }
 
 fn refused(code: ErrorCode, message: impl Into<String>) -> Stop {
@@ -148,6 +151,7 @@ impl Logic {
             return Err(refused(ErrorCode::Exists, message));
         }
         self.check_dead_letter(definition)?;
+        definition.limits.check(definition.durable).map_err(invalid)?;
         let body = record::encode(definition);
         let lsn = self.append(log, kind::QUEUE_CREATED, definition.id, &body)?;
         self.add_queue(Queue::new(definition.clone()));
@@ -217,16 +221,27 @@ impl Logic {
         if let Some(lease_ms) = edit.lease_ms {
             definition.lease_ms = lease_ms;
         }
+        edit.limits.apply(&mut definition.limits, queue.next_sequence);
+        if edit.limits != LimitsEdit::default() {
+            definition.limits.check(definition.durable).map_err(invalid)?;
+        }
         let lsn = self.append(log, kind::QUEUE_EDITED, id, &record::encode(&definition))?;
         let mut groups = 0;
         if let Some(queue) = self.queues.get_mut(index) {
-            queue.definition = definition;
+            let other = queue.is_stream() != definition.limits.is_stream();
+            queue.redefine(definition);
             groups = queue.groups.len();
+            if other {
+                // What is not kept any more is needed until that is durable.
+                queue.purging += 1;
+                self.effects.push(lsn, Effect::Purged { queue: index, items: 0 });
+            }
         }
         for group in 0..groups {
             self.doom_exhausted(index, group);
         }
         self.mark(index);
+        self.may_be_overfull(index);
         self.effects.push(lsn, Effect::Control { request, result: ControlResult::Done });
         Ok(())
     }
@@ -267,6 +282,10 @@ impl Logic {
             }
         }
         self.dirty.retain(|dirty| *dirty != index);
+        self.overfull.retain(|overfull| *overfull != index);
+        if let Some(armed_ns) = queue.armed_ns {
+            self.timers.remove(&(armed_ns, Timer::Age(index)));
+        }
         for (_, producer) in self.producers.iter_mut().filter(|(_, one)| one.queue == index) {
             producer.queue = NO_QUEUE;
         }
@@ -291,7 +310,7 @@ impl Logic {
         let below = self.queues.get(index).map_or(1, |queue| queue.next_sequence);
         let lsn = self.append(log, kind::PURGED, id, &below.to_le_bytes())?;
         let messages = self.messages(index, below);
-        let items = self.discard_all(index, below);
+        let items = self.discard_below(index, below, None);
         if let Some(queue) = self.queues.get_mut(index) {
             queue.purging += 1;
         }
@@ -300,39 +319,5 @@ impl Logic {
         let result = ControlResult::Purged(messages);
         self.effects.push_behind(Effect::Control { request, result });
         Ok(())
-    }
-
-    /// Everything below is done with, for all groups: leases are lost, who waits for a rejection is answered when it is durable.
-    fn discard_all(&mut self, index: u32, below: u64) -> u32 {
-        let mut items = 0;
-        let Some(queue) = self.queues.get_mut(index) else { return 0 };
-        for group in &mut queue.groups {
-            for (sequence, doomed) in &group.doomed {
-                if let Some(waiter) = doomed.waiter {
-                    let item = Item { queue: index, sequence: *sequence, waiter, slot: NO_SLOT };
-                    self.effects.items.push_back(item);
-                    items += 1;
-                }
-            }
-            group.discard_below(below);
-            group.leased = 0;
-            group.bytes = 0;
-            for number in &group.consumers {
-                let Some(consumer) = self.consumers.get_mut(*number) else { continue };
-                let held: Vec<_> = consumer
-                    .held_leases()
-                    .filter(|(_, lease)| lease.state == LeaseState::Held)
-                    .collect();
-                for (slot, lease) in held {
-                    consumer.settle(slot);
-                    let generation = consumer.generation;
-                    let waiter = Waiter { consumer: *number, generation, request: 0 };
-                    let sequence = lease.sequence;
-                    self.effects.items.push_back(Item { queue: index, sequence, waiter, slot });
-                    items += 1;
-                }
-            }
-        }
-        items
     }
 }

@@ -7,7 +7,7 @@ use super::group::{ASIDE_NS, Group};
 use super::queue::Queue;
 use super::record::{self, GroupCreated, kind};
 use super::types::{ConsumerSpec, HandleId, Now, Port, RecordRef, Refusal, StartAt};
-use super::{AppendError, Log, Logic};
+use super::{AppendError, Log, Logic, canary};
 
 /// Entries of a lease table at most.
 const LEASES_MAX: u32 = 4096;
@@ -89,6 +89,8 @@ pub(super) struct Producer {
     pub(super) queue: u32,
     pub(super) lane: u64,
     pub(super) runs: VecDeque<LaneRun>,
+    /// Its next message waits for room below the limit of the queue.
+    pub(super) waits: bool,
 }
 
 impl Logic {
@@ -99,7 +101,7 @@ impl Logic {
     pub fn open_producer(&mut self, handle: HandleId, lane: u64) -> Result<(), Refusal> {
         let queue = self.open_queue(handle)?;
         let runs = self.lanes.remove(&lane).unwrap_or_default();
-        let index = self.producers.insert(Producer { queue, lane, runs });
+        let index = self.producers.insert(Producer { queue, lane, runs, waits: false });
         self.handles.insert(handle, HandleRef::Producer(index));
         Ok(())
     }
@@ -217,7 +219,18 @@ impl Logic {
     }
 
     /// Messages from a sequence on that some group has not acknowledged: single ones, and the place from which all are there.
+    /// Those of a stream are there whoever has acknowledged them.
     pub(super) fn there(&self, index: u32, from: u64) -> (BTreeSet<u64>, u64) {
+        match self.queues.get(index) {
+            Some(queue) if queue.is_stream() && !canary::planted(canary::Canary::StreamForgets) => {
+                (BTreeSet::new(), queue.first.max(from))
+            }
+            _ => self.open_from(index, from),
+        }
+    }
+
+    /// The same without regard to what a stream keeps.
+    pub(super) fn open_from(&self, index: u32, from: u64) -> (BTreeSet<u64>, u64) {
         let Some(queue) = self.queues.get(index) else { return (BTreeSet::new(), 1) };
         let fresh = queue.groups.iter().map(|group| group.fresh).min().unwrap_or(1).max(from);
         let mut open = BTreeSet::new();
@@ -244,7 +257,9 @@ impl Logic {
         match self.handles.remove(&handle) {
             None => {}
             Some(HandleRef::Producer(index)) => {
-                self.producers.remove(index);
+                if let Some(producer) = self.producers.remove(index) {
+                    self.stop_waiting(producer.queue, handle);
+                }
             }
             Some(HandleRef::Consumer(index)) => {
                 self.return_all(port, index);

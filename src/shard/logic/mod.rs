@@ -7,7 +7,8 @@
 //! 2. [`Logic::on_time`] if [`Logic::next_deadline`] is over;
 //! 3. [`Logic::flush`]: acknowledgements and returns that were gathered become records; then `Journal::submit`;
 //! 4. after `Journal::reap`: [`Logic::on_durable`], **every turn**, also if nothing new is durable;
-//! 5. [`Logic::dispatch`] while it returns `true` and there is nothing more urgent.
+//! 5. [`Logic::dispatch`] while it returns `true` and there is nothing more urgent;
+//! 6. lanes that were refused with [`Refusal::Limit`] are offered again when [`Logic::take_unblocked`] names them.
 //!
 //! After a failure of the journal: `on_durable` for what is durable, [`Logic::on_failed`] once, then turns as before.
 //!
@@ -27,6 +28,7 @@ mod group;
 mod handles;
 pub mod headers;
 mod info;
+mod limits;
 mod log;
 mod marks;
 mod publish;
@@ -39,6 +41,7 @@ mod slab;
 mod snapshot;
 mod submission;
 mod time;
+mod trim;
 mod types;
 
 #[cfg(test)]
@@ -57,6 +60,7 @@ use slab::{NumberMap, Slab};
 use time::Timer;
 
 pub use handles::LaneRun;
+pub use limits::{Limits, LimitsEdit};
 pub use log::{Log, Message};
 pub use types::{
     AppendError, BrokeredInfo, ConsumerSpec, ControlResult, Delivered, FLAG_MESSAGE, HandleId,
@@ -83,6 +87,10 @@ pub struct Logic {
     timers: BTreeSet<(u64, Timer)>,
     /// Queues that dispatch has to look at.
     dirty: VecDeque<u32>,
+    /// Queues that may have more than they may keep.
+    overfull: VecDeque<u32>,
+    /// Producers that may go on after [`Refusal::Limit`].
+    unblocked: Vec<HandleId>,
     /// Lanes of the replayed journal.
     lanes: BTreeMap<u64, VecDeque<LaneRun>>,
     /// A copy of a message that is to be moved.
@@ -115,6 +123,8 @@ impl Logic {
             redrives: VecDeque::new(),
             timers: BTreeSet::new(),
             dirty: VecDeque::new(),
+            overfull: VecDeque::new(),
+            unblocked: Vec::new(),
             lanes: BTreeMap::new(),
             scratch: Vec::new(),
             stalls_untold: Vec::new(),

@@ -100,7 +100,7 @@ pub(super) fn deliveries(events: &[Event]) -> Vec<(HandleId, LeaseToken, Vec<u8>
         .collect()
 }
 
-fn sequences(events: &[Event]) -> Vec<u64> {
+pub(super) fn sequences(events: &[Event]) -> Vec<u64> {
     deliveries(events).iter().map(|(_, lease, _)| lease.sequence).collect()
 }
 

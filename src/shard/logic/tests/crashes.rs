@@ -11,7 +11,7 @@ impl Program {
     pub(super) fn crash(&mut self, adopt: bool) -> Check {
         self.log.full = false;
         if self.history.back().is_none_or(|(lsn, _)| *lsn < self.durable) {
-            self.note();
+            self.note()?;
         }
         let durable = self.durable;
         self.history.retain(|(lsn, _)| *lsn >= durable);
@@ -21,9 +21,12 @@ impl Program {
         self.durable = lsn;
         self.seen_records = self.log.records.len();
         self.model = model;
+        self.check_needed()?;
         self.model.crashed(self.ms);
         self.history = VecDeque::from([(lsn, self.model.clone())]);
         self.completions.clear();
+        self.limited.clear();
+        self.consumers.values_mut().for_each(|client| client.skipped = 0);
         self.answers.clear();
         self.purges.clear();
         self.port.events.clear();

@@ -7,6 +7,8 @@ mod cases;
 mod crashes;
 mod golden;
 mod judge;
+mod keeps;
+mod limits;
 mod marks;
 mod memory;
 mod model;

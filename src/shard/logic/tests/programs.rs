@@ -1,14 +1,16 @@
 //! Random programs: clients, time, a disk that is late, crashes; the model judges everything that comes out.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
+use ringmain_client::protocol::Overflow;
 use ringmain_client::wire::{LeaseToken, Outcome, Up};
 
 use super::cases::consumer;
+use super::keeps::{self, LIMITED};
 use super::memory::{MemoryLog, MemoryPort, at_ms, definition, handle};
 use super::model::{DELAY_MS_MAX, Model, Queue, State};
 use crate::shard::logic::record::kind;
-use crate::shard::logic::{HandleId, Logic, Lsn, Refusal, StartAt, canary};
+use crate::shard::logic::{HandleId, Limits, Logic, Lsn, Refusal, StartAt, canary};
 
 /// Takes the dead letters of `ORIGIN`; the third queue has none.
 pub(super) const DEAD: u64 = 1;
@@ -44,6 +46,8 @@ pub(super) struct Client {
     pub(super) group: String,
     pub(super) credit: u32,
     pub(super) blocked: bool,
+    /// Messages that a limit took from its group, and that it was not told of.
+    pub(super) skipped: u64,
 }
 
 pub(super) struct Program {
@@ -62,8 +66,10 @@ pub(super) struct Program {
     pub(super) tokens: Vec<(HandleId, LeaseToken)>,
     pub(super) lane_ends: BTreeMap<u64, u64>,
     pub(super) released: BTreeMap<u64, u64>,
-    /// Completions that must come, per queue: position and sequence.
-    pub(super) completions: BTreeMap<u64, VecDeque<(u64, u64)>>,
+    /// Completions that must come, per queue: position, sequence and outcome.
+    pub(super) completions: BTreeMap<u64, VecDeque<(u64, u64, Outcome)>>,
+    /// Queues whose producers wait for room.
+    pub(super) limited: BTreeSet<u64>,
     pub(super) answers: BTreeMap<u64, Outcome>,
     /// Submissions whose slots are not released, and when they may be.
     pub(super) unreleased: Vec<(HandleId, Up, Option<Lsn>)>,
@@ -91,6 +97,7 @@ impl Program {
             lane_ends: BTreeMap::new(),
             released: BTreeMap::new(),
             completions: BTreeMap::new(),
+            limited: BTreeSet::new(),
             answers: BTreeMap::new(),
             unreleased: Vec::new(),
             purges: BTreeMap::new(),
@@ -105,7 +112,12 @@ impl Program {
                 definition.max_deliveries = 3;
                 definition.dead_letter = format!("q{DEAD}");
             }
-            let rules = Queue::new(definition.max_deliveries, LEASE_MS);
+            let mut rules = Queue::new(definition.max_deliveries, LEASE_MS);
+            if id == LIMITED {
+                definition.durable = false;
+                definition.limits = keeps::rules(seed);
+                rules.keeps.limits = definition.limits;
+            }
             program.model.queues.insert(id, rules);
             program.logic.create_queue(&mut program.log, 1 << 40, definition);
         }
@@ -113,7 +125,7 @@ impl Program {
             program.logic.open_producer(handle(queue, 1), queue).expect("queue");
         }
         program.durable_to(program.log.last()).expect("definitions");
-        program.note();
+        program.note().expect("definitions");
         program
     }
 
@@ -127,6 +139,7 @@ impl Program {
 
     fn publish(&mut self) -> Check {
         let queue = self.random.pick(&QUEUES).expect("some");
+        self.go_on();
         for _ in 0..=self.random.below(5) {
             let position = *self.lane_ends.entry(queue).or_default();
             let next = position + 1 + self.random.below(2);
@@ -134,31 +147,47 @@ impl Program {
                 format!("{queue}/{position}/{}", "x".repeat(self.random.below(30) as usize)).into();
             let now = at_ms(self.ms);
             let producer = handle(queue, 1);
+            let (model, last) =
+                (self.model.queues.get_mut(&queue).expect("queue"), self.log.last());
+            let Limits { max_bytes, overflow, .. } = model.keeps.limits;
+            let may_refuse = model.is_full() || max_bytes > 0;
             let published =
                 self.logic.publish(&mut self.log, producer, position, next, 0, &[], &payload, now);
+            let stored = self.log.last() > last;
             match published {
-                Ok(()) => {}
+                Ok(()) if stored && !model.is_full() => {}
+                Ok(()) if !stored && may_refuse && overflow == Overflow::Reject => {}
                 Err(Refusal::Full) if self.log.full => return Ok(()),
-                Err(refusal) => return Err(format!("{refusal:?}")),
+                Err(Refusal::Limit) if may_refuse && overflow == Overflow::Block => {
+                    self.limited.insert(queue);
+                    return Ok(());
+                }
+                other => return Err(format!("{other:?}, stored {stored}, {model:?}")),
             }
             self.lane_ends.insert(queue, next);
-            let sequence = self.model.queues.get_mut(&queue).expect("queue").stored(&payload);
+            let completions = self.completions.entry(queue).or_default();
+            if !stored {
+                completions.push_back((position, 0, Outcome::QueueFull));
+                continue;
+            }
+            let sequence = model.stored(&payload);
+            model.keeps.times_ms.insert(sequence, self.ms);
             self.model.lanes.entry(queue).or_default().push_back((position, sequence));
-            self.completions.entry(queue).or_default().push_back((position, sequence));
+            completions.push_back((position, sequence, Outcome::Done));
         }
         self.records()
     }
 
-    fn open(&mut self) {
+    fn open(&mut self) -> Check {
         if self.consumers.len() > 7 {
-            return;
+            return Ok(());
         }
         let queue = self.random.pick(&QUEUES).expect("some");
         let group = self.random.pick(&["", "", "audit"]).expect("some").to_owned();
         self.next_handle = if self.next_handle > 250 { 10 } else { self.next_handle + 1 };
         let handle = handle(queue, self.next_handle);
         if self.consumers.contains_key(&handle) {
-            return;
+            return Ok(());
         }
         let credit = 1 + self.random.below(6) as u32;
         let mut spec = consumer(credit);
@@ -167,7 +196,7 @@ impl Program {
             self.random.pick(&[StartAt::First, StartAt::New, StartAt::Sequence(4)]).expect("some");
         let opened = self.logic.open_consumer(&mut self.log, handle, &spec);
         if self.log.full && opened == Err(Refusal::Full) {
-            return;
+            return Ok(());
         }
         opened.expect("room");
         let rules = self.model.queues.get_mut(&queue).expect("queue");
@@ -177,8 +206,8 @@ impl Program {
             StartAt::Sequence(sequence) => sequence,
         };
         rules.add_group(&group, from);
-        self.consumers.insert(handle, Client { group, credit, blocked: false });
-        self.note();
+        self.consumers.insert(handle, Client { group, credit, blocked: false, skipped: 0 });
+        self.note()
     }
 
     fn close(&mut self) {
@@ -290,13 +319,13 @@ impl Program {
         self.records()?;
         self.next_request += 1;
         let rules = self.model.queues.get_mut(&queue).expect("queue");
-        self.purges.insert(self.next_request, rules.there(u64::MAX));
+        self.purges.insert(self.next_request, rules.there().len() as u64);
+        rules.keeps.first = rules.next;
         for group in rules.groups.values_mut() {
             group.open.clear();
         }
         self.logic.purge(&mut self.log, self.next_request, queue);
-        self.note();
-        Ok(())
+        self.note()
     }
 
     pub(super) fn held(&self) -> impl Iterator<Item = ((HandleId, u32), (u32, u64))> + '_ {
@@ -313,8 +342,10 @@ impl Program {
     }
 
     /// The model at this place of the log, if everything is in it.
-    pub(super) fn note(&mut self) {
-        if self.logic.flush(&mut self.log) {
+    pub(super) fn note(&mut self) -> Check {
+        let flushed = self.logic.flush(&mut self.log);
+        self.records()?;
+        if flushed {
             let last = self.log.last();
             for (_, _, lsn) in &mut self.unreleased {
                 lsn.get_or_insert(last);
@@ -322,6 +353,7 @@ impl Program {
             self.history.retain(|(lsn, _)| *lsn < last);
             self.history.push_back((last, self.model.clone()));
         }
+        Ok(())
     }
 
     pub(super) fn durable_to(&mut self, lsn: Lsn) -> Check {
@@ -353,7 +385,7 @@ impl Program {
             let queue = self.random.pick(&QUEUES).expect("some");
             let to = self.completions.get(&queue).and_then(|waiting| waiting.front());
             let end = self.lane_ends.get(&queue).copied().unwrap_or(0);
-            let to = to.map_or(end, |(position, _)| *position);
+            let to = to.map_or(end, |(position, _, _)| *position);
             self.released.insert(queue, to);
             self.logic.released(handle(queue, 1), to);
         }
@@ -370,12 +402,13 @@ impl Program {
     fn step(&mut self) -> Check {
         match self.random.below(100) {
             0..20 => self.publish()?,
-            20..26 => self.open(),
+            20..26 => self.open()?,
             26..28 => self.close(),
             28..55 => self.ask()?,
             55..58 => self.credit()?,
             58..62 => self.room(),
             62..70 => self.time()?,
+            70 if !self.log.full && self.random.below(2) == 0 => self.edit()?,
             70 if !self.log.full => self.purge()?,
             70 | 71 => self.log.full = !self.log.full,
             72..82 => self.late_disk()?,
@@ -383,7 +416,7 @@ impl Program {
             92..94 => {
                 // With acknowledgements that wait for room it would be ahead of the log.
                 self.log.full = false;
-                self.note();
+                self.note()?;
                 self.log.write_checkpoint(&self.logic);
             }
             94..97 => self.settle()?,
@@ -391,7 +424,7 @@ impl Program {
             _ => self.crash(true)?,
         }
         if self.random.below(3) > 0 {
-            self.note();
+            self.note()?;
         }
         Ok(())
     }
@@ -408,7 +441,8 @@ impl Program {
                 let mut spec = consumer(4096);
                 (spec.leases, spec.group) = (4096, group.clone());
                 self.logic.open_consumer(&mut self.log, handle, &spec).expect("room");
-                self.consumers.insert(handle, Client { group, credit: 4096, blocked: false });
+                self.consumers
+                    .insert(handle, Client { group, credit: 4096, blocked: false, skipped: 0 });
             }
         }
         self.ms += DELAY_MS_MAX + 1;
