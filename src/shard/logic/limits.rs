@@ -195,6 +195,12 @@ impl Logic {
         std::mem::take(&mut self.unblocked)
     }
 
+    /// Whether this queue refuses messages when it is full.
+    pub fn rejects(&self, queue: u64) -> bool {
+        let queue = self.by_id.get(&queue).and_then(|index| self.queues.get(*index));
+        queue.is_some_and(|queue| queue.definition.limits.overflow == Overflow::Reject)
+    }
+
     /// As many of those who wait as there is room for, in the order in which they came. Who takes the room fills it or leaves
     /// word of it by what it stores, so that nobody is forgotten.
     pub(super) fn unblock(&mut self, index: u32) {
