@@ -96,6 +96,7 @@ impl Port for Clients {
     fn seen(&mut self, _handle: HandleId, _slot: u32) -> bool {
         true
     }
+    fn ended(&mut self, _handle: HandleId) {}
     fn control(&mut self, _request: u64, result: ControlResult) {
         assert_eq!(result, ControlResult::Done);
     }
@@ -149,6 +150,7 @@ impl Shard {
             credit: 1024,
             leases: 2048,
             browse: false,
+            adopted: false,
         };
         for number in 0..consumers {
             shard.logic.open_consumer(&mut shard.log, handle(2 + number), &spec).expect("queue");

@@ -15,7 +15,7 @@ use super::args::{
 use super::exit::{Exit, Failure, Outcome};
 use super::output::{Style, print, print_json, print_line};
 use super::units;
-use crate::shard::logic::Limits;
+use ringmain::shard::logic::Limits;
 
 /// Slots in the rings of a brokered queue that does not say otherwise.
 pub(crate) const BROKERED_SLOTS: u32 = 1024;

@@ -37,6 +37,8 @@ pub(super) struct Handles {
     touched: Vec<usize>,
     /// Answers to control requests.
     pub(super) results: Vec<(u64, ControlResult)>,
+    /// Consumers whose groups are deleted.
+    pub(super) ended: Vec<HandleKey>,
     /// Consumers whose submissions are held.
     pub(super) submitting: Vec<usize>,
     scratch: Vec<u8>,
@@ -295,5 +297,9 @@ impl Port for Handles {
 
     fn control(&mut self, request: u64, result: ControlResult) {
         self.results.push((request, result));
+    }
+
+    fn ended(&mut self, handle: HandleKey) {
+        self.ended.push(handle);
     }
 }

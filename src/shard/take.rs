@@ -133,7 +133,7 @@ impl<D: Disk> Shard<D> {
                 handle.is_limited = true;
                 Next::Nothing
             }
-            Err(Refusal::Unknown) => self.is_unknown(place),
+            Err(_) => self.is_unknown(place),
         }
     }
 
@@ -174,7 +174,7 @@ impl<D: Disk> Shard<D> {
                 handle.refused = true;
                 Next::Later
             }
-            Err(Refusal::Unknown) => self.is_unknown(place),
+            Err(_) => self.is_unknown(place),
         }
     }
 

@@ -22,7 +22,7 @@ use std::time::{Duration, Instant};
 use super::control::{FromShard, Outbox, ToShard};
 use super::handle::Handle;
 use super::handles::Handles;
-use super::logic::{Logic, Now};
+use super::logic::{Logic, Lsn, Now};
 use super::memory::PageMemory;
 use super::spin::Spin;
 use super::take::Taken;
@@ -58,6 +58,8 @@ pub(super) struct Shard<D: Disk> {
     pub(super) stalled: VecDeque<ToShard>,
     /// Deletions under way: request and queue.
     pub(super) deleting: Vec<(u64, u64)>,
+    /// Answers to clients whose groups are new, and the records that create these.
+    pub(super) attaching: Vec<(Lsn, FromShard)>,
     /// Everything is adopted.
     pub(super) is_started: bool,
     /// The journal failed, and everybody was told.
@@ -111,6 +113,7 @@ impl<D: Disk> Shard<D> {
             handles: Handles::default(),
             stalled: VecDeque::new(),
             deleting: Vec::new(),
+            attaching: Vec::new(),
             is_started: false,
             failed_errno: None,
             is_full: false,
@@ -231,6 +234,8 @@ impl<D: Disk> Shard<D> {
                 }
             }
         }
+        self.answer_attached(progress.durable);
+        self.end_consumers();
         self.tell_of_room();
         progress.advanced || progress.reads > 0
     }

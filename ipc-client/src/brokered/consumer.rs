@@ -44,6 +44,7 @@ pub struct BrokeredConsumer {
     durable: bool,
     leases: u32,
     max_message: usize,
+    group_created: bool,
     /// Something was submitted since the last [`Self::flush`].
     pub(crate) unflushed: bool,
     /// `Send`, not `Sync`.
@@ -62,7 +63,7 @@ impl BrokeredConsumer {
             credit: options.credit,
             browse: options.browse,
         };
-        let Opened { up, down, shard, durable, leases, max_message, attachment } =
+        let Opened { up, down, shard, durable, leases, max_message, group_created, attachment } =
             open(client, queue, Role::Consume, asked, options.wait)?;
         let inbox = Inbox::new(up, down, shard, handle_number());
         Ok(Self {
@@ -71,6 +72,7 @@ impl BrokeredConsumer {
             durable,
             leases,
             max_message,
+            group_created,
             unflushed: false,
             not_sync: PhantomData,
         })
@@ -92,6 +94,12 @@ impl BrokeredConsumer {
     #[must_use]
     pub fn is_durable(&self) -> bool {
         self.durable
+    }
+
+    /// Whether its group did not exist and was created for it: a mistyped name, perhaps.
+    #[must_use]
+    pub fn created_group(&self) -> bool {
+        self.group_created
     }
 
     /// Longest payload in bytes.

@@ -294,3 +294,33 @@ pub struct Status {
     /// Bytes of shared memory in all queues.
     pub memory_bytes: u64,
 }
+
+/// A group of a brokered queue.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GroupInfo {
+    /// Its name; empty for the default group.
+    pub group: String,
+    /// Messages that it has not acknowledged.
+    pub lag_messages: u64,
+    /// Their payload and metadata bytes.
+    pub lag_bytes: u64,
+    /// Age of the oldest of them in nanoseconds: this or a little less.
+    pub lag_ns: u64,
+    /// Consumers attached.
+    pub consumers: u32,
+    /// Of the messages, those that are with a consumer.
+    pub unacknowledged: u64,
+    /// Of the messages, those whose delay is not over.
+    pub delayed: u64,
+    /// First sequence that was never given out.
+    pub next_sequence: u64,
+}
+
+/// Where a group starts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GroupPlace {
+    /// The first message that it gets.
+    pub sequence: u64,
+    /// Messages that are there for it.
+    pub messages: u64,
+}

@@ -185,6 +185,56 @@ Examples:
 Shows what no group has done with: messages that wait, that are with a consumer, and that are delayed. Takes and \
 changes nothing.";
 
+pub(super) const TAIL_EXAMPLES: &str = "\
+Examples:
+  ringmain tail jobs
+  ringmain tail jobs -n 0 --follow
+  ringmain tail jobs -n 100 --with-sequence --follow
+
+Takes and changes nothing. With --follow a message is shown as it is stored, also one that is consumed at once; where \
+the output is not read fast enough, messages that every group has acknowledged meanwhile are left out.";
+
+pub(super) const GROUP_LIST_EXAMPLES: &str = "\
+Examples:
+  ringmain group list jobs
+  ringmain group list jobs --json | jq '.[] | select(.lag_seconds > 60).group'
+
+The lag is what a group has not acknowledged, and the age of the oldest of it. Lag bytes are an estimate where the \
+length of single messages is not known any more.";
+
+pub(super) const GROUP_INFO_EXAMPLES: &str = "\
+Examples:
+  ringmain group info jobs audit
+  ringmain group info jobs default --json | jq .lag_messages";
+
+pub(super) const GROUP_CREATE_EXAMPLES: &str = "\
+Examples:
+  ringmain group create jobs audit --from first
+  ringmain group create jobs audit --from new
+  ringmain group create jobs audit --from -10m
+  ringmain group create jobs audit --from 2026-01-31T08:00:00+01:00
+
+A group gets what is there: messages that some group has not acknowledged. The answer says where it starts. Consuming \
+creates a group as well.";
+
+pub(super) const GROUP_RESET_EXAMPLES: &str = "\
+Examples:
+  ringmain group reset jobs audit --to first --dry-run
+  ringmain group reset jobs audit --to new
+  ringmain group reset jobs audit --to 1000 --force
+
+Back it reaches messages that some group has not acknowledged; forward, what lies between is done with for this group. \
+The answer says where it really starts. With --force leases of attached consumers are lost: their messages may come \
+again.";
+
+pub(super) const GROUP_DELETE_EXAMPLES: &str = "\
+Examples:
+  ringmain group delete jobs audit
+  ringmain group delete jobs audit --force
+  ringmain group delete jobs audit --if-exists
+
+What only this group had not acknowledged is gone. The default group cannot be deleted.";
+
 pub(super) const DEAD_LETTER_LIST_EXAMPLES: &str = "\
 Examples:
   ringmain dead-letter list jobs-dead

@@ -5,7 +5,7 @@ use ringmain_client::protocol::{DeliverySpec, ErrorCode};
 use super::super::broker::{Broker, bug};
 use super::super::connections::{Answer, Failure, refuse};
 use super::super::peer::Credentials;
-use super::{State, Waiting, no_right};
+use super::{BrokeredQueue, State, Waiting, no_right};
 use crate::shard::control::ToShard;
 use crate::shard::logic::{LimitsEdit, QueueEdit};
 
@@ -18,6 +18,11 @@ impl Broker {
         if !queue.rights(user).may_manage() {
             return no_right(queue, "execute (manage)");
         }
+        self.open_shard(queue)
+    }
+
+    /// The shard of a queue that is in use.
+    pub(super) fn open_shard(&self, queue: &BrokeredQueue) -> Result<u32, Failure> {
         match queue.state {
             State::Open => Ok(queue.entry.shard),
             State::Creating => refuse(

@@ -221,6 +221,8 @@ impl Broker {
                 | super::Waiting::Delete { connection, .. }
                 | super::Waiting::Edit { connection, .. }
                 | super::Waiting::Count { connection }
+                | super::Waiting::Group { connection }
+                | super::Waiting::Groups { connection, .. }
                 | super::Waiting::Attach { connection, .. } => connection,
                 super::Waiting::Inform(informing) => informing.connection(),
             };

@@ -14,6 +14,12 @@ pub(super) enum Canary {
     DeliverTwice,
     /// A checkpoint takes what is acknowledged for open.
     Resurrect,
+    /// A deleted group comes back with a restart.
+    KeepDeletedGroup,
+    /// Leases outlive the reset of their group.
+    ResetKeepsLeases,
+    /// A start at a time is taken from the marks alone.
+    StartAtMark,
     /// What a limit discards stays in the journal.
     ForgetTrim,
     /// What a limit discards may be overwritten before that is durable.
@@ -30,12 +36,15 @@ pub(super) enum Canary {
 
 #[cfg(test)]
 impl Canary {
-    pub(super) const ALL: [Self; 11] = [
+    pub(super) const ALL: [Self; 14] = [
         Self::DispatchBeforeDurable,
         Self::AckAhead,
         Self::LoseCount,
         Self::DeliverTwice,
         Self::Resurrect,
+        Self::KeepDeletedGroup,
+        Self::ResetKeepsLeases,
+        Self::StartAtMark,
         Self::ForgetTrim,
         Self::GiveUpEarly,
         Self::TrimAhead,

@@ -11,7 +11,7 @@ use super::record::{self, kind};
 use super::redrive::RedriveJob;
 use super::time::Timer;
 use super::types::{ControlResult, Lsn, Port, QueueDefinition, QueueEdit, RecordRef};
-use super::{AppendError, Log, Logic};
+use super::{AppendError, GroupCommand, Log, Logic};
 
 /// A request that is not in the log yet.
 #[derive(Debug)]
@@ -27,10 +27,11 @@ pub(super) enum What {
     Delete(u64),
     Purge(u64),
     Redrive(u64, u64),
+    Group(u64, String, GroupCommand),
 }
 
 /// Why a command ended without a record.
-enum Stop {
+pub(super) enum Stop {
     /// No room: later.
     Later,
     Answer(ControlResult),
@@ -50,8 +51,14 @@ fn invalid(message: &str) -> Stop {
     refused(ErrorCode::Invalid, message)
 }
 
+impl Stop {
+    pub(super) fn refused(code: ErrorCode, message: impl Into<String>) -> Self {
+        Self::Answer(ControlResult::Refused(code, message.into()))
+    }
+}
+
 fn refused(code: ErrorCode, message: impl Into<String>) -> Stop {
-    Stop::Answer(ControlResult::Refused(code, message.into()))
+    Stop::refused(code, message)
 }
 
 impl Logic {
@@ -79,6 +86,18 @@ impl Logic {
     /// nobody knows where they came from stay.
     pub fn redrive(&mut self, log: &mut dyn Log, request: u64, queue: u64, count: u64) {
         self.command(log, request, What::Redrive(queue, count));
+    }
+
+    /// Creates, resets or deletes a group. What a reset or a deletion gives up is needed until that is durable.
+    pub fn group_command(
+        &mut self,
+        log: &mut dyn Log,
+        request: u64,
+        queue: u64,
+        group: &str,
+        command: GroupCommand,
+    ) {
+        self.command(log, request, What::Group(queue, group.to_owned(), command));
     }
 
     fn command(&mut self, log: &mut dyn Log, request: u64, what: What) {
@@ -117,6 +136,9 @@ impl Logic {
             What::Edit(queue, edit) => self.edit(log, request, *queue, edit),
             What::Delete(queue) => self.delete(log, request, *queue),
             What::Purge(queue) => self.purge_now(log, request, *queue),
+            What::Group(queue, name, command) => {
+                self.run_group_command(log, request, (*queue, name), command)
+            }
             What::Redrive(queue, count) => {
                 let index = self.live(*queue)?;
                 let end = self.queues.get(index).map_or(0, |queue| queue.durable_end);
@@ -128,7 +150,7 @@ impl Logic {
         }
     }
 
-    fn live(&self, id: u64) -> Result<u32, Stop> {
+    pub(super) fn live(&self, id: u64) -> Result<u32, Stop> {
         self.by_id
             .get(&id)
             .copied()
@@ -159,7 +181,13 @@ impl Logic {
         Ok(())
     }
 
-    fn append(&self, log: &mut dyn Log, kind: u8, queue: u64, body: &[u8]) -> Result<Lsn, Stop> {
+    pub(super) fn append(
+        &self,
+        log: &mut dyn Log,
+        kind: u8,
+        queue: u64,
+        body: &[u8],
+    ) -> Result<Lsn, Stop> {
         let record = RecordRef { kind, flags: 0, queue, sequence: 0, parts: &[body] };
         Ok(log.append(record)?.0)
     }
@@ -302,6 +330,7 @@ impl Logic {
                 job.queue = NO_QUEUE;
             }
         }
+        self.searches.retain(|(id, _), _| *id != queue.definition.id);
         log.forget(queue.definition.id, u64::MAX);
     }
 

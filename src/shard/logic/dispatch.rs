@@ -99,6 +99,9 @@ impl Logic {
         let mut whole = Step::Done;
         for number in 0..groups {
             let group = first.wrapping_add(number) % groups;
+            if self.queues.get(index).is_none_or(|queue| queue.groups[group].deleted) {
+                continue;
+            }
             let mut share = SHARE.min(*budget);
             *budget -= share;
             let given = self.give_out(index, group, log, port, &mut share);

@@ -63,6 +63,11 @@ pub(super) enum Effect {
     Deleted {
         queue: u32,
     },
+    GroupDeleted {
+        queue: u32,
+        group: u32,
+        items: u32,
+    },
     Control {
         request: u64,
         result: ControlResult,
@@ -185,6 +190,13 @@ impl Logic {
                     self.settled(queue, u32::try_from(messages).unwrap_or(u32::MAX), log);
                 }
                 Effect::Deleted { queue } => self.drop_queue(queue, port, log),
+                Effect::GroupDeleted { queue, group, items } => {
+                    self.settle_items(items, port, Outcome::Done, 0);
+                    self.drop_group(queue, group, port);
+                    // Producers that waited for it may go on.
+                    self.mark(queue);
+                    self.settled(queue, 0, log);
+                }
                 Effect::Refused { handle, position, outcome, detail } => {
                     if self.handles.contains_key(&handle) {
                         port.completed(handle, position, position, 1, 0, outcome, detail);
@@ -309,6 +321,7 @@ impl Logic {
                 Effect::Control { request, .. } => {
                     port.control(request, ControlResult::JournalFailed(errno));
                 }
+                Effect::GroupDeleted { queue, group, .. } => self.keep_group(queue, group),
                 Effect::Settled { .. }
                 | Effect::Purged { .. }
                 | Effect::Trimmed { .. }
@@ -319,6 +332,7 @@ impl Logic {
         let items = u32::try_from(self.effects.items.len()).unwrap_or(u32::MAX);
         self.settle_items(items, port, Outcome::JournalFailed, detail);
         self.gathered.clear();
+        self.searches.clear();
         self.effects.appended = 0;
         for command in self.commands.drain(..) {
             port.control(command.request, ControlResult::JournalFailed(errno));

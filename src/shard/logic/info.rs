@@ -54,10 +54,15 @@ impl Logic {
         })
     }
 
+    /// The errno of the journal, if it has failed.
+    pub fn failed(&self) -> Option<i32> {
+        self.failed
+    }
+
     /// Groups that cannot go on because a message cannot be read: queue, group, what and where.
     pub fn stalls(&self) -> impl Iterator<Item = (u64, &str, &str)> + '_ {
         self.queues.iter().flat_map(|(_, queue)| {
-            queue.groups.iter().filter_map(|group| {
+            queue.live_groups().filter_map(|group| {
                 let what = group.stalled.as_deref()?;
                 Some((queue.definition.id, group.name.as_str(), what))
             })

@@ -170,7 +170,7 @@ impl Queue {
     /// The group that has most counts.
     fn limit_in_the_way(&self, messages: u64, bytes: u64) -> Option<&'static str> {
         let Limits { max_messages, max_bytes, .. } = self.definition.limits;
-        self.groups.iter().find_map(|group| {
+        self.live_groups().find_map(|group| {
             let open = group.open(self.next_sequence);
             if max_messages > 0 && open.saturating_add(messages) > max_messages {
                 return Some("max-messages");

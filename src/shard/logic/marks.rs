@@ -112,7 +112,6 @@ impl Marks {
     }
 
     /// No message from this sequence on was published before this time. `None`: nothing is known.
-    #[cfg_attr(not(test), allow(dead_code))] // lag
     pub(super) fn time_from(&self, sequence: u64) -> Option<u64> {
         self.before(sequence).map(|mark| mark.published_ns)
     }

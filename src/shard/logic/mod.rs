@@ -25,6 +25,7 @@ mod dispatch;
 mod effects;
 mod gather;
 mod group;
+mod groups;
 mod handles;
 pub mod headers;
 mod info;
@@ -53,19 +54,21 @@ use consumer::Consumer;
 use control::Command;
 use effects::Effects;
 use gather::Gather;
+use groups::Searches;
 use handles::{HandleRef, Producer};
 use queue::Queue;
 use redrive::RedriveJob;
 use slab::{NumberMap, Slab};
 use time::Timer;
 
+pub use groups::GroupCommand;
 pub use handles::LaneRun;
 pub use limits::{Limits, LimitsEdit};
 pub use log::{Log, Message};
 pub use types::{
-    AppendError, BrokeredInfo, ConsumerSpec, ControlResult, Delivered, FLAG_MESSAGE, HandleId,
-    Location, Lsn, Now, Port, QueueDefinition, QueueEdit, RecordRef, Refusal, Replay, Snapshot,
-    StartAt, Stored,
+    AppendError, BrokeredInfo, ConsumerSpec, ControlResult, Delivered, FLAG_MESSAGE, GROUPS_MAX,
+    HandleId, Location, Lsn, Now, Port, QueueDefinition, QueueEdit, RecordRef, Refusal, Replay,
+    Snapshot, StartAt, Stored,
 };
 
 /// The queues of a shard.
@@ -99,6 +102,8 @@ pub struct Logic {
     stalls_untold: Vec<String>,
     started: bool,
     failed: Option<i32>,
+    /// Starts at a time that are being looked for.
+    searches: Searches,
     now: Now,
     /// While a checkpoint is replayed: what there was before it.
     before_checkpoint: Option<Box<Logic>>,
@@ -130,6 +135,7 @@ impl Logic {
             stalls_untold: Vec::new(),
             started: false,
             failed: None,
+            searches: Searches::new(),
             now: Now::default(),
             before_checkpoint: None,
         }

@@ -33,6 +33,10 @@ pub mod kind {
     pub const PURGED: u8 = 10;
     /// A limit has discarded everything below a sequence, for all groups: u64, then [`super::TrimReason`] as u8.
     pub const TRIMMED: u8 = 11;
+    /// The number of the group.
+    pub const GROUP_DELETED: u8 = 12;
+    /// `GroupReset`.
+    pub const GROUP_RESET: u8 = 13;
     /// Checkpoint: `ShardState`.
     pub const SHARD_STATE: u8 = 32;
     /// Checkpoint: `QueueState`.
@@ -122,6 +126,16 @@ pub(super) struct GroupCreated {
     pub(super) from: u64,
 }
 
+/// A group at another start.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct GroupReset {
+    pub(super) group: u32,
+    /// Counts the resets of this group, from 1: each is carried out once.
+    pub(super) number: u32,
+    /// It gets what is there from this sequence on.
+    pub(super) to: u64,
+}
+
 /// One message that came back.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Returned {
@@ -173,6 +187,8 @@ pub(super) struct GroupState {
     pub(super) fresh: u64,
     /// Payload and metadata bytes of its messages, as far as known.
     pub(super) bytes: u64,
+    /// How often it was reset.
+    pub(super) resets: u32,
     /// Messages that a limit discarded before they were acknowledged.
     pub(super) skipped: u64,
 }

@@ -80,6 +80,7 @@ impl Logic {
                 let (below, reason) = record::decode_trimmed(body).ok_or("malformed record")?;
                 self.replay_discarded(record.queue, below, Some(reason))
             }
+            kind::GROUP_DELETED | kind::GROUP_RESET => self.replay_group_change(record),
             kind::SHARD_STATE => {
                 let state: ShardState = record::decode(body)?;
                 if state.shard != self.shard {
@@ -158,11 +159,8 @@ impl Logic {
 
     fn replay_group(&mut self, id: u64, created: &GroupCreated) -> Result<(), String> {
         let Some(&index) = self.by_id.get(&id) else { return self.with_queue(id, |_| Ok(())) };
-        let known = self
-            .queues
-            .get(index)
-            .is_some_and(|queue| queue.groups.iter().any(|group| group.id == created.group));
-        if !known {
+        let is_new = |queue: &Queue| created.group >= queue.next_group;
+        if self.queues.get(index).is_some_and(is_new) {
             self.create_group(index, created);
         }
         Ok(())
@@ -189,6 +187,17 @@ impl Logic {
         Ok(())
     }
 
+    fn replay_group_change(&mut self, record: &Stored<'_>) -> Result<(), String> {
+        let Some(&index) = self.by_id.get(&record.queue) else {
+            return self.with_queue(record.queue, |_| Ok(()));
+        };
+        if record.kind == kind::GROUP_DELETED {
+            self.replay_group_deleted(index, record::decode(record.body)?)
+        } else {
+            self.replay_group_reset(index, &record::decode(record.body)?)
+        }
+    }
+
     fn replay_queue(&mut self, state: QueueState) -> Result<(), String> {
         if self.by_id.contains_key(&state.definition.id) {
             return Err("the queue is there twice".to_owned());
@@ -209,8 +218,13 @@ impl Logic {
     }
 }
 
-fn group_of(queue: &mut Queue, id: u32) -> Result<&mut Group, String> {
-    queue.group_by_id(id).ok_or_else(|| format!("group {id} was never created"))
+/// `None`: it was deleted.
+fn group_of(queue: &mut Queue, id: u32) -> Result<Option<&mut Group>, String> {
+    let next = queue.next_group;
+    match queue.group_by_id(id) {
+        None if id >= next => Err(format!("group {id} was never created")),
+        found => Ok(found),
+    }
 }
 
 fn group_state(queue: &mut Queue, state: &GroupState) -> Result<(), String> {
@@ -219,13 +233,14 @@ fn group_state(queue: &mut Queue, state: &GroupState) -> Result<(), String> {
     }
     let mut group = Group::new(state.group, &state.name, state.fresh);
     group.bytes = state.bytes;
+    group.resets = state.resets;
     group.skipped = state.skipped;
     queue.groups.push(group);
     Ok(())
 }
 
 fn open_run(queue: &mut Queue, id: u32, run: &OpenRun) -> Result<(), String> {
-    let group = group_of(queue, id)?;
+    let group = group_of(queue, id)?.ok_or("open messages of no group")?;
     if run.first == 0 || run.first + run.messages > group.fresh || run.messages > SKIPPED_MAX {
         return Err("impossible range of messages".to_owned());
     }
@@ -254,7 +269,7 @@ fn settled(queue: &mut Queue, kind: u8, body: &[u8]) -> Result<(), String> {
     let end = queue.next_sequence;
     let mut messages = 0;
     record::read_ranges(body, |id, first, count| {
-        let group = group_of(queue, id)?;
+        let Some(group) = group_of(queue, id)? else { return Ok(()) };
         if first == 0
             || first + count > end
             || count > SKIPPED_MAX
@@ -281,7 +296,7 @@ fn settled(queue: &mut Queue, kind: u8, body: &[u8]) -> Result<(), String> {
 
 fn returned(queue: &mut Queue, id: u32, entry: &Returned) -> Result<(), String> {
     let end = queue.next_sequence;
-    let group = group_of(queue, id)?;
+    let Some(group) = group_of(queue, id)? else { return Ok(()) };
     let sequence = entry.sequence;
     if sequence == 0 || sequence >= end || sequence.saturating_sub(group.fresh) > SKIPPED_MAX {
         return Err(format!("message {sequence} does not exist"));

@@ -92,13 +92,14 @@ impl Logic {
         };
         put(emit, kind::QUEUE_STATE, id, &record::encode(&state));
         queue.marks.write(|body| put(emit, kind::MARKS, id, body));
-        for group in &queue.groups {
+        for group in queue.live_groups() {
             let mut fresh = group.fresh;
             if canary::planted(canary::Canary::Resurrect) {
                 fresh = fresh.saturating_sub(3).max(1);
             }
             let (name, bytes) = (group.name.clone(), group.bytes);
-            let state = GroupState { group: group.id, name, fresh, bytes, skipped: group.skipped };
+            let (resets, skipped) = (group.resets, group.skipped);
+            let state = GroupState { group: group.id, name, fresh, bytes, resets, skipped };
             put(emit, kind::GROUP_STATE, id, &record::encode(&state));
             self.write_open(id, group, emit);
         }

@@ -60,6 +60,11 @@ impl Logic {
             self.answer(waiter, port, Outcome::QueueDeleted, 0);
             return Ok(());
         }
+        let group = self.queues.get(asked.queue).and_then(|queue| queue.groups.get(asked.group));
+        if group.is_some_and(|group| group.deleted) {
+            self.answer(waiter, port, Outcome::LeaseLost, 0);
+            return Ok(());
+        }
         let Some(lease) = found else {
             self.without_lease(port, asked, up, token, again);
             return Ok(());

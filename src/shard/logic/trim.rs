@@ -114,11 +114,11 @@ impl Logic {
     /// What goes for new messages in a queue that drops the oldest: the group that has most counts.
     fn dropped_below(&self, queue: &Queue) -> Option<u64> {
         let Limits { max_messages, max_bytes, .. } = queue.definition.limits;
-        let by_messages = queue.groups.iter().filter_map(|group| {
+        let by_messages = queue.live_groups().filter_map(|group| {
             let excess = group.open(queue.next_sequence).saturating_sub(max_messages);
             (max_messages > 0 && excess > 0).then(|| self.behind_oldest(group, excess))
         });
-        let too_long = max_bytes > 0 && queue.groups.iter().any(|group| group.bytes > max_bytes);
+        let too_long = max_bytes > 0 && queue.live_groups().any(|group| group.bytes > max_bytes);
         let by_bytes = too_long.then(|| queue.cut_by_bytes());
         let below = by_messages.chain(by_bytes).max()?;
         (below > self.oldest_open(queue)).then_some(below)
@@ -222,7 +222,7 @@ impl Logic {
             group.discard_below(below);
             let left = group.open(*next_sequence);
             group.bytes = mean * left;
-            if reason.is_some() {
+            if reason.is_some() && !group.deleted {
                 let lost = open - left;
                 group.skipped += lost;
                 for number in &group.consumers {

@@ -1,7 +1,7 @@
 //! Names and values of the logic's interface.
 
 use super::limits::{Limits, LimitsEdit};
-use ringmain_client::protocol::{ErrorCode, Kind};
+use ringmain_client::protocol::{ErrorCode, GroupPlace, Kind};
 use ringmain_client::wire::{DeliveryHeader, Outcome};
 use serde::{Deserialize, Serialize};
 
@@ -65,6 +65,9 @@ pub struct QueueEdit {
     pub limits: LimitsEdit,
 }
 
+/// Groups of a queue at most: each is looked at with every message.
+pub const GROUPS_MAX: usize = 256;
+
 /// A consumer that is to be opened.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ConsumerSpec {
@@ -79,6 +82,8 @@ pub struct ConsumerSpec {
     pub leases: u32,
     /// Only shows messages.
     pub browse: bool,
+    /// It was served by a broker that is gone.
+    pub adopted: bool,
 }
 
 /// A message or a submission was not taken: it stays in its ring, and is offered again later.
@@ -93,6 +98,10 @@ pub enum Refusal {
     Unknown,
     /// The journal failed with this errno.
     JournalFailed(i32),
+    /// The group of an adopted consumer was deleted: it ends.
+    NoGroup,
+    /// The queue has as many groups as it may have.
+    GroupLimit,
 }
 
 /// How a delivery went.
@@ -119,6 +128,8 @@ pub enum ControlResult {
     Refused(ErrorCode, String),
     /// The journal failed with this errno: it may or may not have been carried out.
     JournalFailed(i32),
+    /// A group is durably there, or would be, if that was the question.
+    Group(GroupPlace),
 }
 
 /// Towards the clients.
@@ -158,4 +169,6 @@ pub trait Port {
     fn seen(&mut self, handle: HandleId, slot: u32) -> bool;
     /// What a control request came to, once it is durable.
     fn control(&mut self, request: u64, result: ControlResult);
+    /// The group of this consumer is deleted: the caller closes the handle.
+    fn ended(&mut self, handle: HandleId);
 }

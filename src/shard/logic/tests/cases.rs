@@ -17,7 +17,14 @@ pub(super) struct World {
 }
 
 pub(super) fn consumer(credit: u32) -> ConsumerSpec {
-    ConsumerSpec { group: String::new(), from: StartAt::First, credit, leases: 64, browse: false }
+    ConsumerSpec {
+        group: String::new(),
+        from: StartAt::First,
+        credit,
+        leases: 64,
+        browse: false,
+        adopted: false,
+    }
 }
 
 impl World {

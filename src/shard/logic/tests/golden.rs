@@ -10,8 +10,8 @@ use super::memory::definition;
 use crate::shard::logic::Limits;
 use crate::shard::logic::marks::Mark;
 use crate::shard::logic::record::{
-    self, GroupCreated, GroupState, LaneState, List, MarkList, MessageBody, OpenRun, QueueState,
-    Returned, ShardState, TrimReason, kind,
+    self, GroupCreated, GroupReset, GroupState, LaneState, List, MarkList, MessageBody, OpenRun,
+    QueueState, Returned, ShardState, TrimReason, kind,
 };
 
 fn list(fill: impl FnOnce(&mut List)) -> Vec<u8> {
@@ -68,6 +68,7 @@ pub(super) fn bodies() -> Vec<(&'static str, u8, Vec<u8>)> {
         stream_from: 1,
     };
     let created = GroupCreated { group: 1, name: "audit".to_owned(), from: 400 };
+    let reset = GroupReset { group: 300, number: 2, to: 7 };
     let shard = ShardState { shard: 1, next_queue_id: 6 };
     let queue = QueueState {
         definition: orders.clone(),
@@ -81,8 +82,14 @@ pub(super) fn bodies() -> Vec<(&'static str, u8, Vec<u8>)> {
         trimmed: 4,
         dropped: 5,
     };
-    let group =
-        GroupState { group: 1, name: "audit".to_owned(), fresh: 450, bytes: 12_800, skipped: 6 };
+    let group = GroupState {
+        group: 1,
+        name: "audit".to_owned(),
+        fresh: 450,
+        bytes: 12_800,
+        resets: 2,
+        skipped: 6,
+    };
     let lane = LaneState { lane: 9, runs: vec![(4096, 3, 2, 498)] };
     vec![
         ("message", kind::MESSAGE, body),
@@ -101,6 +108,8 @@ pub(super) fn bodies() -> Vec<(&'static str, u8, Vec<u8>)> {
         ),
         ("purged", kind::PURGED, 500u64.to_le_bytes().to_vec()),
         ("trimmed", kind::TRIMMED, record::encode_trimmed(500, TrimReason::Age).to_vec()),
+        ("group-deleted", kind::GROUP_DELETED, record::encode(&300u32)),
+        ("group-reset", kind::GROUP_RESET, record::encode(&reset)),
         ("shard-state", kind::SHARD_STATE, record::encode(&shard)),
         ("queue-state", kind::QUEUE_STATE, record::encode(&queue)),
         ("group-state", kind::GROUP_STATE, record::encode(&group)),

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use super::memory::{Event, Record};
+use super::memory::{Event, Record, at_ms};
 use super::model::State;
 use super::programs::{Check, Client, ORIGIN, Program};
 use crate::shard::logic::record::{self, MessageBody, kind};
@@ -70,7 +70,7 @@ impl Program {
             return Err(format!("dead letter of {sequence}: {letter:?}"));
         }
         let dead = self.model.queues.get_mut(&letter.queue).expect("queue");
-        if dead.stored(payload) != letter.sequence {
+        if dead.stored(payload, body.published_ns) != letter.sequence {
             return Err("a sequence is not dense".to_owned());
         }
         Ok(())
@@ -128,10 +128,24 @@ impl Program {
                     }
                 }
                 Event::Control { request, result } => {
-                    let expected = self.purges.remove(&request).map(ControlResult::Purged);
-                    if expected.is_some_and(|expected| expected != result) {
-                        return Err(format!("{request}: {result:?}"));
+                    let same = |expected: &ControlResult| match (expected, &result) {
+                        (ControlResult::Refused(code, _), ControlResult::Refused(found, _)) => {
+                            code == found
+                        }
+                        (expected, result) => expected == result,
+                    };
+                    let expected = self.controls.remove(&request);
+                    if expected.as_ref().is_some_and(|expected| !same(expected)) {
+                        return Err(format!("{request}: {result:?}, not {expected:?}"));
                     }
+                }
+                Event::Ended { handle } => {
+                    let client = self.consumers.get(&handle).ok_or("nobody was to end")?;
+                    if !client.ending {
+                        return Err(format!("{handle:?} ended, its group is there"));
+                    }
+                    self.logic.close_handle(&mut self.port, handle, at_ms(self.ms));
+                    self.gone(handle);
                 }
             }
         }
@@ -185,6 +199,12 @@ impl Program {
         let held: BTreeMap<_, _> = self.held().collect();
         if held != self.port.leases {
             return Err(format!("leases {:?} instead of {held:?}", self.port.leases));
+        }
+        if let Some((request, expected)) = self.controls.pop_first() {
+            return Err(format!("{request} is not answered, {expected:?}"));
+        }
+        if let Some(left) = self.consumers.iter().find(|(_, client)| client.ending) {
+            return Err(format!("{left:?} did not end"));
         }
         if let Some((request, outcome)) = self.answers.pop_first() {
             return Err(format!("{request} is not answered, {outcome:?}"));

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use ringmain_client::protocol::{Overflow, Retention};
 
-use super::memory::handle;
+use super::memory::{at_ms, handle};
 use super::model::{Queue, State};
 use super::programs::{Check, Program, QUEUES};
 use crate::shard::logic::record::TrimReason;
@@ -20,8 +20,6 @@ pub(super) struct Keeps {
     pub(super) first: u64,
     pub(super) trimmed: u64,
     pub(super) dropped: u64,
-    /// When messages were published.
-    pub(super) times_ms: BTreeMap<u64, u64>,
 }
 
 impl Keeps {
@@ -87,8 +85,9 @@ impl Queue {
                 stream && (self.bytes_from(below) <= max_bytes || newest)
             }
             TrimReason::Age => {
-                let mut gone = self.keeps.times_ms.range(self.keeps.first..below);
-                stream && gone.all(|(_, at_ms)| at_ms + max_age_ms <= now_ms)
+                let mut gone = self.times.range(self.keeps.first..below);
+                let old_ns = at_ms(now_ms).realtime_ns - max_age_ms * 1_000_000;
+                stream && gone.all(|(_, at_ns)| *at_ns <= old_ns)
             }
             TrimReason::DropOldest if max_messages > 0 => {
                 overflow == Overflow::DropOldest && most_left == max_messages
@@ -126,7 +125,7 @@ impl Program {
         let lost = queue.trim(below, reason, self.ms)?;
         for (handle, client) in &mut self.consumers {
             if handle.queue == id {
-                client.skipped += lost[&client.group];
+                client.skipped += lost.get(&client.group).unwrap_or(&0);
             }
         }
         Ok(())
@@ -173,7 +172,7 @@ impl Program {
             let Limits { max_messages, max_bytes, max_age_ms, overflow, .. } = queue.keeps.limits;
             let info = self.logic.info(*id).expect("queue");
             let counted = (info.first_sequence, info.trimmed, info.dropped, info.skipped);
-            let Keeps { trimmed, dropped, first, ref times_ms, .. } = queue.keeps;
+            let Keeps { trimmed, dropped, first, .. } = queue.keeps;
             let oldest = queue.there().first().copied().unwrap_or(queue.next);
             if counted != (oldest, trimmed, dropped, queue.groups[""].skipped) {
                 return Err(format!("{counted:?} of {id}: {queue:?}"));
@@ -190,14 +189,17 @@ impl Program {
                 _ => 0,
             };
             let bytes = if queue.keeps.is_stream() { queue.bytes_from(first) } else { 0 };
-            let old_ms = times_ms.range(first..).next().map_or(0, |(_, at_ms)| self.ms - at_ms);
+            let now_ns = at_ms(self.ms).realtime_ns;
+            let age_ns = |at_ns: &u64| now_ns.saturating_sub(*at_ns);
+            let old_ns = queue.times.range(first..).next().map_or(0, |(_, at_ns)| age_ns(at_ns));
+            let most_ns = max_age_ms * 1_000_000 / 16 * 17 + 1_000_000;
             if max_messages > 0 && stored > max_messages
                 || max_bytes > 0 && bytes > max_bytes && stored > 1
-                || queue.keeps.is_stream() && max_age_ms > 0 && old_ms > max_age_ms + 2
+                || queue.keeps.is_stream() && max_age_ms > 0 && old_ns > most_ns
             {
                 let keeps = &queue.keeps;
                 return Err(format!(
-                    "{id} has {stored} messages, {bytes} bytes, {old_ms} ms: {keeps:?}"
+                    "{id} has {stored} messages, {bytes} bytes, {old_ns} ns: {keeps:?}"
                 ));
             }
         }

@@ -168,6 +168,7 @@ pub(super) enum Event {
     Skipped { handle: HandleId, messages: u64 },
     Drained { handle: HandleId },
     Control { request: u64, result: ControlResult },
+    Ended { handle: HandleId },
 }
 
 #[derive(Debug, Clone, Default)]
@@ -261,6 +262,10 @@ impl Port for MemoryPort {
 
     fn control(&mut self, request: u64, result: ControlResult) {
         self.events.push(Event::Control { request, result });
+    }
+
+    fn ended(&mut self, handle: HandleId) {
+        self.events.push(Event::Ended { handle });
     }
 }
 

@@ -6,6 +6,7 @@
 mod cases;
 mod crashes;
 mod golden;
+mod groups;
 mod judge;
 mod keeps;
 mod limits;

@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
+use ringmain_client::protocol::{GroupPlace, StartAt};
 use ringmain_client::wire::{LeaseToken, Outcome, Up};
 
 use super::keeps::Keeps;
@@ -39,6 +40,8 @@ pub(super) struct Group {
 #[derive(Debug, Clone, Default)]
 pub(super) struct Queue {
     pub(super) payloads: BTreeMap<u64, Vec<u8>>,
+    /// When each message was published.
+    pub(super) times: BTreeMap<u64, u64>,
     pub(super) next: u64,
     /// Messages below it are durable.
     pub(super) durable: u64,
@@ -67,8 +70,10 @@ impl Queue {
         Self { next: 1, durable: 1, groups, max_deliveries, lease_ms, keeps, ..Self::default() }
     }
 
-    pub(super) fn stored(&mut self, payload: &[u8]) -> u64 {
+    pub(super) fn stored(&mut self, payload: &[u8], published_ns: u64) -> u64 {
         let sequence = self.next;
+        let last_ns = self.times.last_key_value().map_or(0, |(_, last_ns)| *last_ns);
+        self.times.insert(sequence, published_ns.max(last_ns));
         self.next += 1;
         self.payloads.insert(sequence, payload.to_vec());
         for group in self.groups.values_mut() {
@@ -77,18 +82,42 @@ impl Queue {
         sequence
     }
 
-    pub(super) fn add_group(&mut self, name: &str, from: u64) {
-        if self.groups.contains_key(name) {
-            return;
+    pub(super) fn add_group(&mut self, name: &str, from: StartAt) {
+        if !self.groups.contains_key(name) {
+            let open = self.from(from);
+            self.groups.insert(name.to_owned(), Group { open, skipped: 0 });
         }
-        let open = |sequence: u64| (sequence, back(0));
-        let open = if self.keeps.is_stream() {
-            (self.keeps.first.max(from)..self.next).map(open).collect()
-        } else {
-            let there = self.groups.values().flat_map(|group| group.open.keys().copied());
-            there.filter(|sequence| *sequence >= from).map(open).collect()
-        };
-        self.groups.insert(name.to_owned(), Group { open, skipped: 0 });
+    }
+
+    /// All leases of the group are lost.
+    pub(super) fn reset_group(&mut self, name: &str, to: StartAt) {
+        let open = self.from(to);
+        self.group(name).open = open;
+    }
+
+    /// What a group that starts there has.
+    fn from(&self, start: StartAt) -> BTreeMap<u64, State> {
+        let stream = self.keeps.is_stream();
+        let mut there: Vec<u64> = self.there().into_iter().collect();
+        there.retain(|sequence| !stream || *sequence >= self.keeps.first);
+        match start {
+            StartAt::First => {}
+            StartAt::New => there.clear(),
+            StartAt::Sequence(from) => there.retain(|sequence| *sequence >= from),
+            StartAt::Time(from_ns) => there.retain(|sequence| self.times[sequence] >= from_ns),
+            StartAt::Last(messages) => {
+                let end = there.len();
+                there.drain(..end.saturating_sub(messages as usize));
+            }
+        }
+        there.into_iter().map(|sequence| (sequence, back(0))).collect()
+    }
+
+    /// What the answer to a request about a group that starts there says.
+    pub(super) fn place(&self, start: StartAt) -> GroupPlace {
+        let open = self.from(start);
+        let first = open.first_key_value().map(|(sequence, _)| *sequence);
+        GroupPlace { sequence: first.unwrap_or(self.next), messages: open.len() as u64 }
     }
 
     fn returned(&self, count: u32, rejected: bool, may_ms: u64) -> State {
@@ -181,6 +210,10 @@ impl Queue {
         else {
             return Outcome::Done;
         };
+        // It was deleted.
+        if !self.groups.contains_key(name) {
+            return Outcome::LeaseLost;
+        }
         let LeaseToken { slot, attempt, sequence } = lease;
         let (exists, state) = (
             sequence > 0 && sequence < self.durable,

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use ringmain_client::protocol::Overflow;
+use ringmain_client::protocol::{ErrorCode, Overflow};
 use ringmain_client::wire::{LeaseToken, Outcome, Up};
 
 use super::cases::consumer;
@@ -10,7 +10,9 @@ use super::keeps::{self, LIMITED};
 use super::memory::{MemoryLog, MemoryPort, at_ms, definition, handle};
 use super::model::{DELAY_MS_MAX, Model, Queue, State};
 use crate::shard::logic::record::kind;
-use crate::shard::logic::{HandleId, Limits, Logic, Lsn, Refusal, StartAt, canary};
+use crate::shard::logic::{
+    ControlResult, GroupCommand, HandleId, Limits, Logic, Lsn, Refusal, StartAt, canary,
+};
 
 /// Takes the dead letters of `ORIGIN`; the third queue has none.
 pub(super) const DEAD: u64 = 1;
@@ -48,6 +50,8 @@ pub(super) struct Client {
     pub(super) blocked: bool,
     /// Messages that a limit took from its group, and that it was not told of.
     pub(super) skipped: u64,
+    /// Its group is deleted.
+    pub(super) ending: bool,
 }
 
 pub(super) struct Program {
@@ -73,7 +77,7 @@ pub(super) struct Program {
     pub(super) answers: BTreeMap<u64, Outcome>,
     /// Submissions whose slots are not released, and when they may be.
     pub(super) unreleased: Vec<(HandleId, Up, Option<Lsn>)>,
-    pub(super) purges: BTreeMap<u64, u64>,
+    pub(super) controls: BTreeMap<u64, ControlResult>,
     pub(super) next_request: u64,
     pub(super) next_handle: u8,
 }
@@ -100,7 +104,7 @@ impl Program {
             limited: BTreeSet::new(),
             answers: BTreeMap::new(),
             unreleased: Vec::new(),
-            purges: BTreeMap::new(),
+            controls: BTreeMap::new(),
             next_request: 1,
             next_handle: 10,
         };
@@ -145,7 +149,8 @@ impl Program {
             let next = position + 1 + self.random.below(2);
             let payload: Vec<u8> =
                 format!("{queue}/{position}/{}", "x".repeat(self.random.below(30) as usize)).into();
-            let now = at_ms(self.ms);
+            let mut now = at_ms(self.ms);
+            now.realtime_ns += self.random.below(900_000);
             let producer = handle(queue, 1);
             let (model, last) =
                 (self.model.queues.get_mut(&queue).expect("queue"), self.log.last());
@@ -170,8 +175,7 @@ impl Program {
                 completions.push_back((position, 0, Outcome::QueueFull));
                 continue;
             }
-            let sequence = model.stored(&payload);
-            model.keeps.times_ms.insert(sequence, self.ms);
+            let sequence = model.stored(&payload, now.realtime_ns);
             self.model.lanes.entry(queue).or_default().push_back((position, sequence));
             completions.push_back((position, sequence, Outcome::Done));
         }
@@ -192,21 +196,18 @@ impl Program {
         let credit = 1 + self.random.below(6) as u32;
         let mut spec = consumer(credit);
         spec.group = group.clone();
-        spec.from =
-            self.random.pick(&[StartAt::First, StartAt::New, StartAt::Sequence(4)]).expect("some");
+        spec.from = self.start_at(queue);
         let opened = self.logic.open_consumer(&mut self.log, handle, &spec);
-        if self.log.full && opened == Err(Refusal::Full) {
+        let may_wait = self.log.full || matches!(spec.from, StartAt::Time(_));
+        if may_wait && opened == Err(Refusal::Full) {
             return Ok(());
         }
-        opened.expect("room");
+        let is_new = opened.expect("room");
         let rules = self.model.queues.get_mut(&queue).expect("queue");
-        let from = match spec.from {
-            StartAt::First => 1,
-            StartAt::New => rules.next,
-            StartAt::Sequence(sequence) => sequence,
-        };
-        rules.add_group(&group, from);
-        self.consumers.insert(handle, Client { group, credit, blocked: false, skipped: 0 });
+        assert_eq!(is_new, !rules.groups.contains_key(&group));
+        rules.add_group(&group, spec.from);
+        let client = Client { group, credit, blocked: false, ending: false, skipped: 0 };
+        self.consumers.insert(handle, client);
         self.note()
     }
 
@@ -218,14 +219,89 @@ impl Program {
         queue
             .come_back(|with, _, _| *with == handle, |with, slot| !unseen.contains(&(*with, slot)));
         self.logic.close_handle(&mut self.port, handle, at_ms(self.ms));
+        self.gone(handle);
+    }
+
+    /// Nobody is there to hear of acknowledgements that are not durable.
+    pub(super) fn gone(&mut self, handle: HandleId) {
         self.consumers.remove(&handle);
         self.port.room.remove(&handle);
-        // Acknowledgements that are not durable: nobody is there to hear of it.
         self.port.leases.retain(|(with, _), _| *with != handle);
+        self.port.unseen.retain(|(with, _)| *with != handle);
         self.unreleased.retain(|(with, _, _)| *with != handle);
         self.tokens.retain(|(with, _)| *with != handle);
         self.answers.clear();
         self.next_request += 1_000;
+    }
+
+    fn start_at(&mut self, queue: u64) -> StartAt {
+        let times: Vec<u64> = self.model.queues[&queue].times.values().copied().collect();
+        match self.random.below(8) {
+            0 | 1 => StartAt::First,
+            2 => StartAt::New,
+            3 => StartAt::Sequence(self.random.below(times.len() as u64 + 3)),
+            4 => StartAt::Last(self.random.below(5)),
+            _ => {
+                let at_ns = self.random.pick(&times).unwrap_or(at_ms(self.ms).realtime_ns);
+                StartAt::Time(at_ns + self.random.below(3) - 1)
+            }
+        }
+    }
+
+    /// Creates, resets or deletes a group.
+    fn group(&mut self) -> Check {
+        let queue = self.random.pick(&QUEUES).expect("some");
+        let group = self.random.pick(&["", "audit", "audit"]).expect("some");
+        let start = self.start_at(queue);
+        // What was gathered before counts before, and nothing has to be waited for.
+        self.logic.flush(&mut self.log);
+        self.records()?;
+        self.durable_to(self.log.last())?;
+        self.log.far.clear();
+        let (dry_run, force) = (self.random.below(4) == 0, self.random.below(3) > 0);
+        let command = match self.random.below(4) {
+            0 => GroupCommand::Create { from: start },
+            1 => GroupCommand::Delete { force },
+            _ => GroupCommand::Reset { to: start, dry_run, force },
+        };
+        let is_used = self
+            .consumers
+            .iter()
+            .any(|(with, client)| with.queue == queue && client.group == group && !client.ending);
+        let rules = self.model.queues.get_mut(&queue).expect("queue");
+        let refused = |code| ControlResult::Refused(code, String::new());
+        let there = rules.groups.contains_key(group);
+        let place = ControlResult::Group(rules.place(start));
+        let expected = match command {
+            GroupCommand::Create { .. } if there => refused(ErrorCode::Exists),
+            GroupCommand::Delete { .. } if group.is_empty() => refused(ErrorCode::Invalid),
+            GroupCommand::Reset { .. } | GroupCommand::Delete { .. } if !there => {
+                refused(ErrorCode::NotFound)
+            }
+            GroupCommand::Reset { dry_run: true, .. } => place,
+            GroupCommand::Reset { .. } | GroupCommand::Delete { .. } if is_used && !force => {
+                refused(ErrorCode::Busy)
+            }
+            GroupCommand::Create { .. } => {
+                rules.add_group(group, start);
+                place
+            }
+            GroupCommand::Reset { .. } => {
+                rules.reset_group(group, start);
+                place
+            }
+            GroupCommand::Delete { .. } => {
+                rules.groups.remove(group);
+                for (with, client) in &mut self.consumers {
+                    client.ending |= with.queue == queue && client.group == group;
+                }
+                ControlResult::Done
+            }
+        };
+        self.next_request += 1;
+        self.controls.insert(self.next_request, expected);
+        self.logic.group_command(&mut self.log, self.next_request, queue, group, command);
+        self.note()
     }
 
     pub(super) fn submit(&mut self, handle: HandleId, up: Up, again: bool) -> Check {
@@ -319,8 +395,9 @@ impl Program {
         self.records()?;
         self.next_request += 1;
         let rules = self.model.queues.get_mut(&queue).expect("queue");
-        self.purges.insert(self.next_request, rules.there().len() as u64);
+        let messages = rules.there().len() as u64;
         rules.keeps.first = rules.next;
+        self.controls.insert(self.next_request, ControlResult::Purged(messages));
         for group in rules.groups.values_mut() {
             group.open.clear();
         }
@@ -407,10 +484,11 @@ impl Program {
             28..55 => self.ask()?,
             55..58 => self.credit()?,
             58..62 => self.room(),
-            62..70 => self.time()?,
+            62..69 => self.time()?,
+            69 if !self.log.full => self.group()?,
             70 if !self.log.full && self.random.below(2) == 0 => self.edit()?,
             70 if !self.log.full => self.purge()?,
-            70 | 71 => self.log.full = !self.log.full,
+            69..72 => self.log.full = !self.log.full,
             72..82 => self.late_disk()?,
             82..92 => self.dispatch()?,
             92..94 => {
@@ -441,8 +519,9 @@ impl Program {
                 let mut spec = consumer(4096);
                 (spec.leases, spec.group) = (4096, group.clone());
                 self.logic.open_consumer(&mut self.log, handle, &spec).expect("room");
-                self.consumers
-                    .insert(handle, Client { group, credit: 4096, blocked: false, skipped: 0 });
+                let client =
+                    Client { group, credit: 4096, blocked: false, ending: false, skipped: 0 };
+                self.consumers.insert(handle, client);
             }
         }
         self.ms += DELAY_MS_MAX + 1;
