@@ -135,8 +135,8 @@ fn consumers_and_peek_start_at_a_time() {
     let daemon = Daemon::durable();
     for queue in both(&daemon, &[]) {
         daemon.feed(&["publish", queue], b"one\ntwo\n");
-        let first = documents(&daemon.ok(&["peek", queue, "--json", "--count", "1"]));
-        let published = first[0]["published_ns"].as_u64().unwrap();
+        let shown = documents(&daemon.ok(&["peek", queue, "--json", "--count", "1"]));
+        let published = shown[0]["published_ns"].as_u64().unwrap();
         let at = std::time::UNIX_EPOCH + Duration::from_nanos(published);
         let at = humantime::format_rfc3339_nanos(at).to_string();
         assert_eq!(daemon.ok(&["peek", queue, "--from", &at]), "one\ntwo\n");

@@ -93,7 +93,7 @@ impl Logic {
         };
         let Some(nth) = single.checked_sub(1) else { return fresh };
         let nth = usize::try_from(nth).unwrap_or(usize::MAX);
-        open.iter().rev().nth(nth).or(open.first()).copied().unwrap_or(fresh)
+        open.iter().rev().nth(nth).or_else(|| open.first()).copied().unwrap_or(fresh)
     }
 
     /// By halves among the messages that are there, between two marks. One that cannot be read counts as late enough: rather

@@ -242,7 +242,7 @@ impl Program {
             3 => StartAt::Sequence(self.random.below(times.len() as u64 + 3)),
             4 => StartAt::Last(self.random.below(5)),
             _ => {
-                let at_ns = self.random.pick(&times).unwrap_or(at_ms(self.ms).realtime_ns);
+                let at_ns = self.random.pick(&times).unwrap_or_else(|| at_ms(self.ms).realtime_ns);
                 StartAt::Time(at_ns + self.random.below(3) - 1)
             }
         }
