@@ -22,6 +22,8 @@ mod brokered_hostile;
 mod brokered_idle;
 #[path = "daemon/deaths.rs"]
 mod deaths;
+#[path = "daemon/groups.rs"]
+mod groups;
 #[path = "daemon/hostile.rs"]
 mod hostile;
 #[path = "daemon/lifecycle.rs"]

@@ -22,7 +22,7 @@ use std::time::{Duration, Instant};
 use super::control::{FromShard, Outbox, ToShard, Trouble};
 use super::handle::Handle;
 use super::handles::Handles;
-use super::logic::{Logic, Now};
+use super::logic::{Logic, Lsn, Now};
 use super::memory::PageMemory;
 use super::spin::Spin;
 use super::take::Taken;
@@ -60,6 +60,8 @@ pub(super) struct Shard<D: Disk> {
     pub(super) stalled: VecDeque<ToShard>,
     /// Deletions under way: request and queue.
     pub(super) deleting: Vec<(u64, u64)>,
+    /// Answers to clients whose groups are new, and the records that create these.
+    pub(super) attaching: Vec<(Lsn, FromShard)>,
     /// Everything is adopted.
     pub(super) is_started: bool,
     /// The journal failed, and everybody was told.
@@ -113,6 +115,7 @@ impl<D: Disk> Shard<D> {
             handles: Handles::default(),
             stalled: VecDeque::new(),
             deleting: Vec::new(),
+            attaching: Vec::new(),
             is_started: false,
             failed_errno: None,
             is_full: false,
@@ -170,6 +173,7 @@ impl<D: Disk> Shard<D> {
         busy |= self.tend();
         self.answer_requests();
         self.tell_of_stalls();
+        self.go_on_below_limits();
         let has_work = self.handles.listed(Role::Consume) + self.handles.listed(Role::Produce) > 0;
         busy | (has_work && self.is_journal_ready())
     }
@@ -233,6 +237,8 @@ impl<D: Disk> Shard<D> {
                 }
             }
         }
+        self.answer_attached(progress.durable);
+        self.end_consumers();
         self.tell_of_room();
         progress.advanced || progress.reads > 0
     }
@@ -271,6 +277,17 @@ impl<D: Disk> Shard<D> {
                 self.number
             );
             self.outbox.send(FromShard::Log { text });
+        }
+    }
+
+    /// Lanes for which their queues have room again.
+    fn go_on_below_limits(&mut self) {
+        for key in self.logic.take_unblocked() {
+            let Some(place) = self.handles.place(key) else { continue };
+            if let Some(handle) = self.handles.get_mut(place) {
+                handle.is_limited = false;
+            }
+            self.handles.list(place);
         }
     }
 

@@ -59,7 +59,20 @@ fn wrong_arguments_are_usage_errors() {
         (&["consume"], "<QUEUE>"),
         (&["consume", "q", "--credit", "0"], "0 is not in 1"),
         (&["peek"], "<QUEUE>"),
-        (&["peek", "q", "--from", "first"], "invalid value 'first'"),
+        (&["peek", "q", "--from", "last"], "first, new or a sequence, or a time"),
+        (&["tail"], "<QUEUE>"),
+        (&["tail", "q", "-n", "-1"], "'-1'"),
+        (&["tail", "q", "-n", "some"], "invalid value 'some'"),
+        (&["group"], "a command is missing; see 'ringmain group --help'"),
+        (&["group", "list"], "<QUEUE>"),
+        (&["group", "info", "q"], "<GROUP>"),
+        (&["group", "create", "q", "a b"], "a group name has"),
+        (&["group", "create", "q", ""], "value"),
+        (&["group", "create", "q", "g", "--from", "-10"], "a time such as -10m"),
+        (&["group", "create", "q", "g", "--from", "2026-01-31"], "a time such as -10m"),
+        (&["group", "reset", "q", "g"], "--to"),
+        (&["group", "reset", "q", "g", "--to", "back"], "first, new or a sequence, or a time"),
+        (&["group", "delete", "q", "a/b"], "a group name has"),
         (&["peek", "q", "--count", "few"], "invalid value 'few'"),
         (&["dead-letter"], "a command is missing; see 'ringmain dead-letter --help'"),
         (&["dead-letter", "list"], "<QUEUE>"),
@@ -126,6 +139,12 @@ fn without_a_daemon_the_exit_code_is_69() {
         &["bench", "durable", "--data-dir", "/tmp"],
         &["queue", "edit", "q", "--lease", "1s"],
         &["peek", "q"],
+        &["tail", "q"],
+        &["group", "list", "q"],
+        &["group", "info", "q", "g"],
+        &["group", "create", "q", "g"],
+        &["group", "reset", "q", "g", "--to", "new"],
+        &["group", "delete", "q", "g"],
         &["dead-letter", "list", "q"],
         &["dead-letter", "redrive", "q"],
     ];
@@ -189,6 +208,13 @@ fn help_is_complete_and_goes_to_stdout() {
         &["publish"],
         &["consume"],
         &["peek"],
+        &["tail"],
+        &["group"],
+        &["group", "list"],
+        &["group", "info"],
+        &["group", "create"],
+        &["group", "reset"],
+        &["group", "delete"],
         &["dead-letter"],
         &["dead-letter", "list"],
         &["dead-letter", "redrive"],
@@ -209,7 +235,7 @@ fn help_is_complete_and_goes_to_stdout() {
         assert!(text.contains("Usage: ringmain"), "{text}");
         // Each command but the one that has a daemon of its own.
         assert_eq!(text.contains("--socket"), *arguments != ["demo"], "{text}");
-        if !matches!(arguments, ["queue" | "bench" | "dead-letter" | "journal"]) {
+        if !matches!(arguments, ["queue" | "bench" | "dead-letter" | "group" | "journal"]) {
             assert!(text.contains("Examples:\n  ringmain "), "{text}");
         }
         assert!(!text.contains("helper") && !text.contains("broker   "), "{text}");

@@ -8,6 +8,7 @@ mod connection;
 mod consumer;
 mod doorbell;
 mod error;
+mod groups;
 mod guard;
 mod producer;
 mod reservation;
@@ -33,6 +34,7 @@ use std::sync::Arc;
 
 pub use consumer::{Consumer, Received};
 pub use error::{ClientError, ReceiveError, SendError};
+pub use groups::ResetOptions;
 pub use guard::{Guard, Message, ReadMetadataError};
 pub use producer::Producer;
 pub use reservation::Reservation;

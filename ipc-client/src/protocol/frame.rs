@@ -184,7 +184,7 @@ mod tests {
             CONTROL.decode::<Request>(&bytes).unwrap_err()
         };
         assert_eq!(with(0, b'X'), FrameError::Magic);
-        assert_eq!(with(4, 3), FrameError::Version { theirs: 3, ours: PROTOCOL_VERSION });
+        assert_eq!(with(4, 2), FrameError::Version { theirs: 2, ours: PROTOCOL_VERSION });
         assert_eq!(with(6, 1), FrameError::Reserved(1));
         assert_eq!(with(11, 255), FrameError::Truncated { stated: 0xff00_0001, actual: 1 });
         assert!(matches!(with(12, 200), FrameError::Body(_)));

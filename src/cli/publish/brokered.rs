@@ -17,6 +17,7 @@ use super::{Config, NOTICE_AFTER, Source, bad_input, send_failure};
 use crate::cli::args::Confirm;
 use crate::cli::exit::{Exit, Failure, Outcome};
 use crate::cli::output::{notice, print_json};
+use crate::cli::units;
 
 /// How long a wait for confirmations goes on before the input is looked at again.
 const SLICE: Duration = Duration::from_millis(5);
@@ -230,14 +231,10 @@ impl Publisher {
         }
         self.asked = Some(now);
         let asked = self.client.queue_info(&self.config.queue);
-        asked.map_err(|error| self.failed(Failure::queue(&self.config.queue, error)))?;
+        let info = asked.map_err(|error| self.failed(Failure::queue(&self.config.queue, error)))?;
         if !self.noticed {
             self.noticed = true;
-            notice(&format!(
-                "queue {} confirms nothing for now; if its disk is full it goes on as soon as there is \
-                 room, see the daemon's log",
-                self.config.queue
-            ));
+            notice(&why_nothing_is_confirmed(&info));
         }
         Ok(())
     }
@@ -301,6 +298,27 @@ impl Publisher {
             "first_sequence": self.first,
             "last_sequence": self.last,
         }))
+    }
+}
+
+fn why_nothing_is_confirmed(info: &QueueInfo) -> String {
+    let queue = &info.name;
+    match &info.brokered {
+        Some(brokered) if brokered.blocked_producers > 0 => {
+            let limit = match brokered.blocked_by.as_str() {
+                "max-bytes" => units::bytes(brokered.max_bytes),
+                _ => format!("{} messages", units::count(brokered.max_messages)),
+            };
+            format!(
+                "queue {queue} is full ({}: {limit}): waiting until messages are acknowledged, or 'ringmain queue \
+                 edit {queue}' raises the limit",
+                brokered.blocked_by
+            )
+        }
+        _ => format!(
+            "queue {queue} confirms nothing for now; if its disk is full it goes on as soon as there is \
+             room, see the daemon's log"
+        ),
     }
 }
 

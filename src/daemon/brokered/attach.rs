@@ -22,9 +22,8 @@ use super::super::host_memory;
 use super::super::link::{Item, LinkLost};
 use super::super::peer::Credentials;
 use super::super::queues::{ALLOCATED_AT_ONCE, clone_descriptor, memory_failure, no_room};
-use super::{
-    BrokeredHandle, BrokeredQueue, SHARDS, SessionLink, State, Waiting, failure, no_right,
-};
+use super::groups::check_group_name;
+use super::{BrokeredHandle, BrokeredQueue, SHARDS, SessionLink, Waiting, failure, no_right};
 use crate::shard::control::{NewHandle, ToShard};
 use crate::shard::logic::ControlResult;
 use crate::shard::memory::{LinkMemory, PairFiles, PairMemory, PairSize, pair_bytes};
@@ -33,8 +32,6 @@ use crate::shard::memory::{LinkMemory, PairFiles, PairMemory, PairSize, pair_byt
 const RECORD_SLOTS: u32 = 1024;
 /// Unacknowledged messages of a consumer that does not say.
 const CREDIT_DEFAULT: u32 = 256;
-/// Longest name of a group in bytes.
-const GROUP_BYTES_MAX: usize = 200;
 
 impl Broker {
     /// `None`: the answer comes when the shard serves the handle.
@@ -226,6 +223,8 @@ impl Broker {
                 leases: entry.size.leases,
                 ready_index: entry.ready_index,
                 shard,
+                // The shard's answer says it.
+                group_created: false,
             }),
             descriptors: vec![
                 Memory::ClientFile,
@@ -254,28 +253,12 @@ impl Broker {
         if !queue.rights(user).may_attach(Kind::Spsc, role) {
             return no_right(queue, if role == Role::Produce { "write" } else { "read" });
         }
-        match queue.state {
-            State::Open => {}
-            State::Creating => {
-                let text = format!("queue {} is being created: try again later", entry.name);
-                return refuse(ErrorCode::Busy, text);
-            }
-            State::Deleting => {
-                let text = format!("queue {} is being deleted", entry.name);
-                return refuse(ErrorCode::Closed, text);
-            }
-        }
+        self.open_shard(queue)?;
         if role == Role::Produce && *options != AttachOptions::default() {
             let text = "group, start, credit and browse are for consumers";
             return refuse(ErrorCode::Invalid, text);
         }
-        let good = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-');
-        if options.group.len() > GROUP_BYTES_MAX || !options.group.bytes().all(good) {
-            let text = format!(
-                "group name: at most {GROUP_BYTES_MAX} characters of A-Z a-z 0-9 . _ - are allowed"
-            );
-            return refuse(ErrorCode::Invalid, text);
-        }
+        check_group_name(&options.group)?;
         self.check_shard(entry.shard)?;
         let most = u32::try_from(lease::LEASES_MAX).unwrap_or(u32::MAX);
         let leases = match role {
@@ -406,15 +389,19 @@ impl Broker {
         request: u64,
         key: HandleKey,
         result: ControlResult,
+        group_created: bool,
     ) -> Result<(), LinkLost> {
         let waiting = self.brokered.waiting.remove(&request);
         let refused = failure(&result);
         if refused.is_some() {
             self.on_released(key)?;
         }
-        let Some(Waiting::Attach { connection, attached, descriptors }) = waiting else {
+        let Some(Waiting::Attach { connection, mut attached, descriptors }) = waiting else {
             return Ok(());
         };
+        if let Some(terms) = &mut attached.brokered {
+            terms.group_created = group_created;
+        }
         let outcome = match refused {
             Some(failure) => Err(failure),
             None => Ok(Some(Answer { descriptors, ..Answer::of(Reply::Attached(attached)) })),

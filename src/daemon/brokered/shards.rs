@@ -245,7 +245,9 @@ impl Broker {
                     Waiting::Create { queue, .. }
                     | Waiting::Delete { queue, .. }
                     | Waiting::Edit { queue, .. }
-                    | Waiting::Count { queue, .. },
+                    | Waiting::Count { queue, .. }
+                    | Waiting::Group { queue, .. }
+                    | Waiting::Groups { queue, .. },
                 ) => *queue,
                 Some(Waiting::Attach { attached, .. }) => attached.key.queue,
                 Some(Waiting::Inform(_)) => {
@@ -262,8 +264,9 @@ impl Broker {
             match self.brokered.waiting.get(&request) {
                 Some(Waiting::Attach { attached, .. }) => {
                     let key = attached.key;
-                    self.on_attached(request, key, refused)?;
+                    self.on_attached(request, key, refused, false)?;
                 }
+                Some(Waiting::Groups { .. }) => self.on_groups_refused(request, text)?,
                 _ => self.on_done(request, refused)?,
             }
         }

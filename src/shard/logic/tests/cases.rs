@@ -19,7 +19,14 @@ pub(super) struct World {
 }
 
 pub(super) fn consumer(credit: u32) -> ConsumerSpec {
-    ConsumerSpec { group: String::new(), from: StartAt::First, credit, leases: 64, browse: false }
+    ConsumerSpec {
+        group: String::new(),
+        from: StartAt::First,
+        credit,
+        leases: 64,
+        browse: false,
+        adopted: false,
+    }
 }
 
 impl World {
@@ -102,7 +109,7 @@ pub(super) fn deliveries(events: &[Event]) -> Vec<(HandleId, LeaseToken, Vec<u8>
         .collect()
 }
 
-fn sequences(events: &[Event]) -> Vec<u64> {
+pub(super) fn sequences(events: &[Event]) -> Vec<u64> {
     deliveries(events).iter().map(|(_, lease, _)| lease.sequence).collect()
 }
 

@@ -6,12 +6,13 @@ use super::cases::consumer;
 use super::memory::at_ms;
 use super::model::State;
 use super::programs::{Check, LEASE_MS, Program, QUEUES};
+use crate::shard::logic::Refusal;
 
 impl Program {
     pub(super) fn crash(&mut self, adopt: bool) -> Check {
         self.log.full = false;
         if self.history.back().is_none_or(|(lsn, _)| *lsn < self.durable) {
-            self.note();
+            self.note()?;
         }
         let durable = self.durable;
         self.history.retain(|(lsn, _)| *lsn >= durable);
@@ -21,11 +22,14 @@ impl Program {
         self.durable = lsn;
         self.seen_records = self.log.records.len();
         self.model = model;
+        self.check_needed()?;
         self.model.crashed(self.ms);
         self.history = VecDeque::from([(lsn, self.model.clone())]);
         self.completions.clear();
+        self.limited.clear();
+        self.consumers.values_mut().for_each(|client| client.skipped = 0);
         self.answers.clear();
-        self.purges.clear();
+        self.controls.clear();
         self.port.events.clear();
         let (with_checkpoint, overlap) = (self.random.below(2) == 0, self.random.below(4));
         self.logic = self.log.replay(with_checkpoint, overlap)?;
@@ -86,11 +90,18 @@ impl Program {
         for (handle, client) in clients {
             let mut spec = consumer(client.credit);
             spec.group.clone_from(&client.group);
-            // Its creation may have been lost.
-            self.model.queues.get_mut(&handle.queue).expect("queue").add_group(&client.group, 1);
-            self.logic
-                .open_consumer(&mut self.log, handle, &spec)
-                .map_err(|refusal| format!("{refusal:?}"))?;
+            spec.adopted = true;
+            let opened = self.logic.open_consumer(&mut self.log, handle, &spec);
+            // The group was deleted, or its creation was lost and nobody was told of it.
+            let is_there = self.model.queues[&handle.queue].groups.contains_key(&client.group);
+            let expected = if is_there { Ok(false) } else { Err(Refusal::NoGroup) };
+            if opened != expected {
+                return Err(format!("{handle:?} was adopted: {opened:?}"));
+            }
+            match self.consumers.get_mut(&handle) {
+                Some(client) if is_there => client.ending = false,
+                _ => self.gone(handle),
+            }
         }
         for ((handle, slot), (attempt, sequence)) in self.port.leases.clone() {
             let now = at_ms(self.ms);
@@ -98,7 +109,10 @@ impl Program {
             let group = &self.consumers[&handle].group;
             let queue = self.model.queues.get_mut(&handle.queue).expect("queue");
             let open = &mut queue.group(group).open;
-            if taken != open.contains_key(&sequence) {
+            // Behind a reset that was lost two consumers may have it.
+            let is_free =
+                matches!(open.get(&sequence), Some(State::Back { .. } | State::Doomed { .. }));
+            if taken != is_free {
                 return Err(format!("adopted {sequence}: {taken}"));
             }
             if taken {
