@@ -42,6 +42,8 @@ pub enum Storage {
         path: PathBuf,
         /// How it is written.
         backend: JournalBackend,
+        /// An earlier broker of this daemon had it open: what that found out about the disk counts.
+        again: bool,
     },
     /// In memory files.
     Memory {
@@ -186,9 +188,9 @@ fn open(
 ) -> Result<Opened, StartError> {
     let mut config = Config { shard: number, cache_bytes: CACHE_BYTES, ..Config::default() };
     let (disk, how): (Disked, String) = match storage {
-        Storage::Folder { path, backend } => {
+        Storage::Folder { path, backend, again } => {
             config.segment_bytes = segment_bytes.unwrap_or(config.segment_bytes);
-            open_folder(&path, backend)?
+            open_folder(&path, backend, again)?
         }
         Storage::Memory { files, bytes_max } => {
             config.segment_bytes = segment_bytes.unwrap_or(MEMORY_SEGMENT_BYTES);
@@ -220,7 +222,12 @@ fn open(
     );
     Ok(Opened { journal, logic, text })
 }
-fn open_folder(path: &Path, backend: JournalBackend) -> Result<(Disked, String), StartError> {
+
+fn open_folder(
+    path: &Path,
+    backend: JournalBackend,
+    again: bool,
+) -> Result<(Disked, String), StartError> {
     let failed = |error: io::Error| {
         let what = match error.kind() {
             io::ErrorKind::PermissionDenied => "; run as a user who may write there",
@@ -243,7 +250,8 @@ fn open_folder(path: &Path, backend: JournalBackend) -> Result<(Disked, String),
         JournalBackend::Uring => disk::Backend::Uring,
         JournalBackend::Blocking => disk::Backend::Blocking,
     };
-    let (disk, description) = disk::open_disk(path, backend).map_err(failed)?;
+    let test = if again { disk::SelfTest::Again } else { disk::SelfTest::Kept };
+    let (disk, description) = disk::open_disk_after(test, path, backend).map_err(failed)?;
     Ok((disk, format!("journal in {}, {description}", path.display())))
 }
 
