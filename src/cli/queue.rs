@@ -107,6 +107,11 @@ fn edited(args: &QueueEditArgs) -> Outcome<DeliverySpec> {
         max_deliveries: args.max_deliveries,
         dead_letter,
         lease_ms: args.lease.map(units::milliseconds),
+        retention: args.retention.map(Into::into),
+        max_messages: args.max_messages,
+        max_bytes: args.max_bytes,
+        max_age_ms: args.max_age.map(units::milliseconds),
+        overflow: args.overflow.map(Into::into),
     };
     if delivery == DeliverySpec::default() {
         return Err(Failure::usage(

@@ -37,7 +37,7 @@ pub(super) fn run(client: &Client, info: &QueueInfo, config: &Config) -> Outcome
     if config.count == Some(0) {
         return Ok(());
     }
-    if let (Some(Start::Sequence(from)), Some(info)) = (config.from, &info.brokered)
+    if let (Some(StartAt::Sequence(from)), Some(info)) = (config.from, &info.brokered)
         && from > info.next_sequence
     {
         return Err(Failure::new(

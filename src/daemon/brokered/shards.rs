@@ -166,6 +166,7 @@ impl Broker {
             Storage::Folder {
                 path: folder.ok_or("no data folder")?,
                 backend: config.shards.backend,
+                again: known,
             }
         } else {
             let files = self.brokered.segments.found.remove(&shard).unwrap_or_default();
