@@ -67,8 +67,8 @@ pub use client::{
 };
 pub use layout::metadata::{Metadata, MetadataError, TraceId};
 pub use protocol::{
-    BrokeredInfo, DeliverySpec, ErrorCode, GroupInfo, GroupPlace, HandleInfo, Kind, Plane,
-    QueueInfo, QueueSpec, Role, StartAt, Status, WakeMode,
+    BrokeredInfo, DeliverySpec, ErrorCode, GroupInfo, GroupPlace, HandleInfo, Kind, Overflow,
+    Plane, QueueInfo, QueueSpec, Retention, Role, StartAt, Status, WakeMode,
 };
 pub use ring::{Closed, Fault, Invariant};
 #[cfg(not(loom))]

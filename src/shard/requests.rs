@@ -12,6 +12,7 @@ use super::control::{FromShard, HandleCounters, NewHandle, ToShard};
 use super::handle::Handle;
 use super::handles::Session;
 use super::logic::{ConsumerSpec, ControlResult, GROUPS_MAX, LaneRun, Lsn, Refusal};
+use super::memory::is_deliverable;
 use super::thread::{Shard, Stopping, now, ring_doorbells};
 use crate::disk::Disk;
 
@@ -134,7 +135,9 @@ impl<D: Disk> Shard<D> {
                 let text = format!("a queue has at most {GROUPS_MAX} groups: delete one first");
                 ControlResult::Refused(ErrorCode::Limit, text)
             }
-            Err(Refusal::Full) => return Some(ToShard::Attach { request, handle: new }),
+            Err(Refusal::Full | Refusal::Limit) => {
+                return Some(ToShard::Attach { request, handle: new });
+            }
             Err(Refusal::JournalFailed(errno)) => ControlResult::JournalFailed(errno),
             Err(Refusal::Unknown) => {
                 new.memory.close(control::CLOSED_DELETED);
@@ -192,6 +195,7 @@ impl<D: Disk> Shard<D> {
     /// What the journal has of a lane is completed if it was not, and not taken again.
     fn adopt_lane(&mut self, place: usize) {
         let Some(handle) = self.handles.get_mut(place) else { return };
+        let rejects = self.logic.rejects(handle.key.queue);
         let runs = self.logic.lane_runs(handle.key, handle.up_position());
         let completed = handle.last_completed();
         let journaled = runs.last().map(last_of).max(completed);
@@ -215,8 +219,11 @@ impl<D: Disk> Shard<D> {
             } else if let Some(sequence) = sequence {
                 handle.completed(position, position, 1, sequence, Outcome::Done, 0);
             } else {
-                // It was refused, and its successors were not: all that is refused for good is what is too long.
-                handle.completed(position, position, 1, 0, Outcome::TooLarge, 0);
+                // It was refused, and its successors were not: it was too long, or the queue was full.
+                let geometry = handle.memory.pair.geometry();
+                let fits = is_deliverable(geometry, metadata.len(), payload.len());
+                let outcome = if rejects && fits { Outcome::QueueFull } else { Outcome::TooLarge };
+                handle.completed(position, position, 1, 0, outcome, 0);
             }
         }
         let (key, position) = (handle.key, handle.released_position());

@@ -324,6 +324,13 @@ impl BrokeredConsumer {
         Ok(())
     }
 
+    /// How many messages a limit of the queue has discarded since the last call before anybody in this consumer's group had them:
+    /// there is a gap of so many in front of what was received last. 0 as long as the group keeps up, and always on a queue that
+    /// loses nothing. Every consumer of the group is told the same.
+    pub fn take_skipped(&mut self) -> u64 {
+        self.inbox.take_skipped()
+    }
+
     /// From now on at most this many messages may be unacknowledged; 0 pauses. At most [`Self::max_credit`] count.
     ///
     /// # Errors

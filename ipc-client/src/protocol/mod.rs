@@ -10,8 +10,8 @@ use serde::{Deserialize, Serialize};
 
 pub use frame::FrameError;
 pub use types::{
-    BrokeredInfo, DeliverySpec, GroupInfo, GroupPlace, HandleInfo, Kind, Plane, QueueInfo,
-    QueueSpec, Role, Status, WakeMode,
+    BrokeredInfo, DeliverySpec, GroupInfo, GroupPlace, HandleInfo, Kind, Overflow, Plane,
+    QueueInfo, QueueSpec, Retention, Role, Status, WakeMode,
 };
 
 /// Version of the messages below. A daemon refuses another one with [`ErrorCode::Version`].

@@ -7,7 +7,7 @@ use super::super::connections::{Answer, Failure, refuse};
 use super::super::peer::Credentials;
 use super::{BrokeredQueue, State, Waiting, no_right};
 use crate::shard::control::ToShard;
-use crate::shard::logic::QueueEdit;
+use crate::shard::logic::{LimitsEdit, QueueEdit};
 
 impl Broker {
     /// The shard of a queue, for those who may manage it.
@@ -48,10 +48,12 @@ impl Broker {
             return Err(bug("queue without entry").into());
         };
         let delivery = self.checked_delivery(user, &queue.entry, Some(id), delivery)?;
+        let limits = LimitsEdit::asked(&delivery);
         let edit = QueueEdit {
             max_deliveries: delivery.max_deliveries,
             dead_letter: delivery.dead_letter,
             lease_ms: delivery.lease_ms,
+            limits,
         };
         let request = self.brokered.request(Waiting::Edit { connection: number, queue: id });
         self.brokered.tell(shard, ToShard::Edit { request, queue: id, edit });
@@ -66,7 +68,7 @@ impl Broker {
     ) -> Result<Option<Answer>, Failure> {
         let shard = self.managed(user, id)?;
         self.check_shard(shard)?;
-        let request = self.brokered.request(Waiting::Count { connection: number });
+        let request = self.brokered.request(Waiting::Count { connection: number, queue: id });
         self.brokered.tell(shard, ToShard::Purge { request, queue: id });
         Ok(None)
     }
@@ -80,7 +82,7 @@ impl Broker {
     ) -> Result<Option<Answer>, Failure> {
         let shard = self.managed(user, id)?;
         self.check_shard(shard)?;
-        let request = self.brokered.request(Waiting::Count { connection: number });
+        let request = self.brokered.request(Waiting::Count { connection: number, queue: id });
         self.brokered.tell(shard, ToShard::Redrive { request, queue: id, count });
         Ok(None)
     }

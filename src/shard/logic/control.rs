@@ -5,12 +5,14 @@ use ringmain_client::wire::Outcome;
 
 use super::effects::Effect;
 use super::handles::NO_QUEUE;
+use super::limits::LimitsEdit;
 use super::queue::Queue;
 use super::record::{self, kind};
 use super::redrive::RedriveJob;
 use super::time::Timer;
 use super::types::{ControlResult, Lsn, Port, QueueDefinition, QueueEdit, RecordRef};
 use super::{AppendError, GroupCommand, Log, Logic};
+use crate::shard::memory::{carried_bytes, letter_bytes};
 
 /// A request that is not in the log yet.
 #[derive(Debug)]
@@ -44,6 +46,10 @@ impl From<AppendError> for Stop {
             AppendError::Failed { errno } => Self::Answer(ControlResult::JournalFailed(errno)),
         }
     }
+}
+
+fn invalid(message: &str) -> Stop {
+    refused(ErrorCode::Invalid, message)
 }
 
 impl Stop {
@@ -168,6 +174,7 @@ impl Logic {
             return Err(refused(ErrorCode::Exists, message));
         }
         self.check_dead_letter(definition)?;
+        definition.limits.check(definition.durable).map_err(invalid)?;
         let body = record::encode(definition);
         let lsn = self.append(log, kind::QUEUE_CREATED, definition.id, &body)?;
         self.add_queue(Queue::new(definition.clone()));
@@ -220,6 +227,16 @@ impl Logic {
             );
             return Err(refused(ErrorCode::Invalid, message));
         }
+        let QueueDefinition { slots, slot_size, max_message, .. } = *definition;
+        let carried = carried_bytes(target.definition.slots, target.definition.slot_size);
+        let longest = letter_bytes(slots, slot_size, max_message);
+        if carried < longest {
+            let message = format!(
+                "dead-letter={name}: its rings carry letters of at most {carried} bytes, those of this queue may have \
+                 {longest} with key and headers; create it with --slots {slots} --slot-size {slot_size}"
+            );
+            return Err(refused(ErrorCode::Invalid, message));
+        }
         Ok(())
     }
 
@@ -243,16 +260,27 @@ impl Logic {
         if let Some(lease_ms) = edit.lease_ms {
             definition.lease_ms = lease_ms;
         }
+        edit.limits.apply(&mut definition.limits, queue.next_sequence);
+        if edit.limits != LimitsEdit::default() {
+            definition.limits.check(definition.durable).map_err(invalid)?;
+        }
         let lsn = self.append(log, kind::QUEUE_EDITED, id, &record::encode(&definition))?;
         let mut groups = 0;
         if let Some(queue) = self.queues.get_mut(index) {
-            queue.definition = definition;
+            let other = queue.is_stream() != definition.limits.is_stream();
+            queue.redefine(definition);
             groups = queue.groups.len();
+            if other {
+                // What is not kept any more is needed until that is durable.
+                queue.purging += 1;
+                self.effects.push(lsn, Effect::Purged { queue: index, items: 0 });
+            }
         }
         for group in 0..groups {
             self.doom_exhausted(index, group);
         }
         self.mark(index);
+        self.may_be_overfull(index);
         self.effects.push(lsn, Effect::Control { request, result: ControlResult::Done });
         Ok(())
     }
@@ -293,6 +321,10 @@ impl Logic {
             }
         }
         self.dirty.retain(|dirty| *dirty != index);
+        self.overfull.retain(|overfull| *overfull != index);
+        if let Some(armed_ns) = queue.armed_ns {
+            self.timers.remove(&(armed_ns, Timer::Age(index)));
+        }
         for (_, producer) in self.producers.iter_mut().filter(|(_, one)| one.queue == index) {
             producer.queue = NO_QUEUE;
         }
@@ -318,7 +350,7 @@ impl Logic {
         let below = self.queues.get(index).map_or(1, |queue| queue.next_sequence);
         let lsn = self.append(log, kind::PURGED, id, &below.to_le_bytes())?;
         let messages = self.messages(index, below);
-        let items = self.discard_all(index, below);
+        let items = self.discard_below(index, below, None);
         if let Some(queue) = self.queues.get_mut(index) {
             queue.purging += 1;
         }
@@ -327,19 +359,5 @@ impl Logic {
         let result = ControlResult::Purged(messages);
         self.effects.push_behind(Effect::Control { request, result });
         Ok(())
-    }
-
-    /// Everything below is done with, for all groups: leases are lost, who waits for a rejection is answered when it is durable.
-    fn discard_all(&mut self, index: u32, below: u64) -> u32 {
-        let groups = self.queues.get(index).map_or(0, |queue| queue.groups.len());
-        let items = (0..groups).map(|group| self.let_go(index, group)).sum();
-        if let Some(queue) = self.queues.get_mut(index) {
-            for group in &mut queue.groups {
-                group.discard_below(below);
-                group.leased = 0;
-                group.bytes = 0;
-            }
-        }
-        items
     }
 }

@@ -285,6 +285,7 @@ impl Logic {
         }
         self.arm_group(index, group);
         self.mark(index);
+        self.may_be_overfull(index);
         self.effects.push(lsn, Effect::Purged { queue: index, items });
         self.effects.push_behind(Effect::Control { request, result });
         Ok(())

@@ -6,7 +6,7 @@ use super::consumer::{Browser, Consumer};
 use super::group::{ASIDE_NS, Group};
 use super::record::{self, GroupCreated, kind};
 use super::types::{ConsumerSpec, GROUPS_MAX, HandleId, Now, Port, RecordRef, Refusal};
-use super::{AppendError, Log, Logic};
+use super::{AppendError, Log, Logic, canary};
 
 /// Entries of a lease table at most.
 const LEASES_MAX: u32 = 4096;
@@ -88,6 +88,8 @@ pub(super) struct Producer {
     pub(super) queue: u32,
     pub(super) lane: u64,
     pub(super) runs: VecDeque<LaneRun>,
+    /// Its next message waits for room below the limit of the queue.
+    pub(super) waits: bool,
 }
 
 impl Logic {
@@ -97,8 +99,12 @@ impl Logic {
     /// [`Refusal::Unknown`] if there is no such queue or the handle is open.
     pub fn open_producer(&mut self, handle: HandleId, lane: u64) -> Result<(), Refusal> {
         let queue = self.open_queue(handle)?;
+        let lane = match canary::planted(canary::Canary::LanesOfOthers) {
+            true => handle.queue << 8 | u64::from(handle.handle),
+            false => lane,
+        };
         let runs = self.lanes.remove(&lane).unwrap_or_default();
-        let index = self.producers.insert(Producer { queue, lane, runs });
+        let index = self.producers.insert(Producer { queue, lane, runs, waits: false });
         self.handles.insert(handle, HandleRef::Producer(index));
         Ok(())
     }
@@ -230,7 +236,18 @@ impl Logic {
     }
 
     /// Messages from a sequence on that some group has not acknowledged: single ones, and the place from which all are there.
+    /// Those of a stream are there whoever has acknowledged them.
     pub(super) fn there(&self, index: u32, from: u64) -> (BTreeSet<u64>, u64) {
+        match self.queues.get(index) {
+            Some(queue) if queue.is_stream() && !canary::planted(canary::Canary::StreamForgets) => {
+                (BTreeSet::new(), queue.first.max(from))
+            }
+            _ => self.open_from(index, from),
+        }
+    }
+
+    /// The same without regard to what a stream keeps.
+    pub(super) fn open_from(&self, index: u32, from: u64) -> (BTreeSet<u64>, u64) {
         let Some(queue) = self.queues.get(index) else { return (BTreeSet::new(), 1) };
         let fresh = queue.live_groups().map(|group| group.fresh).min().unwrap_or(1).max(from);
         let mut open = BTreeSet::new();
@@ -256,7 +273,9 @@ impl Logic {
         match self.handles.remove(&handle) {
             None => {}
             Some(HandleRef::Producer(index)) => {
-                self.producers.remove(index);
+                if let Some(producer) = self.producers.remove(index) {
+                    self.stop_waiting(producer.queue, handle);
+                }
             }
             Some(HandleRef::Consumer(index)) => {
                 self.return_all(port, index);

@@ -18,7 +18,7 @@ const PART: u64 = 64;
 const SPARE: usize = 16;
 
 /// What is known about one message, exactly.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct Mark {
     pub(super) sequence: u64,
     /// When it was published, since 1970.
@@ -41,22 +41,46 @@ pub(super) struct Marks {
     marks: VecDeque<Mark>,
     /// Payload and metadata of all messages since the queue was created.
     bytes: u64,
+    /// Of the latest message, whether it has a mark or not.
+    latest: Mark,
 }
 
 impl Marks {
-    /// The next message of the queue, with its bytes. Its time is not below that of the one before.
+    /// The next message of the queue, with its bytes. Its time is not below that of the one before. There is a new mark after a
+    /// millisecond, or after so many bytes.
     #[inline]
-    pub(super) fn appended(&mut self, sequence: u64, published_ns: u64, bytes: usize) {
-        let is_due = |last: &Mark| published_ns.saturating_sub(last.published_ns) >= STEP_NS;
+    pub(super) fn appended(
+        &mut self,
+        sequence: u64,
+        published_ns: u64,
+        bytes: usize,
+        step_bytes: u64,
+    ) {
+        let is_due = |last: &Mark| {
+            published_ns.saturating_sub(last.published_ns) >= STEP_NS
+                || self.bytes - last.bytes_below >= step_bytes
+        };
+        let mark = Mark { sequence, published_ns, bytes_below: self.bytes };
         if self.marks.back().is_none_or(is_due) {
-            self.push(Mark { sequence, published_ns, bytes_below: self.bytes });
+            self.push(mark);
         }
+        self.latest = mark;
         self.bytes = self.bytes.saturating_add(bytes as u64);
+    }
+
+    /// The latest message has no mark yet.
+    fn has_later(&self) -> bool {
+        self.marks.back().is_some_and(|last| last.sequence < self.latest.sequence)
     }
 
     #[cold]
     fn push(&mut self, mark: Mark) {
-        if self.marks.len() >= MARKS_MAX {
+        // The last message before a pause, or it would count as young as the first one behind it.
+        let paused = mark.published_ns.saturating_sub(self.latest.published_ns) >= STEP_NS;
+        if paused && self.has_later() {
+            self.marks.push_back(self.latest);
+        }
+        if self.marks.len() >= MARKS_MAX - 1 {
             self.marks = thinned(&self.marks, self.bytes, KEPT_MAX);
         }
         self.marks.push_back(mark);
@@ -83,7 +107,6 @@ impl Marks {
     }
 
     /// Payload and metadata of all messages since the queue was created.
-    #[cfg_attr(not(test), allow(dead_code))] // limits by bytes
     pub(super) fn bytes(&self) -> u64 {
         self.bytes
     }
@@ -94,9 +117,14 @@ impl Marks {
     }
 
     /// Below this sequence are at least so many bytes.
-    #[cfg_attr(not(test), allow(dead_code))] // limits by bytes
     pub(super) fn bytes_below(&self, sequence: u64) -> u64 {
         self.before(sequence).map_or(0, |mark| mark.bytes_below)
+    }
+
+    /// When the first message with a mark was published, from this sequence on.
+    pub(super) fn next_time(&self, sequence: u64) -> Option<u64> {
+        let at = self.marks.partition_point(|mark| mark.sequence < sequence);
+        self.marks.get(at).map(|mark| mark.published_ns)
     }
 
     /// The last mark at or before a message.
@@ -111,7 +139,6 @@ impl Marks {
     }
 
     /// Where the first message is below which there are at least so many bytes.
-    #[cfg_attr(not(test), allow(dead_code))] // limits by bytes
     pub(super) fn at_bytes(&self, bytes_below: u64) -> Bounds {
         self.bounds(|mark| mark.bytes_below < bytes_below)
     }
@@ -129,8 +156,8 @@ impl Marks {
     /// As bodies of records; none if there is nothing to say.
     pub(super) fn write(&self, mut emit: impl FnMut(&[u8])) {
         let stored;
-        let marks = if self.marks.len() > STORED_MAX {
-            stored = thinned(&self.marks, self.bytes, STORED_MAX);
+        let marks = if self.marks.len() >= STORED_MAX {
+            stored = thinned(&self.marks, self.bytes, STORED_MAX - 1);
             &stored
         } else {
             &self.marks
@@ -140,7 +167,7 @@ impl Marks {
         }
         let mut list = record::MarkList::default();
         list.begin(self.bytes);
-        for mark in marks {
+        for mark in marks.iter().chain(self.has_later().then_some(&self.latest)) {
             if list.is_full() {
                 emit(list.as_bytes());
                 list.begin(self.bytes);
@@ -172,6 +199,7 @@ impl Marks {
             return Err("impossible mark".to_owned());
         }
         self.bytes = bytes;
+        self.latest = self.marks.back().copied().unwrap_or_default();
         Ok(())
     }
 

@@ -31,6 +31,8 @@ pub mod kind {
     pub const DISCARDED: u8 = 9;
     /// Everything below a sequence is discarded for all groups: u64.
     pub const PURGED: u8 = 10;
+    /// A limit has discarded everything below a sequence, for all groups: u64, then [`super::TrimReason`] as u8.
+    pub const TRIMMED: u8 = 11;
     /// The number of the group.
     pub const GROUP_DELETED: u8 = 12;
     /// `GroupReset`.
@@ -171,6 +173,10 @@ pub(super) struct QueueState {
     pub(super) redelivered: u64,
     pub(super) dead_lettered: u64,
     pub(super) discarded: u64,
+    /// Everything below was discarded.
+    pub(super) first: u64,
+    pub(super) trimmed: u64,
+    pub(super) dropped: u64,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -183,6 +189,8 @@ pub(super) struct GroupState {
     pub(super) bytes: u64,
     /// How often it was reset.
     pub(super) resets: u32,
+    /// Messages that a limit discarded before they were acknowledged.
+    pub(super) skipped: u64,
 }
 
 /// See [`super::LaneRun`]: first position, stride, count, first sequence.
@@ -190,6 +198,39 @@ pub(super) struct GroupState {
 pub(super) struct LaneState {
     pub(super) lane: u64,
     pub(super) runs: Vec<(u64, u64, u32, u64)>,
+}
+
+/// Why a limit has discarded messages. The numbers are in records.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum TrimReason {
+    /// A stream has too many.
+    Messages = 1,
+    /// A stream has too many bytes.
+    Bytes = 2,
+    /// They have been in a stream for too long.
+    Age = 3,
+    /// There was to be room for new ones.
+    DropOldest = 4,
+}
+
+/// The body of [`kind::TRIMMED`].
+pub(super) fn encode_trimmed(below: u64, reason: TrimReason) -> [u8; 9] {
+    let mut body = [reason as u8; 9];
+    body[..8].copy_from_slice(&below.to_le_bytes());
+    body
+}
+
+/// The body of [`kind::TRIMMED`].
+pub(super) fn decode_trimmed(body: &[u8]) -> Option<(u64, TrimReason)> {
+    let (below, reason) = body.split_first_chunk()?;
+    let reason = match reason {
+        [1] => TrimReason::Messages,
+        [2] => TrimReason::Bytes,
+        [3] => TrimReason::Age,
+        [4] => TrimReason::DropOldest,
+        _ => return None,
+    };
+    Some((u64::from_le_bytes(*below), reason))
 }
 
 /// A structure as a body.

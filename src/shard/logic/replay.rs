@@ -7,7 +7,7 @@ use super::handles::push_lane;
 use super::queue::Queue;
 use super::record::{
     self, GroupCreated, GroupState, LaneState, MessageBody, OpenRun, QueueState, Returned,
-    ShardState, kind,
+    ShardState, TrimReason, kind,
 };
 use super::returns::NS_PER_MS;
 use super::types::{QueueDefinition, Replay, Stored};
@@ -53,7 +53,7 @@ impl Logic {
             kind::QUEUE_EDITED => {
                 let definition: QueueDefinition = record::decode(body)?;
                 self.with_queue(record.queue, |queue| {
-                    queue.definition = definition;
+                    queue.redefine(definition);
                     Ok(())
                 })
             }
@@ -72,8 +72,15 @@ impl Logic {
             kind::RETURNED => self.with_queue(record.queue, |queue| {
                 record::read_returned(body, |group, entry| returned(queue, group, &entry))
             }),
+            kind::PURGED => {
+                let below = body.try_into().map_err(|_| "malformed record")?;
+                self.replay_discarded(record.queue, u64::from_le_bytes(below), None)
+            }
+            kind::TRIMMED => {
+                let (below, reason) = record::decode_trimmed(body).ok_or("malformed record")?;
+                self.replay_discarded(record.queue, below, Some(reason))
+            }
             kind::GROUP_DELETED | kind::GROUP_RESET => self.replay_group_change(record),
-            kind::PURGED => self.with_queue(record.queue, |queue| purged(queue, body)),
             kind::SHARD_STATE => {
                 let state: ShardState = record::decode(body)?;
                 if state.shard != self.shard {
@@ -159,6 +166,27 @@ impl Logic {
         Ok(())
     }
 
+    /// Purged, or discarded by a limit.
+    fn replay_discarded(
+        &mut self,
+        id: u64,
+        below: u64,
+        reason: Option<TrimReason>,
+    ) -> Result<(), String> {
+        let mut too_far = false;
+        self.with_queue(id, |queue| {
+            too_far = below > queue.next_sequence;
+            Ok(())
+        })?;
+        if too_far {
+            return Err(format!("messages below {below} do not exist"));
+        }
+        if let Some(&index) = self.by_id.get(&id) {
+            self.discard_below(index, below, reason);
+        }
+        Ok(())
+    }
+
     fn replay_group_change(&mut self, record: &Stored<'_>) -> Result<(), String> {
         let Some(&index) = self.by_id.get(&record.queue) else {
             return self.with_queue(record.queue, |_| Ok(()));
@@ -182,20 +210,12 @@ impl Logic {
         queue.redelivered = state.redelivered;
         queue.dead_lettered = state.dead_lettered;
         queue.discarded = state.discarded;
+        queue.first = state.first.max(1);
+        queue.trimmed = state.trimmed;
+        queue.dropped = state.dropped;
         self.add_queue(queue);
         Ok(())
     }
-}
-
-fn purged(queue: &mut Queue, body: &[u8]) -> Result<(), String> {
-    let below = u64::from_le_bytes(body.try_into().map_err(|_| "malformed record")?);
-    let end = queue.next_sequence;
-    for group in &mut queue.groups {
-        let mean = group.mean_bytes(end);
-        group.discard_below(below.min(end));
-        group.bytes = mean * group.open(end);
-    }
-    Ok(())
 }
 
 /// `None`: it was deleted.
@@ -214,6 +234,7 @@ fn group_state(queue: &mut Queue, state: &GroupState) -> Result<(), String> {
     let mut group = Group::new(state.group, &state.name, state.fresh);
     group.bytes = state.bytes;
     group.resets = state.resets;
+    group.skipped = state.skipped;
     queue.groups.push(group);
     Ok(())
 }

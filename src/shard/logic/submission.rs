@@ -186,10 +186,18 @@ impl Logic {
                 if count + 1 == token.attempt =>
             {
                 // The entry was freed, but the count is not in the journal.
-                let taken = self
+                let group = self
                     .queues
                     .get_mut(asked.queue)
-                    .and_then(|queue| queue.groups.get_mut(asked.group)?.take(token.sequence));
+                    .and_then(|queue| queue.groups.get_mut(asked.group));
+                let Some(group) = group else { return };
+                let doomed = group.doomed.get(&token.sequence);
+                let superseded = doomed.and_then(|doomed| doomed.waiter);
+                let taken = group.take(token.sequence);
+                if let Some(waiter) = superseded {
+                    // It was rejected before it was delivered again.
+                    self.answer(waiter, port, Outcome::Done, 0);
+                }
                 if taken.is_some() {
                     let (delay_ms, rejected) = match up {
                         Up::Nack { delay_ms, .. } => (delay_ms, false),

@@ -1,5 +1,6 @@
 //! Names and values of the logic's interface.
 
+use super::limits::{Limits, LimitsEdit};
 use ringmain_client::protocol::{ErrorCode, GroupPlace, Kind};
 use ringmain_client::wire::{DeliveryHeader, Outcome};
 use serde::{Deserialize, Serialize};
@@ -47,6 +48,8 @@ pub struct QueueDefinition {
     pub dead_letter: String,
     /// Milliseconds; 0: as long as the consumer lives.
     pub lease_ms: u64,
+    /// What it may hold.
+    pub limits: Limits,
 }
 
 /// What an edit changes; `None` leaves it.
@@ -58,6 +61,8 @@ pub struct QueueEdit {
     pub dead_letter: Option<String>,
     /// As in [`QueueDefinition`].
     pub lease_ms: Option<u64>,
+    /// As in [`QueueDefinition`].
+    pub limits: LimitsEdit,
 }
 
 /// Groups of a queue at most: each is looked at with every message.
@@ -86,6 +91,9 @@ pub struct ConsumerSpec {
 pub enum Refusal {
     /// The journal has no room now.
     Full,
+    /// The queue is at its limit: nothing of this lane is taken before [`super::Logic::take_unblocked`] names it. Other lanes
+    /// are as before.
+    Limit,
     /// There is no such handle or queue, or the request makes no sense for it: its rings are to be closed.
     Unknown,
     /// The journal failed with this errno.
@@ -150,6 +158,8 @@ pub trait Port {
     ) -> Delivered;
     /// The answer to a request that asked for one.
     fn answer(&mut self, handle: HandleId, request: u64, outcome: Outcome, detail: u64);
+    /// A limit has discarded so many messages of the consumer's group that were with nobody. In front of the next delivery.
+    fn skipped(&mut self, handle: HandleId, messages: u64);
     /// Nothing is left for this handle now.
     fn drained(&mut self, handle: HandleId);
     /// Sets an entry (attempt, sequence) of the handle's lease table, before the delivery is sent, or frees it.

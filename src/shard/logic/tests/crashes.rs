@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 
 use super::cases::consumer;
-use super::memory::{at_ms, handle};
+use super::memory::at_ms;
 use super::model::State;
 use super::programs::{Check, LEASE_MS, Program, QUEUES};
 use crate::shard::logic::Refusal;
@@ -12,7 +12,7 @@ impl Program {
     pub(super) fn crash(&mut self, adopt: bool) -> Check {
         self.log.full = false;
         if self.history.back().is_none_or(|(lsn, _)| *lsn < self.durable) {
-            self.note();
+            self.note()?;
         }
         let durable = self.durable;
         self.history.retain(|(lsn, _)| *lsn >= durable);
@@ -22,9 +22,12 @@ impl Program {
         self.durable = lsn;
         self.seen_records = self.log.records.len();
         self.model = model;
+        self.check_needed()?;
         self.model.crashed(self.ms);
         self.history = VecDeque::from([(lsn, self.model.clone())]);
         self.completions.clear();
+        self.limited.clear();
+        self.consumers.values_mut().for_each(|client| client.skipped = 0);
         self.answers.clear();
         self.controls.clear();
         self.port.events.clear();
@@ -56,8 +59,8 @@ impl Program {
 
     /// What the lane has in the journal is completed, the rest is taken anew.
     pub(super) fn adopt_lane(&mut self, queue: u64) -> Check {
-        let producer = handle(queue, 1);
-        self.logic.open_producer(producer, queue).map_err(|refusal| format!("{refusal:?}"))?;
+        let (producer, lane) = self.producer(queue);
+        self.logic.open_producer(producer, lane).map_err(|refusal| format!("{refusal:?}"))?;
         let from = self.released.get(&queue).copied().unwrap_or(0);
         let runs = self.logic.lane_runs(producer, from);
         let found: Vec<_> = runs
@@ -67,7 +70,7 @@ impl Program {
                     .map(|at| (run.first_position + at * run.stride, run.first_sequence + at))
             })
             .collect();
-        let lane = self.model.lanes.get(&queue).cloned().unwrap_or_default();
+        let lane = self.model.lanes.get(&lane).cloned().unwrap_or_default();
         let expected: Vec<_> =
             lane.iter().copied().filter(|(position, _)| *position >= from).collect();
         if found != expected {

@@ -4,11 +4,14 @@
 use std::fmt::Write as _;
 use std::path::PathBuf;
 
+use ringmain_client::protocol::{Overflow, Retention};
+
 use super::memory::definition;
+use crate::shard::logic::Limits;
 use crate::shard::logic::marks::Mark;
 use crate::shard::logic::record::{
     self, GroupCreated, GroupReset, GroupState, LaneState, List, MarkList, MessageBody, OpenRun,
-    QueueState, Returned, ShardState, kind,
+    QueueState, Returned, ShardState, TrimReason, kind,
 };
 
 fn list(fill: impl FnOnce(&mut List)) -> Vec<u8> {
@@ -56,6 +59,14 @@ pub(super) fn bodies() -> Vec<(&'static str, u8, Vec<u8>)> {
     assert_eq!(MessageBody::parse(&body), Some(message));
     let mut orders = definition(5, "orders");
     orders.dead_letter = "dead".to_owned();
+    orders.limits = Limits {
+        retention: Retention::Stream,
+        max_messages: 1_000_000,
+        max_bytes: 1 << 30,
+        max_age_ms: 86_400_000,
+        overflow: Overflow::Block,
+        stream_from: 1,
+    };
     let created = GroupCreated { group: 1, name: "audit".to_owned(), from: 400 };
     let reset = GroupReset { group: 300, number: 2, to: 7 };
     let shard = ShardState { shard: 1, next_queue_id: 6 };
@@ -67,9 +78,18 @@ pub(super) fn bodies() -> Vec<(&'static str, u8, Vec<u8>)> {
         redelivered: 1,
         dead_lettered: 2,
         discarded: 3,
+        first: 400,
+        trimmed: 4,
+        dropped: 5,
     };
-    let group =
-        GroupState { group: 1, name: "audit".to_owned(), fresh: 450, bytes: 12_800, resets: 2 };
+    let group = GroupState {
+        group: 1,
+        name: "audit".to_owned(),
+        fresh: 450,
+        bytes: 12_800,
+        resets: 2,
+        skipped: 6,
+    };
     let lane = LaneState { lane: 9, runs: vec![(4096, 3, 2, 498)] };
     vec![
         ("message", kind::MESSAGE, body),
@@ -87,6 +107,7 @@ pub(super) fn bodies() -> Vec<(&'static str, u8, Vec<u8>)> {
             list(|list| RETURNED.iter().for_each(|one| list.returned(one))),
         ),
         ("purged", kind::PURGED, 500u64.to_le_bytes().to_vec()),
+        ("trimmed", kind::TRIMMED, record::encode_trimmed(500, TrimReason::Age).to_vec()),
         ("group-deleted", kind::GROUP_DELETED, record::encode(&300u32)),
         ("group-reset", kind::GROUP_RESET, record::encode(&reset)),
         ("shard-state", kind::SHARD_STATE, record::encode(&shard)),

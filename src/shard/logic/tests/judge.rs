@@ -2,11 +2,9 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use ringmain_client::wire::Outcome;
-
 use super::memory::{Event, Record, at_ms};
 use super::model::State;
-use super::programs::{Check, ORIGIN, Program};
+use super::programs::{Check, Client, ORIGIN, Program};
 use crate::shard::logic::record::{self, MessageBody, kind};
 use crate::shard::logic::{ControlResult, headers};
 
@@ -42,6 +40,11 @@ impl Program {
                         let letter = letter.take().ok_or("the message itself was not moved")?;
                         self.letter(&letter, sequence, count, &payload)?;
                     }
+                }
+                kind::TRIMMED => {
+                    let (id, body) = (record.queue, record.body.clone());
+                    let (below, reason) = record::decode_trimmed(&body).ok_or("malformed")?;
+                    self.trimmed(id, below, reason)?;
                 }
                 _ => {}
             }
@@ -79,11 +82,17 @@ impl Program {
                 Event::Completed { handle, position, sequence, outcome } => {
                     let expected =
                         self.completions.get_mut(&handle.queue).and_then(VecDeque::pop_front);
-                    if expected != Some((position, sequence)) || outcome != Outcome::Done {
-                        return Err(format!("{position}: {sequence} instead of {expected:?}"));
+                    if expected != Some((position, sequence, outcome)) {
+                        return Err(format!(
+                            "{position}: {sequence}, {outcome:?} instead of {expected:?}"
+                        ));
                     }
                 }
+                Event::Skipped { handle, messages } => self.told_of_skipped(handle, messages)?,
                 Event::Delivered { handle, header, payload, .. } => {
+                    if self.consumers[&handle].skipped > 0 {
+                        return Err(format!("{handle:?} was not told of what it skips"));
+                    }
                     let group = &self.consumers[&handle].group;
                     let queue = self.model.queues.get_mut(&handle.queue).expect("queue");
                     queue.delivered(group, handle, header.lease, &payload, self.ms)?;
@@ -100,7 +109,10 @@ impl Program {
                     }
                 }
                 Event::Drained { handle } => {
-                    let group = &self.consumers[&handle].group;
+                    let Client { group, skipped, .. } = &self.consumers[&handle];
+                    if *skipped > 0 {
+                        return Err(format!("{handle:?} was not told of what it skips"));
+                    }
                     let queue = &self.model.queues[&handle.queue];
                     let durable = queue.durable;
                     let left = queue.groups[group].open.iter().find(|(sequence, state)| {
@@ -146,14 +158,15 @@ impl Program {
         let mut rounds = 0;
         while rounds < 4 {
             let far = self.log.far.len();
-            self.note();
+            self.note()?;
             self.durable_to(self.log.last())?;
             self.dispatch()?;
             // One far message a call is asked for.
             rounds = if self.log.far.len() < far { 0 } else { rounds + 1 };
         }
-        self.note();
+        self.note()?;
         self.durable_to(self.log.last())?;
+        self.check_limits()?;
         for (id, queue) in &self.model.queues {
             for (name, group) in &queue.groups {
                 let ready = group.open.iter().find(|(_, state)| {
@@ -178,7 +191,7 @@ impl Program {
             let info = self.logic.info(*id).expect("queue");
             let open = &queue.groups[""].open;
             let with = open.values().filter(|state| matches!(state, State::With { .. })).count();
-            if (info.messages, info.unacknowledged) != (queue.there(u64::MAX), with as u64) {
+            if (info.messages, info.unacknowledged) != (queue.there().len() as u64, with as u64) {
                 return Err(format!("{info:?} of {id}, {:?}", queue.groups));
             }
         }

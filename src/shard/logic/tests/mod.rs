@@ -8,6 +8,8 @@ mod crashes;
 mod golden;
 mod groups;
 mod judge;
+mod keeps;
+mod limits;
 mod marks;
 mod memory;
 mod model;

@@ -1,11 +1,12 @@
 //! A plain broker: every message has a state in every group, and that is all. It is told what is asked for, and judges
 //! everything that comes out.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use ringmain_client::protocol::{GroupPlace, StartAt};
 use ringmain_client::wire::{LeaseToken, Outcome, Up};
 
+use super::keeps::Keeps;
 use crate::shard::logic::HandleId;
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -32,6 +33,8 @@ pub(super) enum State {
 pub(super) struct Group {
     /// Messages that are not done with.
     pub(super) open: BTreeMap<u64, State>,
+    /// Messages that a limit took from it.
+    pub(super) skipped: u64,
 }
 
 #[derive(Debug, Clone, Default)]
@@ -45,6 +48,7 @@ pub(super) struct Queue {
     pub(super) groups: BTreeMap<String, Group>,
     pub(super) max_deliveries: u32,
     pub(super) lease_ms: u64,
+    pub(super) keeps: Keeps,
 }
 
 /// What a crash brings back. Who is attached and who waits is the test's.
@@ -62,7 +66,8 @@ fn back(count: u32) -> State {
 impl Queue {
     pub(super) fn new(max_deliveries: u32, lease_ms: u64) -> Self {
         let groups = BTreeMap::from([(String::new(), Group::default())]);
-        Self { next: 1, durable: 1, groups, max_deliveries, lease_ms, ..Self::default() }
+        let keeps = Keeps { first: 1, ..Keeps::default() };
+        Self { next: 1, durable: 1, groups, max_deliveries, lease_ms, keeps, ..Self::default() }
     }
 
     pub(super) fn stored(&mut self, payload: &[u8], published_ns: u64) -> u64 {
@@ -80,22 +85,21 @@ impl Queue {
     pub(super) fn add_group(&mut self, name: &str, from: StartAt) {
         if !self.groups.contains_key(name) {
             let open = self.from(from);
-            self.groups.insert(name.to_owned(), Group { open });
+            self.groups.insert(name.to_owned(), Group { open, skipped: 0 });
         }
     }
 
     /// All leases of the group are lost.
     pub(super) fn reset_group(&mut self, name: &str, to: StartAt) {
         let open = self.from(to);
-        self.groups.insert(name.to_owned(), Group { open });
+        self.group(name).open = open;
     }
 
     /// What a group that starts there has.
     fn from(&self, start: StartAt) -> BTreeMap<u64, State> {
-        let mut there: Vec<u64> =
-            self.groups.values().flat_map(|group| group.open.keys().copied()).collect();
-        there.sort_unstable();
-        there.dedup();
+        let stream = self.keeps.is_stream();
+        let mut there: Vec<u64> = self.there().into_iter().collect();
+        there.retain(|sequence| !stream || *sequence >= self.keeps.first);
         match start {
             StartAt::First => {}
             StartAt::New => there.clear(),
@@ -250,13 +254,12 @@ impl Queue {
         Outcome::Done
     }
 
-    /// Messages that some group has not acknowledged.
-    pub(super) fn there(&self, end: u64) -> u64 {
-        let mut all: Vec<u64> =
-            self.groups.values().flat_map(|group| group.open.keys().copied()).collect();
-        all.sort_unstable();
-        all.dedup();
-        all.iter().filter(|sequence| **sequence < end).count() as u64
+    /// Messages that are stored: those that some group has not acknowledged, or a stream keeps.
+    pub(super) fn there(&self) -> BTreeSet<u64> {
+        let open = self.groups.values().flat_map(|group| group.open.keys().copied());
+        let kept =
+            if self.keeps.is_stream() { self.keeps.first..self.next } else { self.next..self.next };
+        open.chain(kept).collect()
     }
 }
 

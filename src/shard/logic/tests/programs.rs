@@ -1,16 +1,17 @@
 //! Random programs: clients, time, a disk that is late, crashes; the model judges everything that comes out.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use ringmain_client::protocol::ErrorCode;
+use ringmain_client::protocol::{ErrorCode, Overflow};
 use ringmain_client::wire::{LeaseToken, Outcome, Up};
 
 use super::cases::consumer;
+use super::keeps::{self, LIMITED};
 use super::memory::{MemoryLog, MemoryPort, at_ms, definition, handle};
 use super::model::{DELAY_MS_MAX, Model, Queue, State};
 use crate::shard::logic::record::kind;
 use crate::shard::logic::{
-    ControlResult, GroupCommand, HandleId, Logic, Lsn, Refusal, StartAt, canary,
+    ControlResult, GroupCommand, HandleId, Limits, Logic, Lsn, Refusal, StartAt, canary,
 };
 
 /// Takes the dead letters of `ORIGIN`; the third queue has none.
@@ -47,6 +48,8 @@ pub(super) struct Client {
     pub(super) group: String,
     pub(super) credit: u32,
     pub(super) blocked: bool,
+    /// Messages that a limit took from its group, and that it was not told of.
+    pub(super) skipped: u64,
     /// Its group is deleted.
     pub(super) ending: bool,
 }
@@ -65,10 +68,14 @@ pub(super) struct Program {
     pub(super) history: VecDeque<(Lsn, Model)>,
     pub(super) consumers: BTreeMap<HandleId, Client>,
     pub(super) tokens: Vec<(HandleId, LeaseToken)>,
+    /// How many producers each queue has had, one after the other in the same place.
+    pub(super) producers: BTreeMap<u64, u32>,
     pub(super) lane_ends: BTreeMap<u64, u64>,
     pub(super) released: BTreeMap<u64, u64>,
-    /// Completions that must come, per queue: position and sequence.
-    pub(super) completions: BTreeMap<u64, VecDeque<(u64, u64)>>,
+    /// Completions that must come, per queue: position, sequence and outcome.
+    pub(super) completions: BTreeMap<u64, VecDeque<(u64, u64, Outcome)>>,
+    /// Queues whose producers wait for room.
+    pub(super) limited: BTreeSet<u64>,
     pub(super) answers: BTreeMap<u64, Outcome>,
     /// Submissions whose slots are not released, and when they may be.
     pub(super) unreleased: Vec<(HandleId, Up, Option<Lsn>)>,
@@ -93,9 +100,11 @@ impl Program {
             history: VecDeque::new(),
             consumers: BTreeMap::new(),
             tokens: Vec::new(),
+            producers: QUEUES.map(|queue| (queue, 1)).into(),
             lane_ends: BTreeMap::new(),
             released: BTreeMap::new(),
             completions: BTreeMap::new(),
+            limited: BTreeSet::new(),
             answers: BTreeMap::new(),
             unreleased: Vec::new(),
             controls: BTreeMap::new(),
@@ -110,15 +119,21 @@ impl Program {
                 definition.max_deliveries = 3;
                 definition.dead_letter = format!("q{DEAD}");
             }
-            let rules = Queue::new(definition.max_deliveries, LEASE_MS);
+            let mut rules = Queue::new(definition.max_deliveries, LEASE_MS);
+            if id == LIMITED {
+                definition.durable = false;
+                definition.limits = keeps::rules(seed);
+                rules.keeps.limits = definition.limits;
+            }
             program.model.queues.insert(id, rules);
             program.logic.create_queue(&mut program.log, 1 << 40, definition);
         }
         for queue in QUEUES {
-            program.logic.open_producer(handle(queue, 1), queue).expect("queue");
+            let (producer, lane) = program.producer(queue);
+            program.logic.open_producer(producer, lane).expect("queue");
         }
         program.durable_to(program.log.last()).expect("definitions");
-        program.note();
+        program.note().expect("definitions");
         program
     }
 
@@ -132,6 +147,7 @@ impl Program {
 
     fn publish(&mut self) -> Check {
         let queue = self.random.pick(&QUEUES).expect("some");
+        self.go_on();
         for _ in 0..=self.random.below(5) {
             let position = *self.lane_ends.entry(queue).or_default();
             let next = position + 1 + self.random.below(2);
@@ -139,33 +155,68 @@ impl Program {
                 format!("{queue}/{position}/{}", "x".repeat(self.random.below(30) as usize)).into();
             let mut now = at_ms(self.ms);
             now.realtime_ns += self.random.below(900_000);
-            let producer = handle(queue, 1);
+            let (producer, lane) = self.producer(queue);
+            let (model, last) =
+                (self.model.queues.get_mut(&queue).expect("queue"), self.log.last());
+            let Limits { max_bytes, overflow, .. } = model.keeps.limits;
+            let may_refuse = model.is_full() || max_bytes > 0;
             let published =
                 self.logic.publish(&mut self.log, producer, position, next, 0, &[], &payload, now);
+            let stored = self.log.last() > last;
             match published {
-                Ok(()) => {}
+                Ok(()) if stored && !model.is_full() => {}
+                Ok(()) if !stored && may_refuse && overflow == Overflow::Reject => {}
                 Err(Refusal::Full) if self.log.full => return Ok(()),
-                Err(refusal) => return Err(format!("{refusal:?}")),
+                Err(Refusal::Limit) if may_refuse && overflow == Overflow::Block => {
+                    self.limited.insert(queue);
+                    return Ok(());
+                }
+                other => return Err(format!("{other:?}, stored {stored}, {model:?}")),
             }
             self.lane_ends.insert(queue, next);
-            let sequence =
-                self.model.queues.get_mut(&queue).expect("queue").stored(&payload, now.realtime_ns);
-            self.model.lanes.entry(queue).or_default().push_back((position, sequence));
-            self.completions.entry(queue).or_default().push_back((position, sequence));
+            let completions = self.completions.entry(queue).or_default();
+            if !stored {
+                completions.push_back((position, 0, Outcome::QueueFull));
+                continue;
+            }
+            let sequence = model.stored(&payload, now.realtime_ns);
+            self.model.lanes.entry(lane).or_default().push_back((position, sequence));
+            completions.push_back((position, sequence, Outcome::Done));
         }
         self.records()
     }
 
-    fn open(&mut self) {
+    /// The producer that a queue has now, and its lane.
+    pub(super) fn producer(&self, queue: u64) -> (HandleId, u64) {
+        let epoch = self.producers[&queue];
+        (HandleId { queue, handle: 1, epoch }, u64::from(epoch) << 32 | queue)
+    }
+
+    /// A producer goes, as soon as everything that it sent is stored; the next one has its place and a lane of its own.
+    fn replace_producer(&mut self) -> Check {
+        let queue = self.random.pick(&QUEUES).expect("some");
+        if self.completions.get(&queue).is_some_and(|waiting| !waiting.is_empty()) {
+            return Ok(());
+        }
+        let (gone, _) = self.producer(queue);
+        self.logic.close_handle(&mut self.port, gone, at_ms(self.ms));
+        self.producers.entry(queue).and_modify(|epoch| *epoch += 1);
+        self.lane_ends.remove(&queue);
+        self.released.remove(&queue);
+        let (next, lane) = self.producer(queue);
+        self.logic.open_producer(next, lane).map_err(|refusal| format!("{refusal:?}"))
+    }
+
+    fn open(&mut self) -> Check {
         if self.consumers.len() > 7 {
-            return;
+            return Ok(());
         }
         let queue = self.random.pick(&QUEUES).expect("some");
         let group = self.random.pick(&["", "", "audit"]).expect("some").to_owned();
         self.next_handle = if self.next_handle > 250 { 10 } else { self.next_handle + 1 };
         let handle = handle(queue, self.next_handle);
         if self.consumers.contains_key(&handle) {
-            return;
+            return Ok(());
         }
         let credit = 1 + self.random.below(6) as u32;
         let mut spec = consumer(credit);
@@ -174,14 +225,15 @@ impl Program {
         let opened = self.logic.open_consumer(&mut self.log, handle, &spec);
         let may_wait = self.log.full || matches!(spec.from, StartAt::Time(_));
         if may_wait && opened == Err(Refusal::Full) {
-            return;
+            return Ok(());
         }
         let is_new = opened.expect("room");
         let rules = self.model.queues.get_mut(&queue).expect("queue");
         assert_eq!(is_new, !rules.groups.contains_key(&group));
         rules.add_group(&group, spec.from);
-        self.consumers.insert(handle, Client { group, credit, blocked: false, ending: false });
-        self.note();
+        let client = Client { group, credit, blocked: false, ending: false, skipped: 0 };
+        self.consumers.insert(handle, client);
+        self.note()
     }
 
     fn close(&mut self) {
@@ -274,8 +326,7 @@ impl Program {
         self.next_request += 1;
         self.controls.insert(self.next_request, expected);
         self.logic.group_command(&mut self.log, self.next_request, queue, group, command);
-        self.note();
-        Ok(())
+        self.note()
     }
 
     pub(super) fn submit(&mut self, handle: HandleId, up: Up, again: bool) -> Check {
@@ -369,14 +420,14 @@ impl Program {
         self.records()?;
         self.next_request += 1;
         let rules = self.model.queues.get_mut(&queue).expect("queue");
-        let messages = rules.there(u64::MAX);
+        let messages = rules.there().len() as u64;
+        rules.keeps.first = rules.next;
         self.controls.insert(self.next_request, ControlResult::Purged(messages));
         for group in rules.groups.values_mut() {
             group.open.clear();
         }
         self.logic.purge(&mut self.log, self.next_request, queue);
-        self.note();
-        Ok(())
+        self.note()
     }
 
     pub(super) fn held(&self) -> impl Iterator<Item = ((HandleId, u32), (u32, u64))> + '_ {
@@ -393,8 +444,10 @@ impl Program {
     }
 
     /// The model at this place of the log, if everything is in it.
-    pub(super) fn note(&mut self) {
-        if self.logic.flush(&mut self.log) {
+    pub(super) fn note(&mut self) -> Check {
+        let flushed = self.logic.flush(&mut self.log);
+        self.records()?;
+        if flushed {
             let last = self.log.last();
             for (_, _, lsn) in &mut self.unreleased {
                 lsn.get_or_insert(last);
@@ -402,6 +455,7 @@ impl Program {
             self.history.retain(|(lsn, _)| *lsn < last);
             self.history.push_back((last, self.model.clone()));
         }
+        Ok(())
     }
 
     pub(super) fn durable_to(&mut self, lsn: Lsn) -> Check {
@@ -433,9 +487,9 @@ impl Program {
             let queue = self.random.pick(&QUEUES).expect("some");
             let to = self.completions.get(&queue).and_then(|waiting| waiting.front());
             let end = self.lane_ends.get(&queue).copied().unwrap_or(0);
-            let to = to.map_or(end, |(position, _)| *position);
+            let to = to.map_or(end, |(position, _, _)| *position);
             self.released.insert(queue, to);
-            self.logic.released(handle(queue, 1), to);
+            self.logic.released(self.producer(queue).0, to);
         }
         Ok(())
     }
@@ -450,13 +504,15 @@ impl Program {
     fn step(&mut self) -> Check {
         match self.random.below(100) {
             0..20 => self.publish()?,
-            20..26 => self.open(),
+            20..26 => self.open()?,
             26..28 => self.close(),
-            28..55 => self.ask()?,
+            28..54 => self.ask()?,
+            54 => self.replace_producer()?,
             55..58 => self.credit()?,
             58..62 => self.room(),
             62..69 => self.time()?,
             69 if !self.log.full => self.group()?,
+            70 if !self.log.full && self.random.below(2) == 0 => self.edit()?,
             70 if !self.log.full => self.purge()?,
             69..72 => self.log.full = !self.log.full,
             72..82 => self.late_disk()?,
@@ -464,7 +520,7 @@ impl Program {
             92..94 => {
                 // With acknowledgements that wait for room it would be ahead of the log.
                 self.log.full = false;
-                self.note();
+                self.note()?;
                 self.log.write_checkpoint(&self.logic);
             }
             94..97 => self.settle()?,
@@ -472,7 +528,7 @@ impl Program {
             _ => self.crash(true)?,
         }
         if self.random.below(3) > 0 {
-            self.note();
+            self.note()?;
         }
         Ok(())
     }
@@ -489,8 +545,9 @@ impl Program {
                 let mut spec = consumer(4096);
                 (spec.leases, spec.group) = (4096, group.clone());
                 self.logic.open_consumer(&mut self.log, handle, &spec).expect("room");
-                self.consumers
-                    .insert(handle, Client { group, credit: 4096, blocked: false, ending: false });
+                let client =
+                    Client { group, credit: 4096, blocked: false, ending: false, skipped: 0 };
+                self.consumers.insert(handle, client);
             }
         }
         self.ms += DELAY_MS_MAX + 1;
