@@ -9,6 +9,7 @@ use super::args::{
     GroupCommand, GroupCreateArgs, GroupDeleteArgs, GroupInfoArgs, GroupListArgs, GroupName,
     GroupResetArgs,
 };
+use super::consume::brokered::check_start;
 use super::exit::{Exit, Failure, Outcome};
 use super::output::{Facts, Style, Table, print, print_json, print_line};
 use super::units;
@@ -22,8 +23,8 @@ pub(crate) fn run(socket: &Socket, command: &GroupCommand) -> Outcome {
         GroupCommand::Reset(args) => &args.name.queue,
         GroupCommand::Delete(args) => &args.name.queue,
     };
-    let plane = client.queue_info(queue).map_err(|error| Failure::queue(queue, error))?.plane;
-    if plane == Plane::Direct {
+    let info = &client.queue_info(queue).map_err(|error| Failure::queue(queue, error))?;
+    if info.plane == Plane::Direct {
         return Err(Failure::new(
             Exit::Config,
             format_args!("queue {queue} is direct: all of its consumers share one group"),
@@ -31,9 +32,15 @@ pub(crate) fn run(socket: &Socket, command: &GroupCommand) -> Outcome {
     }
     match command {
         GroupCommand::List(args) => list(&client, args),
-        GroupCommand::Info(args) => info(&client, args),
-        GroupCommand::Create(args) => create(&client, args),
-        GroupCommand::Reset(args) => reset(&client, args),
+        GroupCommand::Info(args) => show(&client, args),
+        GroupCommand::Create(args) => {
+            check_start("--from", args.from, info)?;
+            create(&client, args)
+        }
+        GroupCommand::Reset(args) => {
+            check_start("--to", args.to, info)?;
+            reset(&client, args)
+        }
         GroupCommand::Delete(args) => delete(&client, args),
     }
 }
@@ -73,7 +80,7 @@ fn list(client: &Client, args: &GroupListArgs) -> Outcome {
     print(&table.render(Style::stdout()))
 }
 
-fn info(client: &Client, args: &GroupInfoArgs) -> Outcome {
+fn show(client: &Client, args: &GroupInfoArgs) -> Outcome {
     let GroupName { queue, group } = &args.name;
     let info = client.group_info(queue, group)?;
     if args.format.json {

@@ -56,6 +56,12 @@ fn groups_are_created_shown_reset_and_deleted() {
         let seen = daemon.ok(&["consume", queue, "--group", "audit", "--drain"]);
         assert_eq!(seen.lines().next(), Some("m5"));
 
+        for beyond in [
+            &["group", "create", queue, "x", "--from", "22"][..],
+            &["group", "reset", queue, "audit", "--to", "22"],
+        ] {
+            assert_fails(&daemon.run(beyond), 65, "the next sequence of queue");
+        }
         daemon.ok(&["group", "delete", queue, "old"]);
         assert_fails(&daemon.run(&["group", "info", queue, "old"]), 65, "no group old");
         assert_fails(&daemon.run(&["group", "delete", queue, "old"]), 65, "group list");

@@ -37,17 +37,7 @@ pub(super) fn run(client: &Client, info: &QueueInfo, config: &Config) -> Outcome
     if config.count == Some(0) {
         return Ok(());
     }
-    if let (Some(StartAt::Sequence(from)), Some(info)) = (config.from, &info.brokered)
-        && from > info.next_sequence
-    {
-        return Err(Failure::new(
-            Exit::Data,
-            format_args!(
-                "--from {from}: the next sequence of queue {} is {}; use --from new, or a sequence up to that",
-                config.queue, info.next_sequence
-            ),
-        ));
-    }
+    check_start("--from", config.from.unwrap_or_default(), info)?;
     let consumer = client
         .brokered_consumer(&config.queue, options)
         .map_err(|error| Failure::queue(&config.queue, error))?;
@@ -94,6 +84,21 @@ pub(super) fn run(client: &Client, info: &QueueInfo, config: &Config) -> Outcome
     }
     debug_assert_eq!(info.plane, ringmain_client::Plane::Brokered);
     result.and(flushed)
+}
+
+/// A sequence that nobody has published is a mistake.
+pub(crate) fn check_start(flag: &str, start: StartAt, info: &QueueInfo) -> Outcome {
+    let next = info.brokered.as_ref().map_or(u64::MAX, |info| info.next_sequence);
+    match start {
+        StartAt::Sequence(sequence) if sequence > next => Err(Failure::new(
+            Exit::Data,
+            format_args!(
+                "{flag} {sequence}: the next sequence of queue {} is {next}; use {flag} new, or a sequence up to that",
+                info.name
+            ),
+        )),
+        _ => Ok(()),
+    }
 }
 
 /// `default` is what the group without a name is called, here as on direct queues.

@@ -350,6 +350,8 @@ impl Logic {
             queue.groups[group].deleted = true;
             queue.purging += 1;
         }
+        // There may be room below a limit.
+        self.mark(index);
         self.effects.push(lsn, Effect::GroupDeleted { queue: index, group: group_id, items });
         let result = ControlResult::Done;
         self.effects.push_behind(Effect::Control { request, result });

@@ -230,3 +230,29 @@ fn a_deletion_that_failed_leaves_the_group() {
     assert_eq!(groups[0].consumers, 1);
     world.logic.close_handle(&mut world.port, audit, at_ms(0));
 }
+
+/// What a deleted group had not acknowledged stands in nobody's way.
+#[test]
+fn a_deletion_makes_room_below_a_limit() {
+    let mut limited = definition(1, "q");
+    limited.limits.max_messages = 2;
+    let mut world = World::new(&[limited]);
+    let create = GroupCommand::Create { from: StartAt::First };
+    assert_eq!(answer(&ask(&mut world, "slow", create)), place(1, 0));
+    publish(&mut world, 2);
+    let worker = world.consumer(1, 2, &consumer(4));
+    for (_, lease, _) in deliveries(&world.turn()) {
+        world.up(worker, ack(lease, 0));
+    }
+    world.turn();
+    let producer = super::memory::handle(1, 1);
+    let now = at_ms(world.ms);
+    let full = world.logic.publish(&mut world.log, producer, 90, 91, 0, &[], b"x", now);
+    assert_eq!(full, Err(Refusal::Limit));
+    world.turn();
+    assert_eq!(world.logic.take_unblocked(), []);
+    ask(&mut world, "slow", GroupCommand::Delete { force: false });
+    assert_eq!(world.logic.take_unblocked(), [producer]);
+    let now = at_ms(world.ms);
+    assert_eq!(world.logic.publish(&mut world.log, producer, 90, 91, 0, &[], b"x", now), Ok(()));
+}
