@@ -9,8 +9,8 @@ use serde_json::json;
 
 use super::Socket;
 use super::args::{
-    DeliveryArgs, QueueCommand, QueueCreateArgs, QueueDeleteArgs, QueueEditArgs, QueueInfoArgs,
-    QueueListArgs, QueuePurgeArgs,
+    DeliveryArgs, PlaneArg, QueueCommand, QueueCreateArgs, QueueDeleteArgs, QueueEditArgs,
+    QueueInfoArgs, QueueListArgs, QueuePurgeArgs,
 };
 use super::exit::{Exit, Failure, Outcome};
 use super::output::{Style, print, print_json, print_line};
@@ -48,7 +48,7 @@ struct CreateConfig {
 
 impl CreateConfig {
     fn new(args: QueueCreateArgs) -> Outcome<Self> {
-        let plane = plane(&args)?;
+        let plane = plane_of(args.plane, args.durable)?;
         let delivery = delivery(&args.delivery);
         if plane == Plane::Direct && delivery != DeliverySpec::default() {
             return Err(Failure::usage(
@@ -77,8 +77,8 @@ impl CreateConfig {
 }
 
 /// Durable queues are brokered.
-fn plane(args: &QueueCreateArgs) -> Outcome<Plane> {
-    match (args.plane.map(Plane::from), args.durable) {
+pub(super) fn plane_of(plane: Option<PlaneArg>, durable: bool) -> Outcome<Plane> {
+    match (plane.map(Plane::from), durable) {
         (Some(Plane::Direct), true) => Err(Failure::usage(
             "a durable queue is brokered; leave out --plane direct or --durable",
         )),
@@ -101,10 +101,18 @@ fn delivery(args: &DeliveryArgs) -> DeliverySpec {
 }
 
 fn edited(args: &QueueEditArgs) -> Outcome<DeliverySpec> {
-    let mut delivery = delivery(&args.delivery);
-    if args.no_dead_letter {
-        delivery.dead_letter = Some(String::new());
-    }
+    let dead_letter =
+        if args.no_dead_letter { Some(String::new()) } else { args.dead_letter.clone() };
+    let delivery = DeliverySpec {
+        max_deliveries: args.max_deliveries,
+        dead_letter,
+        lease_ms: args.lease.map(units::milliseconds),
+        retention: args.retention.map(Into::into),
+        max_messages: args.max_messages,
+        max_bytes: args.max_bytes,
+        max_age_ms: args.max_age.map(units::milliseconds),
+        overflow: args.overflow.map(Into::into),
+    };
     if delivery == DeliverySpec::default() {
         return Err(Failure::usage(
             "nothing to change; give --max-deliveries, --dead-letter, --no-dead-letter, --lease, \

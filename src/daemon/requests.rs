@@ -5,6 +5,7 @@ use std::os::fd::OwnedFd;
 use ringmain_client::protocol::{ErrorCode, HandleKey, Plane, Reply, Request};
 
 use super::broker::{Broker, bug};
+use super::brokered::WantedHandle;
 use super::connections::{Answer, Failure, refuse};
 use super::link::ToKeeper;
 use super::peer::Credentials;
@@ -138,7 +139,12 @@ impl Broker {
                 self.brokered_group_command(number, user, id, group, command)?
             }
             (Request::Attach { role, options, .. }, Some(id)) => {
-                self.attach_brokered(number, session, user, id, role, &options)?
+                // Its handles count for the user of the session, whoever asks over this connection.
+                let payer = self.sessions.get(&session).map_or(user.uid, |session| session.uid);
+                let (connection, user, queue) = (number, user.clone(), id);
+                let wanted =
+                    WantedHandle { connection, session, user, payer, queue, role, options };
+                self.attach_brokered(wanted)?
             }
             (Request::Detach { handle }, _) if keyed(&handle) => {
                 self.check_brokered_handle(session, handle)?;

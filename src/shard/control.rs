@@ -157,6 +157,15 @@ pub enum ToShard {
     },
 }
 
+/// What may be wrong with a journal that is open, in words.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Trouble {
+    /// Nothing more is stored; what is durable is given out.
+    Failed(String),
+    /// No room: producers wait until there is some.
+    Full(String),
+}
+
 /// From a shard.
 #[derive(Debug)]
 pub enum FromShard {
@@ -224,6 +233,13 @@ pub enum FromShard {
         /// Its bit, as the client says.
         bit: u32,
     },
+    /// What is wrong with its journal now, for the log and for whoever asks; `None`: nothing any more.
+    Trouble {
+        /// Which shard.
+        shard: u32,
+        /// What.
+        trouble: Option<Trouble>,
+    },
     /// A line for the log.
     Log {
         /// Without an end of line.
@@ -274,6 +290,10 @@ pub struct Started {
 pub enum StartError {
     /// It is damaged.
     Damaged(String),
+    /// A right is missing.
+    Permission(String),
+    /// It cannot lie there.
+    Config(String),
     /// The operating system refused.
     Io(String),
 }
@@ -282,7 +302,9 @@ impl StartError {
     /// One line that says what to do.
     pub fn text(&self) -> &str {
         match self {
-            Self::Damaged(text) | Self::Io(text) => text,
+            Self::Damaged(text) | Self::Permission(text) | Self::Config(text) | Self::Io(text) => {
+                text
+            }
         }
     }
 }

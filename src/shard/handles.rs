@@ -1,6 +1,6 @@
 //! All handles of a shard, and what the logic says to them.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use ringmain_client::pair::LeaseEntry;
@@ -9,7 +9,7 @@ use ringmain_client::sys::eventfd::EventFd;
 use ringmain_client::wire::{DELIVERY_HEADER_BYTES, DeliveryHeader, Down, Outcome};
 
 use super::handle::{Handle, Sent};
-use super::logic::{ControlResult, Delivered, Port};
+use super::logic::{ControlResult, Delivered, NumberMap, Port};
 use super::memory::LinkMemory;
 
 /// A session as a shard knows it.
@@ -28,7 +28,7 @@ pub(super) struct Session {
 pub(super) struct Handles {
     places: Vec<Option<Handle>>,
     free: Vec<usize>,
-    by_key: HashMap<HandleKey, usize>,
+    by_key: NumberMap<HandleKey, usize>,
     pub(super) sessions: BTreeMap<u64, Session>,
     /// May have something in `up`: consumers first, their acknowledgements make room.
     consumers: VecDeque<usize>,

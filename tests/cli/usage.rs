@@ -129,6 +129,8 @@ fn wrong_arguments_are_usage_errors() {
         (&["bench", "durable", "--size", "x"], "; see 'ringmain bench durable --help'"),
         (&["bench", "durable", "--receive", "--queues", "2"], "one queue"),
         (&["bench", "durable", "--receive", "--size", "7"], "at least 8 bytes"),
+        (&["bench", "durable", "--size", "10M"], "at most 4193712 bytes"),
+        (&["bench", "durable", "--size", "4193713"], "at most 4193712 bytes"),
         (&["consume", "q", "--from", "yesterday"], "first, new or a sequence"),
         (&["consume", "q", "--count", "-1"], "'-1'"),
         (&["bench"], "a command is missing"),
@@ -308,4 +310,48 @@ fn a_socket_path_that_is_too_long_is_named() {
         let output = ringmain().args(arguments).env("RINGMAIN_SOCKET", &long).output().unwrap();
         assert_fails(&output, 78, "at most 107");
     }
+}
+
+#[test]
+fn keys_and_headers_that_are_too_long_are_named_with_their_limit() {
+    let long = "k".repeat(70_000);
+    let output = run(&["publish", "q", "--key", &long]);
+    assert_fails(&output, 64, "--key has 70000 bytes, the longest possible has 65531");
+    let header = format!("name={long}");
+    assert_fails(&run(&["publish", "q", "--header", &header]), 64, "at most 65535");
+    assert_fails(&run(&["publish", "q", "--header", &format!("{}=", "n".repeat(300))]), 64, "300");
+}
+
+#[test]
+fn an_edit_has_no_defaults() {
+    let help = stdout(&run(&["queue", "edit", "--help"]));
+    assert!(help.contains("--lease") && help.contains("What is not given stays"), "{help}");
+    assert!(!help.contains("default: 0") && !help.contains("default: 30s"), "{help}");
+    let help = stdout(&run(&["queue", "create", "--help"]));
+    assert!(help.contains("default: 30s"), "{help}");
+}
+
+#[test]
+fn folders_that_cannot_hold_a_journal_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join("s");
+    let serve = |data: &str| run(&["serve", "--socket", path(&socket), "--data-dir", data]);
+    std::fs::write(folder.path().join("file"), "no folder").unwrap();
+    std::fs::create_dir(folder.path().join("data")).unwrap();
+    std::fs::write(folder.path().join("data/shard-0"), "no folder").unwrap();
+    let table = [
+        (folder.path().join("missing"), "create it first"),
+        (folder.path().join("file"), "is no folder"),
+        (folder.path().join("file/below"), "is no folder"),
+        (folder.path().join("data"), "move that file away"),
+        (PathBuf::from("/proc"), "no file can be made there"),
+    ];
+    for (data, part) in table {
+        assert_fails(&serve(path(&data)), 78, part);
+    }
+    // Read-only where it is not forbidden.
+    let (code, line) = failure(&serve("/sys"));
+    assert!(code == 77 || code == 78, "{code} {line}");
+    assert!(line.contains("/sys") && line.contains("choose a"), "{line}");
+    assert!(!socket.exists());
 }

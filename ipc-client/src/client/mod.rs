@@ -119,6 +119,13 @@ impl Client {
         self.inner.socket_path()
     }
 
+    /// Whether there is a connection that the daemon has not closed, as far as can be told without asking it. A lost one is taken
+    /// up again by the next request, and by every handle that waits.
+    #[must_use]
+    pub fn is_connected(&self) -> bool {
+        self.inner.is_connected()
+    }
+
     fn inner(&self) -> &Arc<Inner> {
         &self.inner
     }

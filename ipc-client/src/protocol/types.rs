@@ -293,6 +293,8 @@ pub struct Status {
     pub handles: u32,
     /// Bytes of shared memory in all queues.
     pub memory_bytes: u64,
+    /// What does not work, in words: journals that failed, cannot be opened or have no room.
+    pub troubles: Vec<String>,
 }
 
 /// A group of a brokered queue.

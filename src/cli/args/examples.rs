@@ -154,6 +154,7 @@ Examples:
   ringmain bench deaths
   ringmain bench deaths --kills 1000 --at-once 4 --json
   ringmain bench deaths --with-broker
+  ringmain bench deaths --durable
 
 A daemon of its own, a queue of 64 slots, one process that sends and one that receives without a pause. In each round \
 other processes attach and hold a slot: in turn consumers that took a message in place, and producers that reserved a \
@@ -161,6 +162,9 @@ slot and do not commit it. The two go on until the ring is full up to the held s
 checked by their counts. Then the holders are killed with SIGKILL, with --with-broker the broker just before them. \
 kill_to_success_us is the time from just before the first kill until a send or a receive of the two has succeeded \
 again, by the monotonic clock; one figure a round. The two wait as handles do by default (adaptive) and are not pinned.
+
+On a brokered queue (--durable, --plane brokered) consumers die, each with a message that it has not acknowledged, and the \
+time ends when another consumer, which was asleep, has the last of their messages.
 
 Exits with 65 if a message that was held does not come again exactly once and marked as redelivered, or if a slot \
 that was never committed shows up as a message. An spsc queue has no second member of a role that could go on; it is \
@@ -287,3 +291,13 @@ as many bytes as the journal wrote per batch; bare futex round trips between two
 half of one is wake_us. ratio_p50 is the median of confirm over probe, each window over the two probes around it; pairs \
 whose probes differ by more than 10 % are dropped and counted. With the socket of a running daemon (--socket) its queues \
 are used, and --data-dir must be a folder on the disk of its journal.";
+
+pub(super) const REPLAY_EXAMPLES: &str = "\
+Examples:
+  ringmain bench replay --data-dir /var/tmp
+  ringmain bench replay --backlog 256MiB --beside 64 --json
+
+A daemon of its own with its journal in a temporary folder. The backlog is published, keeper and broker are killed and started \
+anew, so that nothing of it is in memory, and another process receives, checks and acknowledges every message. The segment files \
+are read raw before and after that. With --beside another queue is published to, for a while without the replay, then \
+during it, then without it again.";

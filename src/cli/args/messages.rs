@@ -47,13 +47,14 @@ pub(crate) struct PublishArgs {
     /// How to wait for room: spin, adaptive or park
     #[arg(long, value_name = "POLICY", default_value = "adaptive")]
     pub(crate) wait: WaitPolicy,
-    /// Give up when there was no room for this long (exit code 75) [default: wait on]
+    /// Give up when there was no room, or no confirmation of what was sent, for this long (exit code 75) [default: wait
+    /// on]
     #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
     pub(crate) timeout: Option<Duration>,
     /// A header for every message; may be given several times
     #[arg(long, value_name = "NAME=VALUE", value_parser = parse_header)]
     pub(crate) header: Vec<(String, String)>,
-    /// A key for every message
+    /// A key for every message, at most 65,531 bytes long
     #[arg(long, value_name = "KEY")]
     pub(crate) key: Option<String>,
     #[command(flatten)]

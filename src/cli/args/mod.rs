@@ -19,7 +19,9 @@ use examples::{
     DEMO_EXAMPLES, DOCTOR_EXAMPLES, SERVE_EXAMPLES, STATUS_EXAMPLES, TOP_EXAMPLES, UPGRADE_EXAMPLES,
 };
 
-pub(crate) use bench::{BenchCommand, DeathsArgs, DurableArgs, RttArgs, ThroughputArgs};
+pub(crate) use bench::{
+    BenchCommand, DeathsArgs, DurableArgs, ReplayArgs, RttArgs, ThroughputArgs,
+};
 pub(crate) use group::{
     GroupCommand, GroupCreateArgs, GroupDeleteArgs, GroupInfoArgs, GroupListArgs, GroupName,
     GroupResetArgs, TailArgs,
@@ -32,8 +34,8 @@ pub(crate) use messages::{
     PublishArgs,
 };
 pub(crate) use queue::{
-    DeliveryArgs, QueueCommand, QueueCreateArgs, QueueDeleteArgs, QueueEditArgs, QueueInfoArgs,
-    QueueListArgs, QueuePurgeArgs,
+    DeliveryArgs, PlaneArg, QueueCommand, QueueCreateArgs, QueueDeleteArgs, QueueEditArgs,
+    QueueInfoArgs, QueueListArgs, QueuePurgeArgs,
 };
 
 /// A message broker for one Linux host: local processes exchange messages through rings in shared memory.

@@ -218,8 +218,30 @@ pub(crate) struct QueueEditArgs {
     /// Name of the queue
     #[arg(value_parser = parse_queue_name)]
     pub(crate) name: String,
-    #[command(flatten)]
-    pub(crate) delivery: DeliveryArgs,
+    /// Deliveries before a message becomes a dead letter; 0 for any number
+    #[arg(long, value_name = "N")]
+    pub(crate) max_deliveries: Option<u32>,
+    /// Queue that takes dead letters
+    #[arg(long, value_name = "QUEUE", value_parser = parse_queue_name)]
+    pub(crate) dead_letter: Option<String>,
+    /// How long a consumer may hold a message before it is given to another one; 0s for as long as the consumer lives
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
+    pub(crate) lease: Option<Duration>,
+    /// How long a message is kept
+    #[arg(long, value_enum)]
+    pub(crate) retention: Option<RetentionArg>,
+    /// Most messages; 0 for any number
+    #[arg(long, value_name = "N")]
+    pub(crate) max_messages: Option<u64>,
+    /// Most bytes of payload and metadata; 0 for any number
+    #[arg(long, value_name = "BYTES", value_parser = parse_size)]
+    pub(crate) max_bytes: Option<u64>,
+    /// Streams: how long a message stays; 0s for ever
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
+    pub(crate) max_age: Option<Duration>,
+    /// What happens at a limit; a stream discards its oldest messages instead
+    #[arg(long, value_enum)]
+    pub(crate) overflow: Option<OverflowArg>,
     /// Dead letters are discarded and counted from now on
     #[arg(long, conflicts_with = "dead_letter")]
     pub(crate) no_dead_letter: bool,

@@ -4,13 +4,14 @@ use std::io;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use ringmain::shard::logic::headers::WITHHELD;
 use ringmain_client::raw::protocol::QueueInfo;
 use ringmain_client::{
     AckError, BrokeredConsumer, Client, ConsumerOptions, Delivery, ReceiveError, StartAt,
 };
 
 use super::rendering::{Format, Shown};
-use super::{Config, DRAIN_SLICE, NOTICE_AFTER, SLICE, write_as_far};
+use super::{Absence, Config, DRAIN_SLICE, NOTICE_AFTER, SLICE, write_as_far};
 use crate::cli::exit::{Exit, Failure, Outcome};
 use crate::cli::group::called;
 use crate::cli::output::notice;
@@ -35,6 +36,17 @@ pub(super) fn run(client: &Client, info: &QueueInfo, config: &Config) -> Outcome
         .credit(credit.max(1));
     if config.count == Some(0) {
         return Ok(());
+    }
+    if let (Some(StartAt::Sequence(from)), Some(info)) = (config.from, &info.brokered)
+        && from > info.next_sequence
+    {
+        return Err(Failure::new(
+            Exit::Data,
+            format_args!(
+                "--from {from}: the next sequence of queue {} is {}; use --from new, or a sequence up to that",
+                config.queue, info.next_sequence
+            ),
+        ));
     }
     let consumer = client
         .brokered_consumer(&config.queue, options)
@@ -61,6 +73,7 @@ pub(super) fn run(client: &Client, info: &QueueInfo, config: &Config) -> Outcome
         again: 0,
         idle_since: None,
         noticed: false,
+        absence: Absence::default(),
         skipped: 0,
         skipped_told: 0,
     };
@@ -116,6 +129,7 @@ struct Taker<'a> {
     again: u64,
     idle_since: Option<Instant>,
     noticed: bool,
+    absence: Absence,
     /// Messages that a limit discarded before this group had them; how many of them were told.
     skipped: u64,
     skipped_told: u64,
@@ -127,6 +141,7 @@ impl Taker<'_> {
             match self.gather()? {
                 Got::Messages => {
                     self.idle_since = None;
+                    self.absence.over();
                     self.write()?;
                 }
                 Got::Drained | Got::Nothing if self.config.drain && self.empty()? => return Ok(()),
@@ -260,6 +275,7 @@ impl Taker<'_> {
     }
 
     fn check_idle(&mut self) -> Outcome {
+        self.absence.look(self.client, &self.config.queue);
         let since = *self.idle_since.get_or_insert_with(Instant::now);
         match self.config.timeout {
             Some(limit) if since.elapsed() >= limit => Err(Failure::new(
@@ -292,6 +308,7 @@ pub(crate) fn browse(
         signals::check()?;
         match consumer.receive_or_drained(&mut delivery, Some(SLICE)) {
             Ok(true) => {
+                report_withheld(queue, &delivery);
                 if !show(&delivery)? {
                     return Ok(());
                 }
@@ -301,6 +318,20 @@ pub(crate) fn browse(
             Err(ReceiveError::Empty | ReceiveError::Timeout) => {}
             Err(error) => return Err(Failure::receive(queue, &error)),
         }
+    }
+}
+
+/// A message that fits no ring of its queue comes without its payload.
+fn report_withheld(queue: &str, delivery: &Delivery) {
+    let metadata = delivery.metadata().unwrap_or_default();
+    let found = metadata.headers.iter().find(|(name, _)| name == WITHHELD);
+    if let Some((_, bytes)) = found {
+        notice(&format!(
+            "message {} of queue {queue} has {} bytes and fits no ring of this queue: no consumer can take it; \
+             move it with 'ringmain dead-letter redrive {queue}', or purge the queue",
+            delivery.sequence(),
+            String::from_utf8_lossy(bytes)
+        ));
     }
 }
 

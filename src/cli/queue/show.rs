@@ -83,6 +83,7 @@ pub(super) fn list(queues: &[QueueInfo]) -> Table {
         "MESSAGES",
         "READY",
         "UNACKED",
+        "STORED",
         "MEMORY",
         "PRODUCERS",
         "CONSUMERS",
@@ -104,6 +105,10 @@ pub(super) fn list(queues: &[QueueInfo]) -> Table {
             brokered(|info| info.messages),
             brokered(|info| info.ready),
             brokered(|info| info.unacknowledged),
+            queue
+                .brokered
+                .as_ref()
+                .map_or_else(|| "-".to_string(), |info| units::bytes(info.message_bytes)),
             units::bytes(queue.memory_bytes),
             queue.producers.to_string(),
             queue.consumers.to_string(),
@@ -127,7 +132,18 @@ pub(super) fn facts(info: &QueueInfo) -> Facts {
     facts.add("state", &info.state);
     facts.add("slots", format!("{} of {}", info.slots, units::bytes(info.slot_size.into())));
     facts.add("longest message", units::bytes(info.max_message.into()));
-    facts.add("shared memory", units::bytes(info.memory_bytes));
+    let handles = info.handles.len();
+    facts.add(
+        "shared memory",
+        match info.plane {
+            Plane::Direct => units::bytes(info.memory_bytes),
+            // Its rings come and go with its handles.
+            Plane::Brokered if handles == 0 => "none while nobody is attached".to_string(),
+            Plane::Brokered => {
+                format!("{} in the rings of {handles} handles", units::bytes(info.memory_bytes))
+            }
+        },
+    );
     facts.add(
         "rights",
         format!("{:03o}, user {}, group {}", info.mode, info.owner_uid, info.group_gid),
@@ -149,7 +165,7 @@ fn brokered(facts: &mut Facts, info: &BrokeredInfo) {
     facts.add(
         "messages",
         format!(
-            "{} ({}); next sequence {}",
+            "{} ({} of the journal); next sequence {}",
             units::count(info.messages),
             units::bytes(info.message_bytes),
             info.next_sequence

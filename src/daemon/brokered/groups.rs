@@ -69,7 +69,7 @@ impl Broker {
             _ => self.managed(user, id)?,
         };
         self.check_shard(shard)?;
-        let request = self.brokered.request(Waiting::Group { connection: number });
+        let request = self.brokered.request(Waiting::Group { connection: number, queue: id });
         self.brokered.tell(shard, ToShard::Group { request, queue: id, group, command });
         Ok(None)
     }
@@ -85,6 +85,16 @@ impl Broker {
             _ => Ok(Some(Answer::of(Reply::Done))),
         };
         self.answer(connection, outcome)
+    }
+
+    /// The shard will not answer.
+    pub(super) fn on_groups_refused(&mut self, request: u64, text: &str) -> Result<(), LinkLost> {
+        match self.brokered.waiting.remove(&request) {
+            Some(Waiting::Groups { connection, .. }) => {
+                self.answer(connection, refuse(ErrorCode::Io, text))
+            }
+            _ => Ok(()),
+        }
     }
 
     pub(super) fn on_groups(

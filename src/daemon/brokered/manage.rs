@@ -68,7 +68,7 @@ impl Broker {
     ) -> Result<Option<Answer>, Failure> {
         let shard = self.managed(user, id)?;
         self.check_shard(shard)?;
-        let request = self.brokered.request(Waiting::Count { connection: number });
+        let request = self.brokered.request(Waiting::Count { connection: number, queue: id });
         self.brokered.tell(shard, ToShard::Purge { request, queue: id });
         Ok(None)
     }
@@ -82,7 +82,7 @@ impl Broker {
     ) -> Result<Option<Answer>, Failure> {
         let shard = self.managed(user, id)?;
         self.check_shard(shard)?;
-        let request = self.brokered.request(Waiting::Count { connection: number });
+        let request = self.brokered.request(Waiting::Count { connection: number, queue: id });
         self.brokered.tell(shard, ToShard::Redrive { request, queue: id, count });
         Ok(None)
     }

@@ -14,6 +14,9 @@ pub(super) enum Canary {
     DeliverTwice,
     /// A checkpoint takes what is acknowledged for open.
     Resurrect,
+    /// A lane is known by the place of its handle alone, so that positions of a lane that is gone count for the one that has its
+    /// place now.
+    LanesOfOthers,
     /// A deleted group comes back with a restart.
     KeepDeletedGroup,
     /// Leases outlive the reset of their group.
@@ -36,12 +39,13 @@ pub(super) enum Canary {
 
 #[cfg(test)]
 impl Canary {
-    pub(super) const ALL: [Self; 14] = [
+    pub(super) const ALL: [Self; 15] = [
         Self::DispatchBeforeDurable,
         Self::AckAhead,
         Self::LoseCount,
         Self::DeliverTwice,
         Self::Resurrect,
+        Self::LanesOfOthers,
         Self::KeepDeletedGroup,
         Self::ResetKeepsLeases,
         Self::StartAtMark,

@@ -12,6 +12,7 @@ use super::redrive::RedriveJob;
 use super::time::Timer;
 use super::types::{ControlResult, Lsn, Port, QueueDefinition, QueueEdit, RecordRef};
 use super::{AppendError, GroupCommand, Log, Logic};
+use crate::shard::memory::{carried_bytes, letter_bytes};
 
 /// A request that is not in the log yet.
 #[derive(Debug)]
@@ -223,6 +224,16 @@ impl Logic {
                 "dead-letter={name}: it takes messages of at most {} bytes, this queue of {}; create it with \
                  --max-message {}",
                 target.definition.max_message, definition.max_message, definition.max_message
+            );
+            return Err(refused(ErrorCode::Invalid, message));
+        }
+        let QueueDefinition { slots, slot_size, max_message, .. } = *definition;
+        let carried = carried_bytes(target.definition.slots, target.definition.slot_size);
+        let longest = letter_bytes(slots, slot_size, max_message);
+        if carried < longest {
+            let message = format!(
+                "dead-letter={name}: its rings carry letters of at most {carried} bytes, those of this queue may have \
+                 {longest} with key and headers; create it with --slots {slots} --slot-size {slot_size}"
             );
             return Err(refused(ErrorCode::Invalid, message));
         }

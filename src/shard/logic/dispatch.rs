@@ -1,5 +1,6 @@
 //! Who gets what.
 
+use ringmain_client::protocol::Kind;
 use ringmain_client::wire::{DeliveryHeader, LeaseToken};
 
 use super::consumer::{Consumer, Lease, LeaseState};
@@ -9,7 +10,7 @@ use super::record::MessageBody;
 use super::returns::NS_PER_MS;
 use super::slab::Slab;
 use super::types::{Delivered, HandleId, Now, Port};
-use super::{Log, Logic, Message, canary};
+use super::{Log, Logic, Message, canary, headers};
 
 /// Messages that one call gives out at most.
 const BUDGET: u32 = 1024;
@@ -128,7 +129,7 @@ impl Logic {
             let end = Self::dispatch_end(queue);
             let limit = queue.definition.max_deliveries;
             let group = &mut queue.groups[group_index];
-            if group.stalled.is_some() {
+            if group.stalled.is_some() || waits_for_predecessor(queue.definition.kind, group) {
                 return Step::Done;
             }
             let (sequence, count) = match group.ready.first_key_value() {
@@ -216,6 +217,12 @@ impl Logic {
         }
         whole
     }
+}
+
+/// On an `spsc` queue a second consumer is there only while the first is on its way out: what that one holds comes back before
+/// anything newer is given out. Closing it marks the queue.
+fn waits_for_predecessor(kind: Kind, group: &super::group::Group) -> bool {
+    kind == Kind::Spsc && group.consumers.len() > 1
 }
 
 /// The consumer whose turn it is, of those that can take a message.
@@ -331,8 +338,14 @@ fn show(
                         published_ns: body.published_ns,
                         lease_ms: 0,
                     };
-                    let given =
+                    let mut given =
                         port.deliver(handle, header, body.flags, body.metadata, body.payload);
+                    if given == Delivered::TooLarge {
+                        let mut metadata = Vec::new();
+                        let bytes = body.payload.len().to_string();
+                        headers::push(&mut metadata, headers::WITHHELD, &bytes);
+                        given = port.deliver(handle, header, 0, &metadata, &[]);
+                    }
                     if given == Delivered::Full {
                         consumer.blocked = true;
                         return Step::Done;

@@ -99,6 +99,10 @@ impl Logic {
     /// [`Refusal::Unknown`] if there is no such queue or the handle is open.
     pub fn open_producer(&mut self, handle: HandleId, lane: u64) -> Result<(), Refusal> {
         let queue = self.open_queue(handle)?;
+        let lane = match canary::planted(canary::Canary::LanesOfOthers) {
+            true => handle.queue << 8 | u64::from(handle.handle),
+            false => lane,
+        };
         let runs = self.lanes.remove(&lane).unwrap_or_default();
         let index = self.producers.insert(Producer { queue, lane, runs, waits: false });
         self.handles.insert(handle, HandleRef::Producer(index));

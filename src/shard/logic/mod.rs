@@ -58,13 +58,16 @@ use groups::Searches;
 use handles::{HandleRef, Producer};
 use queue::Queue;
 use redrive::RedriveJob;
-use slab::{NumberMap, Slab};
+use slab::Slab;
+
 use time::Timer;
 
 pub use groups::GroupCommand;
 pub use handles::LaneRun;
 pub use limits::{Limits, LimitsEdit};
 pub use log::{Log, Message};
+pub use publish::message_bytes_max;
+pub(super) use slab::NumberMap;
 pub use types::{
     AppendError, BrokeredInfo, ConsumerSpec, ControlResult, Delivered, FLAG_MESSAGE, GROUPS_MAX,
     HandleId, Location, Lsn, Now, Port, QueueDefinition, QueueEdit, RecordRef, Refusal, Replay,

@@ -12,6 +12,13 @@ use super::{AppendError, Log, Logic};
 use crate::journal::format::RECORD_HEADER_BYTES;
 use crate::shard::memory::DEAD_LETTER_BYTES;
 
+/// Metadata and payload bytes of the longest message that a journal takes whose groups have at most so many bytes. It must fit
+/// beside the record that takes it out of its queue, too, with what is added to it as a dead letter.
+pub fn message_bytes_max(group_bytes_max: usize) -> usize {
+    let headers = MESSAGE_HEADER_BYTES + 2 * RECORD_HEADER_BYTES + DEAD_LETTER_BYTES;
+    group_bytes_max.saturating_sub(headers)
+}
+
 impl Logic {
     /// A message from a lane that the caller will not have stored, with the reason. As [`Self::publish`] otherwise.
     pub fn refuse(&mut self, handle: HandleId, position: u64, outcome: Outcome, detail: u64) {
@@ -56,9 +63,7 @@ impl Logic {
             self.effects.push_behind(refused(Outcome::Invalid, 0));
             return Ok(());
         }
-        // It must fit beside the record that takes it out of its queue, too, with what is added to it as a dead letter.
-        let headers = MESSAGE_HEADER_BYTES + 2 * RECORD_HEADER_BYTES + DEAD_LETTER_BYTES;
-        let limit = log.group_bytes_max().saturating_sub(headers);
+        let limit = message_bytes_max(log.group_bytes_max());
         if metadata.len() + payload.len() > limit {
             self.effects.push_behind(refused(Outcome::TooLarge, limit as u64));
             return Ok(());

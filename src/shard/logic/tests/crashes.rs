@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 
 use super::cases::consumer;
-use super::memory::{at_ms, handle};
+use super::memory::at_ms;
 use super::model::State;
 use super::programs::{Check, LEASE_MS, Program, QUEUES};
 use crate::shard::logic::Refusal;
@@ -60,8 +60,8 @@ impl Program {
 
     /// What the lane has in the journal is completed, the rest is taken anew.
     pub(super) fn adopt_lane(&mut self, queue: u64) -> Check {
-        let producer = handle(queue, 1);
-        self.logic.open_producer(producer, queue).map_err(|refusal| format!("{refusal:?}"))?;
+        let (producer, lane) = self.producer(queue);
+        self.logic.open_producer(producer, lane).map_err(|refusal| format!("{refusal:?}"))?;
         let from = self.released.get(&queue).copied().unwrap_or(0);
         let runs = self.logic.lane_runs(producer, from);
         let found: Vec<_> = runs
@@ -71,7 +71,7 @@ impl Program {
                     .map(|at| (run.first_position + at * run.stride, run.first_sequence + at))
             })
             .collect();
-        let lane = self.model.lanes.get(&queue).cloned().unwrap_or_default();
+        let lane = self.model.lanes.get(&lane).cloned().unwrap_or_default();
         let expected: Vec<_> =
             lane.iter().copied().filter(|(position, _)| *position >= from).collect();
         if found != expected {

@@ -68,6 +68,8 @@ pub(super) struct Program {
     pub(super) history: VecDeque<(Lsn, Model)>,
     pub(super) consumers: BTreeMap<HandleId, Client>,
     pub(super) tokens: Vec<(HandleId, LeaseToken)>,
+    /// How many producers each queue has had, one after the other in the same place.
+    pub(super) producers: BTreeMap<u64, u32>,
     pub(super) lane_ends: BTreeMap<u64, u64>,
     pub(super) released: BTreeMap<u64, u64>,
     /// Completions that must come, per queue: position, sequence and outcome.
@@ -100,6 +102,7 @@ impl Program {
             history: VecDeque::new(),
             consumers: BTreeMap::new(),
             tokens: Vec::new(),
+            producers: QUEUES.map(|queue| (queue, 1)).into(),
             lane_ends: BTreeMap::new(),
             released: BTreeMap::new(),
             completions: BTreeMap::new(),
@@ -129,7 +132,8 @@ impl Program {
             program.logic.create_queue(&mut program.log, 1 << 40, definition);
         }
         for queue in QUEUES {
-            program.logic.open_producer(handle(queue, 1), queue).expect("queue");
+            let (producer, lane) = program.producer(queue);
+            program.logic.open_producer(producer, lane).expect("queue");
         }
         program.durable_to(program.log.last()).expect("definitions");
         program.note().expect("definitions");
@@ -154,7 +158,7 @@ impl Program {
                 format!("{queue}/{position}/{}", "x".repeat(self.random.below(30) as usize)).into();
             let mut now = at_ms(self.ms);
             now.realtime_ns += self.random.below(900_000);
-            let producer = handle(queue, 1);
+            let (producer, lane) = self.producer(queue);
             let (model, last) =
                 (self.model.queues.get_mut(&queue).expect("queue"), self.log.last());
             let Limits { max_bytes, overflow, .. } = model.keeps.limits;
@@ -179,10 +183,31 @@ impl Program {
                 continue;
             }
             let sequence = model.stored(&payload, now.realtime_ns);
-            self.model.lanes.entry(queue).or_default().push_back((position, sequence));
+            self.model.lanes.entry(lane).or_default().push_back((position, sequence));
             completions.push_back((position, sequence, Outcome::Done));
         }
         self.records()
+    }
+
+    /// The producer that a queue has now, and its lane.
+    pub(super) fn producer(&self, queue: u64) -> (HandleId, u64) {
+        let epoch = self.producers[&queue];
+        (HandleId { queue, handle: 1, epoch }, u64::from(epoch) << 32 | queue)
+    }
+
+    /// A producer goes, as soon as everything that it sent is stored; the next one has its place and a lane of its own.
+    fn replace_producer(&mut self) -> Check {
+        let queue = self.random.pick(&QUEUES).expect("some");
+        if self.completions.get(&queue).is_some_and(|waiting| !waiting.is_empty()) {
+            return Ok(());
+        }
+        let (gone, _) = self.producer(queue);
+        self.logic.close_handle(&mut self.port, gone, at_ms(self.ms));
+        self.producers.entry(queue).and_modify(|epoch| *epoch += 1);
+        self.lane_ends.remove(&queue);
+        self.released.remove(&queue);
+        let (next, lane) = self.producer(queue);
+        self.logic.open_producer(next, lane).map_err(|refusal| format!("{refusal:?}"))
     }
 
     fn open(&mut self) -> Check {
@@ -474,7 +499,7 @@ impl Program {
             let end = self.lane_ends.get(&queue).copied().unwrap_or(0);
             let to = to.map_or(end, |(position, _, _)| *position);
             self.released.insert(queue, to);
-            self.logic.released(handle(queue, 1), to);
+            self.logic.released(self.producer(queue).0, to);
         }
         Ok(())
     }
@@ -491,7 +516,8 @@ impl Program {
             0..20 => self.publish()?,
             20..26 => self.open()?,
             26..28 => self.close(),
-            28..55 => self.ask()?,
+            28..54 => self.ask()?,
+            54 => self.replace_producer()?,
             55..58 => self.credit()?,
             58..62 => self.room(),
             62..69 => self.time()?,
