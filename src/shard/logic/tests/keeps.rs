@@ -36,6 +36,16 @@ impl Keeps {
     }
 }
 
+/// A message that a limit has discarded under its consumer.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Gone {
+    pub(super) handle: HandleId,
+    pub(super) slot: u32,
+    pub(super) attempt: u32,
+    pub(super) sequence: u64,
+    pub(super) deadline_ms: u64,
+}
+
 /// Some rules to choose from.
 pub(super) fn rules(number: u64) -> Limits {
     let limits = Limits { stream_from: 1, ..Limits::default() };
@@ -122,6 +132,14 @@ impl Program {
     /// A limit has discarded something.
     pub(super) fn trimmed(&mut self, id: u64, below: u64, reason: TrimReason) -> Check {
         let queue = self.model.queues.get_mut(&id).expect("queue");
+        // Who has one stays busy with it.
+        let open = queue.groups.values().flat_map(|group| group.open.range(..below));
+        self.gone.extend(open.filter_map(|(sequence, state)| match *state {
+            State::With { handle, slot, attempt, deadline_ms } => {
+                Some(Gone { handle, slot, attempt, sequence: *sequence, deadline_ms })
+            }
+            _ => None,
+        }));
         let lost = queue.trim(below, reason, self.ms)?;
         for (handle, client) in &mut self.consumers {
             if handle.queue == id {
