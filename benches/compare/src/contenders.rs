@@ -159,7 +159,8 @@ pub(crate) fn rtrb(slots: usize, batch: usize, messages: u64) -> f64 {
     rate(messages, start)
 }
 
-/// A call of its own: inlined into the loop that checks, it was up to four times slower on an Intel machine.
+/// A call of its own: builds that inlined it into the loop that checks reached 10 to 19 M messages/s on an Intel machine, those
+/// that called it 25 to 56.
 #[inline(never)]
 fn pop(queue: &ArrayQueue<Payload>) -> Option<Payload> {
     queue.pop()
