@@ -198,7 +198,8 @@ impl Program {
     /// A producer goes, as soon as everything that it sent is stored; the next one has its place and a lane of its own.
     fn replace_producer(&mut self) -> Check {
         let queue = self.random.pick(&QUEUES).expect("some");
-        if self.completions.get(&queue).is_some_and(|waiting| !waiting.is_empty()) {
+        let unfinished = |waiting: &VecDeque<_>| !waiting.is_empty();
+        if self.completions.get(&queue).is_some_and(unfinished) || self.limited.contains(&queue) {
             return Ok(());
         }
         let (gone, _) = self.producer(queue);
