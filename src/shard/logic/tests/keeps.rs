@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use ringmain_client::protocol::{Overflow, Retention};
 
-use super::memory::{at_ms, handle};
+use super::memory::at_ms;
 use super::model::{Queue, State};
 use super::programs::{Check, Program, QUEUES};
 use crate::shard::logic::record::TrimReason;
@@ -180,7 +180,9 @@ impl Program {
     /// Lanes that may be looked at again.
     pub(super) fn go_on(&mut self) {
         let unblocked = self.logic.take_unblocked();
-        self.limited.retain(|queue| !unblocked.contains(&handle(*queue, 1)));
+        let mut limited = std::mem::take(&mut self.limited);
+        limited.retain(|queue| !unblocked.contains(&self.producer(*queue).0));
+        self.limited = limited;
     }
 
     /// Nothing is too much, and nobody waits who need not.
