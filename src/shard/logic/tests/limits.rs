@@ -179,7 +179,7 @@ fn the_oldest_make_room_and_their_consumers_are_told() {
     for position in 10..13 {
         assert_eq!(offer(&mut world, producer, position, 1), Ok(()));
     }
-    assert_eq!(sequences(&world.turn()), []);
+    assert!(sequences(&world.turn()).is_empty());
     world.up(worker, ack(delivered[0].1, 4));
     world.up(worker, Up::Nack { lease: delivered[1].1, request: 5, delay_ms: 0 });
     let (events, lost) = (world.turn(), Outcome::LeaseLost);
@@ -193,7 +193,7 @@ fn the_oldest_make_room_and_their_consumers_are_told() {
     for position in 13..16 {
         assert_eq!(offer(&mut world, producer, position, 1), Ok(()));
     }
-    assert_eq!(sequences(&world.turn()), []);
+    assert!(sequences(&world.turn()).is_empty());
     assert_eq!(world.logic.next_deadline(), Some(30_000_000_000));
     world.ms = 30_000;
     assert_eq!(sequences(&world.turn()), [14, 15]);
