@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use ringmain_client::protocol::{Overflow, Retention};
 
-use super::memory::{at_ms, handle};
+use super::memory::at_ms;
 use super::model::{Queue, State};
 use super::programs::{Check, Program, QUEUES};
 use crate::shard::logic::record::TrimReason;
@@ -34,6 +34,16 @@ impl Keeps {
             self.first = next;
         }
     }
+}
+
+/// A message that a limit has discarded under its consumer.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Gone {
+    pub(super) handle: HandleId,
+    pub(super) slot: u32,
+    pub(super) attempt: u32,
+    pub(super) sequence: u64,
+    pub(super) deadline_ms: u64,
 }
 
 /// Some rules to choose from.
@@ -122,6 +132,14 @@ impl Program {
     /// A limit has discarded something.
     pub(super) fn trimmed(&mut self, id: u64, below: u64, reason: TrimReason) -> Check {
         let queue = self.model.queues.get_mut(&id).expect("queue");
+        // Who has one stays busy with it.
+        let open = queue.groups.values().flat_map(|group| group.open.range(..below));
+        self.gone.extend(open.filter_map(|(sequence, state)| match *state {
+            State::With { handle, slot, attempt, deadline_ms } => {
+                Some(Gone { handle, slot, attempt, sequence: *sequence, deadline_ms })
+            }
+            _ => None,
+        }));
         let lost = queue.trim(below, reason, self.ms)?;
         for (handle, client) in &mut self.consumers {
             if handle.queue == id {
@@ -162,7 +180,9 @@ impl Program {
     /// Lanes that may be looked at again.
     pub(super) fn go_on(&mut self) {
         let unblocked = self.logic.take_unblocked();
-        self.limited.retain(|queue| !unblocked.contains(&handle(*queue, 1)));
+        let mut limited = std::mem::take(&mut self.limited);
+        limited.retain(|queue| !unblocked.contains(&self.producer(*queue).0));
+        self.limited = limited;
     }
 
     /// Nothing is too much, and nobody waits who need not.
