@@ -16,6 +16,8 @@ mod brokered_flow;
 mod brokered_hostile;
 #[path = "daemon/brokered_idle.rs"]
 mod brokered_idle;
+#[path = "daemon/brokered_named.rs"]
+mod brokered_named;
 #[path = "daemon/deaths.rs"]
 mod deaths;
 #[path = "daemon/hostile.rs"]

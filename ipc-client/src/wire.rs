@@ -38,6 +38,11 @@ pub enum Outcome {
     Invalid = 5,
     /// The queue has reached its limit and rejects.
     QueueFull = 6,
+    /// A success: a message with this own sequence of its producer was stored before, and is as safe as `Done` says. It was not
+    /// stored again.
+    Duplicate = 7,
+    /// Somebody else has attached under the producer's name: nothing of this handle is stored any more.
+    Fenced = 8,
 }
 
 impl Outcome {
@@ -51,6 +56,8 @@ impl Outcome {
             4 => Self::LeaseLost,
             5 => Self::Invalid,
             6 => Self::QueueFull,
+            7 => Self::Duplicate,
+            8 => Self::Fenced,
             _ => return None,
         })
     }
@@ -128,7 +135,7 @@ pub enum Down {
         first_sequence: u64,
         /// Messages.
         count: u32,
-        /// What became of all of them. Anything but `Done` has no sequence.
+        /// What became of all of them. Anything but `Done` has no sequence, also `Duplicate`.
         outcome: Outcome,
         /// See [`Outcome`].
         detail: u64,

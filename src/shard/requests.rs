@@ -11,7 +11,8 @@ use ringmain_client::wire::Outcome;
 use super::control::{FromShard, HandleCounters, NewHandle, ToShard};
 use super::handle::Handle;
 use super::handles::Session;
-use super::logic::{ConsumerSpec, ControlResult, LaneRun, Refusal};
+use super::logic::{ConsumerSpec, ControlResult, LaneRun, NAMES_MAX, Refusal};
+use super::memory::{deliverable_bytes, is_deliverable};
 use super::thread::{Shard, Stopping, now, ring_doorbells};
 use crate::disk::Disk;
 
@@ -90,8 +91,20 @@ impl<D: Disk> Shard<D> {
 
     fn attach(&mut self, request: u64, new: Box<NewHandle>) -> Option<ToShard> {
         let (key, adopted) = (new.key, new.adopted);
+        if !adopted && !new.producer.is_empty() && !self.takes_name(request, &new) {
+            return None;
+        }
+        let named = !adopted && !new.producer.is_empty();
         let opened = match new.role() {
-            Role::Produce => self.logic.open_producer(key, new.lane),
+            Role::Produce if new.producer.is_empty() => self.logic.open_producer(key, new.lane),
+            Role::Produce if adopted => {
+                self.logic.adopt_named_producer(key, new.lane, &new.producer)
+            }
+            Role::Produce => {
+                let (lane, name) = (new.lane, &new.producer);
+                let log = &mut self.journal;
+                self.logic.open_named_producer(log, key, lane, name, request, now())
+            }
             Role::Consume => {
                 let status = new.memory.pair.status();
                 let credit = if adopted {
@@ -121,12 +134,40 @@ impl<D: Disk> Shard<D> {
                 ControlResult::Refused(ErrorCode::NotFound, text)
             }
         };
-        if !adopted {
+        if named && result == ControlResult::Done {
+            // The answer comes when the attachment is durable.
+            self.attaching.push((request, key));
+        } else if !adopted {
             self.outbox.send(FromShard::Attached { request, key, result });
         } else if result != ControlResult::Done {
             self.outbox.send(FromShard::Released { key });
         }
         None
+    }
+
+    /// Whether there is room for the name of a producer; says so if not.
+    fn takes_name(&self, request: u64, new: &NewHandle) -> bool {
+        let takes = self.logic.takes_name(new.key.queue, &new.producer, now());
+        if !takes {
+            let text = format!(
+                "the queue remembers {NAMES_MAX} names of producers, the most possible: use one of them; those that \
+                 nobody uses for 7 days are forgotten"
+            );
+            let result = ControlResult::Refused(ErrorCode::Limit, text);
+            self.outbox.send(FromShard::Attached { request, key: new.key, result });
+        }
+        takes
+    }
+
+    /// The attachment of a named producer has come to its end.
+    fn attached(&mut self, request: u64, key: HandleKey, result: ControlResult) {
+        if !matches!(result, ControlResult::Named { .. })
+            && let Some(place) = self.handles.place(key)
+        {
+            self.logic.close_handle(&mut self.handles, key, now());
+            self.forget(place);
+        }
+        self.outbox.send(FromShard::Attached { request, key, result });
     }
 
     /// The logic knows it: now its rings.
@@ -189,8 +230,15 @@ impl<D: Disk> Shard<D> {
             } else if let Some(sequence) = sequence {
                 handle.completed(position, position, 1, sequence, Outcome::Done, 0);
             } else {
-                // It was refused, and its successors were not: all that is refused for good is what is too long.
-                handle.completed(position, position, 1, 0, Outcome::TooLarge, 0);
+                // It was refused, and its successors were not: it is too long, or was stored before under its own sequence.
+                let geometry = *handle.memory.pair.geometry();
+                let (metadata, payload) = (&metadata[..], payload.len());
+                let (outcome, detail) = if is_deliverable(&geometry, metadata.len(), payload) {
+                    self.logic.refused_before(&self.journal, handle.key, metadata, payload)
+                } else {
+                    (Outcome::TooLarge, deliverable_bytes(&geometry))
+                };
+                handle.completed(position, position, 1, 0, outcome, detail);
             }
         }
         let (key, position) = (handle.key, handle.released_position());
@@ -237,6 +285,11 @@ impl<D: Disk> Shard<D> {
     /// Answers requests that have come to their ends; the handles of a queue that is deleted end with it.
     pub(super) fn answer_requests(&mut self) {
         for (request, result) in std::mem::take(&mut self.handles.results) {
+            if let Some(index) = self.attaching.iter().position(|(one, _)| *one == request) {
+                let (_, key) = self.attaching.swap_remove(index);
+                self.attached(request, key, result);
+                continue;
+            }
             let deleted = self.deleting.iter().position(|(deletion, _)| *deletion == request);
             if let Some(index) = deleted {
                 let (_, queue) = self.deleting.swap_remove(index);

@@ -61,8 +61,9 @@ impl BrokeredConsumer {
             from: options.from,
             credit: options.credit,
             browse: options.browse,
+            ..AttachOptions::default()
         };
-        let Opened { up, down, shard, durable, leases, max_message, attachment } =
+        let Opened { up, down, shard, durable, leases, max_message, attachment, .. } =
             open(client, queue, Role::Consume, asked, options.wait)?;
         let inbox = Inbox::new(up, down, shard, handle_number());
         Ok(Self {

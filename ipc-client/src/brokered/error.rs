@@ -29,6 +29,11 @@ pub enum ConfirmError {
     /// The queue has reached its limit and rejects. The message is not stored.
     #[error("the queue has reached its limit: the message was rejected")]
     QueueFull,
+    /// Somebody else has attached under the producer's name: this message and all later ones of this handle are not stored.
+    #[error(
+        "another producer has attached under this name: the message is not stored; only one at a time may use a name"
+    )]
+    Fenced,
     /// The daemon refused the message for another reason. It is not stored.
     #[error("the daemon rejected the message")]
     Rejected,

@@ -10,7 +10,7 @@ use crate::client::internal::{
 };
 use crate::layout::Geometry;
 use crate::pair::{Pair, PairGeometry};
-use crate::protocol::{AttachOptions, Attached, Memory, Plane, Request, Role};
+use crate::protocol::{AttachOptions, Attached, Memory, NamedHandle, Plane, Request, Role};
 use crate::ring::{self, Region};
 use crate::sys::map::{Access, Mapping};
 use crate::wait::WaitPolicy;
@@ -26,6 +26,7 @@ pub(super) struct Opened {
     pub(super) leases: u32,
     /// Longest payload in bytes.
     pub(super) max_message: usize,
+    pub(super) named: Option<NamedHandle>,
     pub(super) attachment: Attachment,
 }
 
@@ -35,6 +36,7 @@ struct Parts {
     durable: bool,
     leases: u32,
     max_message: u32,
+    named: Option<NamedHandle>,
 }
 
 pub(super) fn open(
@@ -60,6 +62,7 @@ pub(super) fn open(
         durable: parts.durable,
         leases: parts.leases,
         max_message: parts.max_message as usize,
+        named: parts.named,
         attachment,
     })
 }
@@ -108,6 +111,7 @@ fn map(
         durable: brokered.durable,
         leases: brokered.leases,
         max_message: attached.max_message,
+        named: brokered.named,
     };
     Ok((geometry.up(), vec![client_file, shard_file], parts))
 }

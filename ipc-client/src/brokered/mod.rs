@@ -8,6 +8,7 @@ mod error;
 mod inbox;
 mod ledger;
 mod memory;
+mod named;
 mod producer;
 mod receipt;
 mod shard_link;

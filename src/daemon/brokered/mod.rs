@@ -320,7 +320,10 @@ impl Broker {
 /// As an answer, if it is a refusal.
 fn failure(result: &ControlResult) -> Option<Failure> {
     match result {
-        ControlResult::Done | ControlResult::Purged(_) | ControlResult::Redriven(_) => None,
+        ControlResult::Done
+        | ControlResult::Purged(_)
+        | ControlResult::Redriven(_)
+        | ControlResult::Named { .. } => None,
         ControlResult::Refused(code, text) => Some(Failure::Refused(*code, text.clone())),
         ControlResult::JournalFailed(errno) => {
             let error = io::Error::from_raw_os_error(*errno);

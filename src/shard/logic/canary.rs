@@ -14,16 +14,22 @@ pub(super) enum Canary {
     DeliverTwice,
     /// A checkpoint takes what is acknowledged for open.
     Resurrect,
+    /// Messages of a fenced producer are stored.
+    ForgetFence,
+    /// A checkpoint forgets the last own sequence of a named producer.
+    LoseOwnSequence,
 }
 
 #[cfg(test)]
 impl Canary {
-    pub(super) const ALL: [Self; 5] = [
+    pub(super) const ALL: [Self; 7] = [
         Self::DispatchBeforeDurable,
         Self::AckAhead,
         Self::LoseCount,
         Self::DeliverTwice,
         Self::Resurrect,
+        Self::ForgetFence,
+        Self::LoseOwnSequence,
     ];
 }
 

@@ -274,7 +274,12 @@ impl Logic {
         while let Some(effect) = self.effects.pop(Lsn::MAX) {
             match effect {
                 Effect::Stored(run) => self.failed_run(&run, detail, port),
-                Effect::Refused { handle, position, outcome, detail } => {
+                Effect::Refused { handle, position, outcome, detail: told } => {
+                    // What these rest on is not durable.
+                    let (outcome, detail) = match outcome {
+                        Outcome::Duplicate | Outcome::Fenced => (Outcome::JournalFailed, detail),
+                        outcome => (outcome, told),
+                    };
                     if self.handles.contains_key(&handle) {
                         port.completed(handle, position, position, 1, 0, outcome, detail);
                     }

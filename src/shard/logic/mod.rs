@@ -28,6 +28,7 @@ mod handles;
 pub mod headers;
 mod info;
 mod log;
+mod named;
 mod publish;
 mod queue;
 pub mod record;
@@ -57,6 +58,7 @@ use time::Timer;
 
 pub use handles::LaneRun;
 pub use log::{Log, Message};
+pub use named::{FORGOTTEN_AFTER_NS, NAMES_MAX};
 pub use types::{
     AppendError, BrokeredInfo, ConsumerSpec, ControlResult, Delivered, FLAG_MESSAGE, HandleId,
     Location, Lsn, Now, Port, QueueDefinition, QueueEdit, RecordRef, Refusal, Replay, Snapshot,

@@ -16,6 +16,13 @@ impl Logic {
         self.effects.push_behind(Effect::Refused { handle, position, outcome, detail });
     }
 
+    /// Metadata and payload bytes of the longest message: it must fit beside the record that takes it out of its queue, too,
+    /// with what is added to it as a dead letter.
+    pub(super) fn message_bytes_max(log: &dyn Log) -> usize {
+        let headers = MESSAGE_HEADER_BYTES + 2 * RECORD_HEADER_BYTES + DEAD_LETTER_BYTES;
+        log.group_bytes_max().saturating_sub(headers)
+    }
+
     /// A message from a lane, from `position` to `next_position`. Whatever becomes of it, its completion comes through
     /// [`super::Port::completed`], in the order of the lane, from [`Self::on_durable`] or [`Self::on_failed`].
     ///
@@ -54,13 +61,18 @@ impl Logic {
             self.effects.push_behind(refused(Outcome::Invalid, 0));
             return Ok(());
         }
-        // It must fit beside the record that takes it out of its queue, too, with what is added to it as a dead letter.
-        let headers = MESSAGE_HEADER_BYTES + 2 * RECORD_HEADER_BYTES + DEAD_LETTER_BYTES;
-        let limit = log.group_bytes_max().saturating_sub(headers);
+        let limit = Self::message_bytes_max(log);
         if metadata.len() + payload.len() > limit {
             self.effects.push_behind(refused(Outcome::TooLarge, limit as u64));
             return Ok(());
         }
+        let own = match queue.named.judge(producer.named, metadata) {
+            Ok(own) => own,
+            Err(outcome) => {
+                self.effects.push_behind(refused(outcome, 0));
+                return Ok(());
+            }
+        };
         let span = next_position.wrapping_sub(position);
         let body = MessageBody {
             published_ns: now.realtime_ns.max(queue.published_ns),
@@ -82,6 +94,9 @@ impl Logic {
         match log.append(record) {
             Ok((lsn, _)) => {
                 queue.appended(body.published_ns, metadata.len() + payload.len());
+                if let Some(own) = own {
+                    queue.named.appended(own, body.published_ns);
+                }
                 push_lane(&mut producer.runs, position, span, sequence);
                 let queue = producer.queue;
                 self.effects.push_stored(lsn, queue, sequence, Some(handle), position, span);

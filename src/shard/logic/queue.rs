@@ -1,6 +1,7 @@
 //! One queue.
 
 use super::group::Group;
+use super::named::NamedProducers;
 use super::types::QueueDefinition;
 
 #[derive(Debug)]
@@ -29,6 +30,7 @@ pub(super) struct Queue {
     pub(super) purging: u32,
     /// Since the log was last told what it may forget.
     pub(super) settled: u32,
+    pub(super) named: NamedProducers,
 }
 
 impl Queue {
@@ -49,6 +51,7 @@ impl Queue {
             deleted: false,
             purging: 0,
             settled: 0,
+            named: NamedProducers::default(),
         }
     }
 

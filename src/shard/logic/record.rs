@@ -30,6 +30,10 @@ pub mod kind {
     pub const DISCARDED: u8 = 9;
     /// Everything below a sequence is discarded for all groups: u64.
     pub const PURGED: u8 = 10;
+    /// `ProducerAttached`.
+    pub const PRODUCER_ATTACHED: u8 = 14;
+    /// `ProducersForgotten`.
+    pub const PRODUCERS_FORGOTTEN: u8 = 16;
     /// Checkpoint: `ShardState`.
     pub const SHARD_STATE: u8 = 32;
     /// Checkpoint: `QueueState`.
@@ -40,6 +44,8 @@ pub mod kind {
     pub const OPEN_MESSAGES: u8 = 35;
     /// Checkpoint: `LaneState`.
     pub const LANE_STATE: u8 = 36;
+    /// Checkpoint: `NamedState`.
+    pub const NAMED_STATE: u8 = 38;
 }
 
 /// First byte of every body other than a message's.
@@ -171,6 +177,42 @@ pub(super) struct GroupState {
 pub(super) struct LaneState {
     pub(super) lane: u64,
     pub(super) runs: Vec<(u64, u64, u32, u64)>,
+}
+
+/// Somebody attached under a name.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct ProducerAttached {
+    /// Of the name in this queue, never used again.
+    pub(super) id: u64,
+    pub(super) epoch: u32,
+    /// Since 1970.
+    pub(super) at_ns: u64,
+    pub(super) name: String,
+}
+
+/// Names that nobody has used for long.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct ProducersForgotten {
+    pub(super) ids: Vec<u64>,
+}
+
+/// Named producers of a queue, or some of them.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct NamedState {
+    /// Ids below it may have been used.
+    pub(super) next: u64,
+    pub(super) producers: Vec<ProducerState>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct ProducerState {
+    pub(super) id: u64,
+    pub(super) epoch: u32,
+    /// Last own sequence that is stored.
+    pub(super) last: u64,
+    /// Since 1970.
+    pub(super) used_ns: u64,
+    pub(super) name: String,
 }
 
 /// A structure as a body.

@@ -73,6 +73,21 @@ impl Logic {
                 record::read_returned(body, |group, entry| returned(queue, group, &entry))
             }),
             kind::PURGED => self.with_queue(record.queue, |queue| purged(queue, body)),
+            kind::PRODUCER_ATTACHED => {
+                let attached = record::decode(body)?;
+                self.with_queue(record.queue, |queue| queue.named.attached(attached))
+            }
+            kind::PRODUCERS_FORGOTTEN => {
+                let forgotten = record::decode(body)?;
+                self.with_queue(record.queue, |queue| {
+                    queue.named.forget(&forgotten);
+                    Ok(())
+                })
+            }
+            kind::NAMED_STATE => {
+                let state = record::decode(body)?;
+                self.with_queue(record.queue, |queue| queue.named.restore(state))
+            }
             kind::SHARD_STATE => {
                 let state: ShardState = record::decode(body)?;
                 if state.shard != self.shard {
@@ -136,6 +151,7 @@ impl Logic {
             if new {
                 let bytes = message.metadata.len() + message.payload.len();
                 queue.appended(message.published_ns.max(queue.published_ns), bytes);
+                queue.named.replay_message(&message)?;
             }
             Ok(())
         })?;

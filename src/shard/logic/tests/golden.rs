@@ -6,8 +6,8 @@ use std::path::PathBuf;
 
 use super::memory::definition;
 use crate::shard::logic::record::{
-    self, GroupCreated, GroupState, LaneState, List, MessageBody, OpenRun, QueueState, Returned,
-    ShardState, kind,
+    self, GroupCreated, GroupState, LaneState, List, MessageBody, NamedState, OpenRun,
+    ProducerAttached, ProducerState, ProducersForgotten, QueueState, Returned, ShardState, kind,
 };
 
 fn list(fill: impl FnOnce(&mut List)) -> Vec<u8> {
@@ -57,6 +57,21 @@ fn records() -> Vec<(&'static str, u8, Vec<u8>)> {
     };
     let group = GroupState { group: 1, name: "audit".to_owned(), fresh: 450, bytes: 12_800 };
     let lane = LaneState { lane: 9, runs: vec![(4096, 3, 2, 498)] };
+    let attached = ProducerAttached {
+        id: 3,
+        epoch: 2,
+        at_ns: 1_700_000_000_000_000_000,
+        name: "import".to_owned(),
+    };
+    let forgotten = ProducersForgotten { ids: vec![1, 300] };
+    let producer = ProducerState {
+        id: 3,
+        epoch: 2,
+        last: 1_000_000,
+        used_ns: 1_700_000_000_000_000_000,
+        name: "import".to_owned(),
+    };
+    let named = NamedState { next: 4, producers: vec![producer] };
     vec![
         ("message", kind::MESSAGE, body),
         ("queue-created", kind::QUEUE_CREATED, record::encode(&orders)),
@@ -73,6 +88,8 @@ fn records() -> Vec<(&'static str, u8, Vec<u8>)> {
             list(|list| RETURNED.iter().for_each(|one| list.returned(one))),
         ),
         ("purged", kind::PURGED, 500u64.to_le_bytes().to_vec()),
+        ("producer-attached", kind::PRODUCER_ATTACHED, record::encode(&attached)),
+        ("producers-forgotten", kind::PRODUCERS_FORGOTTEN, record::encode(&forgotten)),
         ("shard-state", kind::SHARD_STATE, record::encode(&shard)),
         ("queue-state", kind::QUEUE_STATE, record::encode(&queue)),
         ("group-state", kind::GROUP_STATE, record::encode(&group)),
@@ -82,6 +99,7 @@ fn records() -> Vec<(&'static str, u8, Vec<u8>)> {
             list(|list| OPEN.iter().for_each(|one| list.open_run(one))),
         ),
         ("lane-state", kind::LANE_STATE, record::encode(&lane)),
+        ("named-state", kind::NAMED_STATE, record::encode(&named)),
     ]
 }
 

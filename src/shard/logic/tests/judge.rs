@@ -8,7 +8,7 @@ use super::memory::{Event, Record};
 use super::model::State;
 use super::programs::{Check, ORIGIN, Program};
 use crate::shard::logic::record::{self, MessageBody, kind};
-use crate::shard::logic::{ControlResult, headers};
+use crate::shard::logic::{ControlResult, HandleId, headers};
 
 impl Program {
     /// What the logic wrote by itself: messages moved to the dead-letter queue, or discarded.
@@ -76,6 +76,9 @@ impl Program {
     pub(super) fn events(&mut self) -> Check {
         for event in std::mem::take(&mut self.port.events) {
             match event {
+                Event::Completed { handle, position, sequence, outcome } if handle.handle != 1 => {
+                    self.completed_named(handle, position, sequence, outcome)?;
+                }
                 Event::Completed { handle, position, sequence, outcome } => {
                     let expected =
                         self.completions.get_mut(&handle.queue).and_then(VecDeque::pop_front);
@@ -115,6 +118,15 @@ impl Program {
                         return Err(format!("not drained: {left:?}"));
                     }
                 }
+                Event::Control { request, result: ControlResult::Named { id, epoch, last } } => {
+                    let mut clients = self.named.values_mut();
+                    if let Some(client) = clients.find(|client| client.request == request) {
+                        if (epoch, last) != (client.epoch, client.last) {
+                            return Err(format!("epoch {epoch}, last {last}: {client:?}"));
+                        }
+                        client.id = Some(id);
+                    }
+                }
                 Event::Control { request, result } => {
                     let expected = self.purges.remove(&request).map(ControlResult::Purged);
                     if expected.is_some_and(|expected| expected != result) {
@@ -122,6 +134,28 @@ impl Program {
                     }
                 }
             }
+        }
+        Ok(())
+    }
+
+    fn completed_named(
+        &mut self,
+        handle: HandleId,
+        position: u64,
+        sequence: u64,
+        outcome: Outcome,
+    ) -> Check {
+        let client = self.named.get_mut(&handle).ok_or("of nobody")?;
+        let expected = client.completions.pop_front();
+        let Some((_, _, _, own)) = expected else { return Err("of nothing".to_owned()) };
+        if expected != Some((position, sequence, outcome, own)) {
+            return Err(format!("{position}: {sequence} {outcome:?} instead of {expected:?}"));
+        }
+        let queue = &self.model.queues[&handle.queue];
+        let stored = queue.named[&client.name].stored.get(&own);
+        let is_durable = stored.is_none_or(|sequence| *sequence < queue.durable);
+        if outcome == Outcome::Duplicate && !is_durable {
+            return Err(format!("own sequence {own} is not durable yet"));
         }
         Ok(())
     }
@@ -171,6 +205,11 @@ impl Program {
         let held: BTreeMap<_, _> = self.held().collect();
         if held != self.port.leases {
             return Err(format!("leases {:?} instead of {held:?}", self.port.leases));
+        }
+        for (handle, client) in &self.named {
+            if client.id.is_none() || !client.completions.is_empty() {
+                return Err(format!("{handle:?} is not told: {client:?}"));
+            }
         }
         if let Some((request, outcome)) = self.answers.pop_first() {
             return Err(format!("{request} is not answered, {outcome:?}"));

@@ -9,5 +9,6 @@ mod golden;
 mod judge;
 mod memory;
 mod model;
+mod named;
 mod programs;
 mod requests;

@@ -42,6 +42,16 @@ pub(super) struct Queue {
     pub(super) groups: BTreeMap<String, Group>,
     pub(super) max_deliveries: u32,
     pub(super) lease_ms: u64,
+    pub(super) named: BTreeMap<String, Named>,
+}
+
+/// What is remembered of a named producer.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Named {
+    pub(super) epoch: u32,
+    pub(super) last: u64,
+    /// Sequences by own sequences.
+    pub(super) stored: BTreeMap<u64, u64>,
 }
 
 /// What a crash brings back. Who is attached and who waits is the test's.
@@ -70,6 +80,28 @@ impl Queue {
             group.open.insert(sequence, back(0));
         }
         sequence
+    }
+
+    /// What becomes of a message of a named producer: what it is answered with, and its sequence or 0.
+    pub(super) fn named(
+        &mut self,
+        name: &str,
+        epoch: u32,
+        own: u64,
+        payload: &[u8],
+    ) -> (Outcome, u64) {
+        let named = self.named.get(name).expect("attached");
+        if epoch < named.epoch {
+            return (Outcome::Fenced, 0);
+        }
+        if own <= named.last {
+            return (Outcome::Duplicate, 0);
+        }
+        let sequence = self.stored(payload);
+        let named = self.named.get_mut(name).expect("attached");
+        named.last = own;
+        named.stored.insert(own, sequence);
+        (Outcome::Done, sequence)
     }
 
     pub(super) fn add_group(&mut self, name: &str, from: u64) {

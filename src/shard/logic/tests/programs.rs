@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
+use ringmain_client::layout::metadata::OwnSequence;
 use ringmain_client::wire::{LeaseToken, Outcome, Up};
 
 use super::cases::consumer;
@@ -42,6 +43,21 @@ pub(super) struct Client {
     pub(super) blocked: bool,
 }
 
+/// A producer with a name, with the lane of its own.
+#[derive(Debug, Clone)]
+pub(super) struct NamedClient {
+    pub(super) name: String,
+    pub(super) lane: u64,
+    pub(super) request: u64,
+    /// What it must be told.
+    pub(super) epoch: u32,
+    pub(super) last: u64,
+    /// Id, once it was told.
+    pub(super) id: Option<u64>,
+    /// Completions that must come: position, sequence, outcome, own sequence.
+    pub(super) completions: VecDeque<(u64, u64, Outcome, u64)>,
+}
+
 pub(super) struct Program {
     pub(super) random: Random,
     pub(super) logic: Logic,
@@ -58,6 +74,8 @@ pub(super) struct Program {
     pub(super) tokens: Vec<(HandleId, LeaseToken)>,
     pub(super) lane_ends: BTreeMap<u64, u64>,
     pub(super) released: BTreeMap<u64, u64>,
+    /// Attached under a name, in the order of their attachments.
+    pub(super) named: BTreeMap<HandleId, NamedClient>,
     /// Completions that must come, per queue: position and sequence.
     pub(super) completions: BTreeMap<u64, VecDeque<(u64, u64)>>,
     pub(super) answers: BTreeMap<u64, Outcome>,
@@ -86,6 +104,7 @@ impl Program {
             tokens: Vec::new(),
             lane_ends: BTreeMap::new(),
             released: BTreeMap::new(),
+            named: BTreeMap::new(),
             completions: BTreeMap::new(),
             answers: BTreeMap::new(),
             unreleased: Vec::new(),
@@ -145,6 +164,79 @@ impl Program {
         self.records()
     }
 
+    /// Somebody attaches under a name; whoever has it stays attached now and then, and is fenced.
+    fn attach_named(&mut self) -> Check {
+        let queue = self.random.pick(&QUEUES).expect("some");
+        let name = self.random.pick(&["a", "b"]).expect("some");
+        self.next_handle = if self.next_handle > 250 { 10 } else { self.next_handle + 1 };
+        let producer = handle(queue, self.next_handle);
+        if self.consumers.contains_key(&producer) || self.named.contains_key(&producer) {
+            return Ok(());
+        }
+        self.next_request += 1;
+        let (request, lane) = (self.next_request, 1000 + self.next_request);
+        let now = at_ms(self.ms);
+        let log = &mut self.log;
+        match self.logic.open_named_producer(log, producer, lane, name, request, now) {
+            Err(Refusal::Full) if self.log.full => return Ok(()),
+            opened => opened.map_err(|refusal| format!("{refusal:?}"))?,
+        }
+        let rules = self.model.queues.get_mut(&queue).expect("queue");
+        let named = rules.named.entry(name.to_owned()).or_default();
+        named.epoch += 1;
+        let client = NamedClient {
+            name: name.to_owned(),
+            lane,
+            request,
+            epoch: named.epoch,
+            last: named.last,
+            id: None,
+            completions: VecDeque::new(),
+        };
+        self.named.insert(producer, client);
+        self.note();
+        Ok(())
+    }
+
+    fn detach_named(&mut self) {
+        let handles: Vec<_> = self.named.keys().copied().collect();
+        let Some(handle) = self.random.pick(&handles) else { return };
+        self.logic.close_handle(&mut self.port, handle, at_ms(self.ms));
+        self.named.remove(&handle);
+    }
+
+    /// Own sequences around the last one: new ones, gaps, and some again.
+    fn publish_named(&mut self) -> Check {
+        let told: Vec<_> = self.named.iter().filter(|(_, client)| client.id.is_some()).collect();
+        let told: Vec<_> = told.into_iter().map(|(handle, _)| *handle).collect();
+        let Some(handle) = self.random.pick(&told) else { return Ok(()) };
+        for _ in 0..=self.random.below(4) {
+            let client = self.named.get_mut(&handle).expect("attached");
+            let rules = self.model.queues.get_mut(&handle.queue).expect("queue");
+            let last = rules.named[&client.name].last;
+            let own = (last + 1 + self.random.below(3)).saturating_sub(self.random.below(4)).max(1);
+            let position = *self.lane_ends.entry(client.lane).or_default();
+            let next = position + 1 + self.random.below(2);
+            let payload = format!("{}/{own}/{position}", client.name).into_bytes();
+            let producer = client.id.expect("told");
+            let entry = OwnSequence { producer, epoch: client.epoch, sequence: own }.encode();
+            let now = at_ms(self.ms);
+            let log = &mut self.log;
+            match self.logic.publish(log, handle, position, next, 0, &entry, &payload, now) {
+                Ok(()) => {}
+                Err(Refusal::Full) if self.log.full => return Ok(()),
+                Err(refusal) => return Err(format!("{refusal:?}")),
+            }
+            self.lane_ends.insert(client.lane, next);
+            let (outcome, sequence) = rules.named(&client.name, client.epoch, own, &payload);
+            client.completions.push_back((position, sequence, outcome, own));
+            if outcome == Outcome::Done {
+                self.model.lanes.entry(client.lane).or_default().push_back((position, sequence));
+            }
+        }
+        self.records()
+    }
+
     fn open(&mut self) {
         if self.consumers.len() > 7 {
             return;
@@ -153,7 +245,7 @@ impl Program {
         let group = self.random.pick(&["", "", "audit"]).expect("some").to_owned();
         self.next_handle = if self.next_handle > 250 { 10 } else { self.next_handle + 1 };
         let handle = handle(queue, self.next_handle);
-        if self.consumers.contains_key(&handle) {
+        if self.consumers.contains_key(&handle) || self.named.contains_key(&handle) {
             return;
         }
         let credit = 1 + self.random.below(6) as u32;
@@ -365,7 +457,11 @@ impl Program {
 
     fn step(&mut self) -> Check {
         match self.random.below(100) {
-            0..20 => self.publish()?,
+            0..12 => self.publish()?,
+            12..18 => self.publish_named()?,
+            18 => self.attach_named()?,
+            19 if self.random.below(3) == 0 => self.detach_named(),
+            19 => self.attach_named()?,
             20..26 => self.open(),
             26..28 => self.close(),
             28..55 => self.ask()?,
