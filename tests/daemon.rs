@@ -18,6 +18,8 @@ mod brokered_hostile;
 mod brokered_idle;
 #[path = "daemon/brokered_named.rs"]
 mod brokered_named;
+#[path = "daemon/brokered_transactions.rs"]
+mod brokered_transactions;
 #[path = "daemon/deaths.rs"]
 mod deaths;
 #[path = "daemon/hostile.rs"]

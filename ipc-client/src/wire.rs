@@ -4,6 +4,8 @@
 //! fixed records below, the payload of one ring message, little-endian. The reader bounds every value; what it cannot
 //! understand is a [`WireError`] and the end of that handle, of nothing else.
 
+pub mod transaction;
+
 /// Bytes in front of the payload of a [`Down::Delivery`].
 pub const DELIVERY_HEADER_BYTES: usize = 40;
 
@@ -43,6 +45,8 @@ pub enum Outcome {
     Duplicate = 7,
     /// Somebody else has attached under the producer's name: nothing of this handle is stored any more.
     Fenced = 8,
+    /// A transaction has a handle that this shard does not serve for this session: nothing of it is done.
+    CrossShard = 9,
 }
 
 impl Outcome {
@@ -58,6 +62,7 @@ impl Outcome {
             6 => Self::QueueFull,
             7 => Self::Duplicate,
             8 => Self::Fenced,
+            9 => Self::CrossShard,
             _ => return None,
         })
     }

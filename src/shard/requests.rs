@@ -7,6 +7,7 @@ use ringmain_client::layout::control;
 use ringmain_client::pair::LeaseEntry;
 use ringmain_client::protocol::{ErrorCode, HandleKey, Role, StartAt};
 use ringmain_client::wire::Outcome;
+use ringmain_client::wire::transaction::FLAG_TRANSACTION;
 
 use super::control::{FromShard, HandleCounters, NewHandle, ToShard};
 use super::handle::Handle;
@@ -213,8 +214,8 @@ impl<D: Disk> Shard<D> {
         let mut runs = runs.into_iter().peekable();
         let (mut metadata, mut payload) = (Vec::new(), Vec::new());
         while journaled.is_some_and(|last| handle.up_position() <= last) {
-            let position = match handle.take(&mut metadata, &mut payload) {
-                Ok(Some((position, _, _))) => position,
+            let (position, flags) = match handle.take(&mut metadata, &mut payload) {
+                Ok(Some((position, _, flags))) => (position, flags),
                 Ok(None) => break,
                 Err(fault) => {
                     handle.fault = Some(fault.to_string());
@@ -233,7 +234,10 @@ impl<D: Disk> Shard<D> {
                 // It was refused, and its successors were not: it is too long, or was stored before under its own sequence.
                 let geometry = *handle.memory.pair.geometry();
                 let (metadata, payload) = (&metadata[..], payload.len());
-                let (outcome, detail) = if is_deliverable(&geometry, metadata.len(), payload) {
+                let (outcome, detail) = if flags & FLAG_TRANSACTION != 0 {
+                    // Whatever was wrong with it, nothing of it is done.
+                    (Outcome::LeaseLost, 0)
+                } else if is_deliverable(&geometry, metadata.len(), payload) {
                     self.logic.refused_before(&self.journal, handle.key, metadata, payload)
                 } else {
                     (Outcome::TooLarge, deliverable_bytes(&geometry))

@@ -8,6 +8,7 @@ use ringmain_client::layout::metadata::OwnSequence;
 use ringmain_client::protocol::{HandleKey, Kind, Role, StartAt, WakeMode};
 use ringmain_client::ring::{self, TryReceiveError, TrySendError};
 use ringmain_client::sys::eventfd::EventFd;
+use ringmain_client::wire::transaction::{self, Ack, FLAG_TRANSACTION, Transaction};
 use ringmain_client::wire::{Down, LeaseToken, Outcome, Up};
 
 use super::control::{FromShard, NewHandle, Outbox, ToShard};
@@ -449,5 +450,112 @@ fn duplicates_in_a_lane_stay_duplicates_under_another_shard() {
         let once = [false, true, false, true, false];
         assert_eq!(outcomes, once.repeat(3), "held: {held}");
         assert_eq!(world.shard.logic.info(QUEUE).unwrap().messages, 9);
+    }
+}
+
+/// A transaction as a client of the queue would send it.
+fn transaction(messages: &[(HandleKey, &[u8])], acks: &[(HandleKey, LeaseToken)]) -> Vec<u8> {
+    let messages = messages.iter().map(|(producer, payload)| transaction::Message {
+        producer: *producer,
+        metadata: &[],
+        payload,
+    });
+    let acks = acks.iter().map(|(consumer, lease)| Ack { consumer: *consumer, lease: *lease });
+    let whole = Transaction { messages: messages.collect(), acks: acks.collect() };
+    let mut body = Vec::new();
+    whole.encode(&mut body);
+    body
+}
+
+#[test]
+fn a_transaction_has_handles_of_its_session_and_fits_their_rings() {
+    let mut world = World::new();
+    world.create_queue();
+    let mut producer = world.attach(Role::Produce);
+    let mut consumer = world.attach(Role::Consume);
+    let mut send = |world: &mut World, body: &[u8]| {
+        producer.up.try_send(FLAG_TRANSACTION, &[], body).unwrap();
+        producer.link.link.set_ready(producer.word);
+        world.turns();
+        producer.completions()
+    };
+    let (own, reader) = (HandleKey { queue: QUEUE, handle: 1, epoch: 1 }, consumer.key);
+    assert_eq!(send(&mut world, &transaction(&[(own, b"in")], &[])), [(Outcome::Done, 1, 1)]);
+    let lease = consumer.deliveries()[0].0;
+    let nobody = HandleKey { handle: 99, ..own };
+    let later = HandleKey { epoch: 2, ..own };
+    let long = [0; 900];
+    let refused = [
+        (transaction(&[(own, b"x"), (nobody, b"x")], &[]), Outcome::CrossShard),
+        (transaction(&[(later, b"x")], &[]), Outcome::CrossShard),
+        (transaction(&[(reader, b"x")], &[]), Outcome::CrossShard),
+        (transaction(&[(own, b"x")], &[(own, lease)]), Outcome::CrossShard),
+        (transaction(&[(own, b"x")], &[(reader, lease), (reader, lease)]), Outcome::LeaseLost),
+    ];
+    for (body, outcome) in refused {
+        assert_eq!(send(&mut world, &body)[0].0, outcome);
+    }
+    let fits = transaction(&[(own, &long)], &[(reader, lease)]);
+    assert_eq!(send(&mut world, &fits), [(Outcome::Done, 1, 2)]);
+    assert_eq!(world.shard.logic.info(QUEUE).unwrap().messages, 1);
+    // Another session's handles are not its own.
+    if let Some(handle) = world.shard.handles.place(reader) {
+        world.shard.handles.get_mut(handle).unwrap().session = SESSION + 1;
+    }
+    let lease = consumer.deliveries()[0].0;
+    let body = transaction(&[(own, b"x")], &[(reader, lease)]);
+    assert_eq!(send(&mut world, &body), [(Outcome::CrossShard, 1, 0)]);
+    // What is no transaction is the end of its handle, and of nothing else.
+    producer.up.try_send(FLAG_TRANSACTION, &[], &fits[..fits.len() - 1]).unwrap();
+    producer.link.link.set_ready(producer.word);
+    world.turns();
+    let faults = world.answers.try_iter().filter(|one| matches!(one, FromShard::Fault { .. }));
+    assert_eq!(faults.count(), 1);
+    assert!(world.shard.handles.place(own).is_none());
+    assert!(world.shard.handles.place(reader).is_some());
+}
+
+#[test]
+fn another_shard_takes_up_transactions_where_they_stood() {
+    for held in [false, true] {
+        let mut world = World::new();
+        world.create_queue();
+        let mut producer = world.attach(Role::Produce);
+        let mut consumer = world.attach(Role::Consume);
+        for number in 0..4_u8 {
+            producer.send(&[number]).unwrap();
+        }
+        world.turns();
+        producer.completions();
+        let leased = consumer.deliveries();
+        let send = |producer: &mut Client, leases: &[LeaseToken]| {
+            let acks: Vec<_> = leases.iter().map(|lease| (consumer.key, *lease)).collect();
+            let body = transaction(&[(producer.key, b"a"), (producer.key, b"b")], &acks);
+            producer.up.try_send(FLAG_TRANSACTION, &[], &body).unwrap();
+            producer.link.link.set_ready(producer.word);
+        };
+        if held {
+            world.simulation.hold();
+        }
+        send(&mut producer, &[leased[0].0]);
+        // Its lease is the one before's: nothing of it is done.
+        send(&mut producer, &[leased[0].0, leased[1].0]);
+        send(&mut producer, &[leased[1].0]);
+        world.turns();
+        send(&mut producer, &[leased[2].0]);
+        send(&mut producer, &[leased[2].0]);
+        let simulation = world.simulation.clone();
+        drop(world);
+        simulation.kill(1);
+        simulation.flow();
+        let adopted = [(&producer, Role::Produce), (&consumer, Role::Consume)];
+        let mut world = World::on(simulation, &adopted);
+        world.turns();
+        let outcomes: Vec<_> =
+            producer.completions().iter().map(|(outcome, _, first)| (*outcome, *first)).collect();
+        let (done, lost) = (|first| (Outcome::Done, first), (Outcome::LeaseLost, 0));
+        assert_eq!(outcomes, [done(5), lost, done(7), done(9), lost], "held: {held}");
+        let info = world.shard.logic.info(QUEUE).unwrap();
+        assert_eq!((info.messages, info.next_sequence), (7, 11), "held: {held}");
     }
 }

@@ -490,6 +490,20 @@ pub(crate) mod child {
                 say("ready");
                 wait_for_end();
             }
+            // Brokered queues: moves messages from one to the other, each in a transaction, until it is killed.
+            ["transform", input, output] => {
+                let client = ringmain_client::Client::connect(&socket).unwrap();
+                let mut input = client.brokered_consumer(input, Default::default()).unwrap();
+                let mut output = client.brokered_producer(output, Default::default()).unwrap();
+                say("ready");
+                loop {
+                    let Ok(message) = input.receive_timeout(PATIENCE) else { continue };
+                    let mut transaction = client.transaction();
+                    transaction.publish(&output, message.payload()).unwrap();
+                    transaction.ack(&input, &message).unwrap();
+                    transaction.commit(&mut output).unwrap();
+                }
+            }
             // As another user: one request, one answer.
             ["as", uid, request @ ..] => as_user(&socket, uid.parse().unwrap(), request),
             other => panic!("unknown child {other:?}"),

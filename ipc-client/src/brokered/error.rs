@@ -34,6 +34,12 @@ pub enum ConfirmError {
         "another producer has attached under this name: the message is not stored; only one at a time may use a name"
     )]
     Fenced,
+    /// Transactions: a lease was over, so that its message is with somebody else or done with. Nothing of the transaction is done.
+    #[error("a message of the transaction is not this consumer's any more: nothing of it is done")]
+    LeaseLost,
+    /// Transactions: a handle in it is not served together with the others. Nothing of the transaction is done.
+    #[error("a handle of the transaction is gone or belongs elsewhere: nothing of it is done")]
+    CrossShard,
     /// The daemon refused the message for another reason. It is not stored.
     #[error("the daemon rejected the message")]
     Rejected,

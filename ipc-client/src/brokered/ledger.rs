@@ -279,7 +279,9 @@ fn failure(outcome: Outcome, detail: u64) -> Option<ConfirmError> {
         Outcome::TooLarge => ConfirmError::TooLarge { max: detail },
         Outcome::QueueFull => ConfirmError::QueueFull,
         Outcome::Fenced => ConfirmError::Fenced,
-        Outcome::LeaseLost | Outcome::Invalid => ConfirmError::Rejected,
+        Outcome::LeaseLost => ConfirmError::LeaseLost,
+        Outcome::CrossShard => ConfirmError::CrossShard,
+        Outcome::Invalid => ConfirmError::Rejected,
     })
 }
 

@@ -22,6 +22,7 @@ pub(super) struct Opened {
     pub(super) up: ring::Producer,
     pub(super) down: ring::Consumer,
     pub(super) shard: ShardEnd,
+    pub(super) shard_number: u32,
     pub(super) durable: bool,
     pub(super) leases: u32,
     /// Longest payload in bytes.
@@ -33,6 +34,7 @@ pub(super) struct Opened {
 struct Parts {
     pair: Pair,
     shard: ShardEnd,
+    shard_number: u32,
     durable: bool,
     leases: u32,
     max_message: u32,
@@ -59,6 +61,7 @@ pub(super) fn open(
         up,
         down,
         shard: parts.shard,
+        shard_number: parts.shard_number,
         durable: parts.durable,
         leases: parts.leases,
         max_message: parts.max_message as usize,
@@ -108,6 +111,7 @@ fn map(
     let parts = Parts {
         pair,
         shard,
+        shard_number: brokered.shard,
         durable: brokered.durable,
         leases: brokered.leases,
         max_message: attached.max_message,

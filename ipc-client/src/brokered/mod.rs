@@ -12,6 +12,7 @@ mod named;
 mod producer;
 mod receipt;
 mod shard_link;
+mod transaction;
 mod waiting;
 
 pub use consumer::BrokeredConsumer;
@@ -20,6 +21,7 @@ pub use error::{AckError, ConfirmError};
 pub use producer::BrokeredProducer;
 pub use receipt::{Confirmation, Level, Receipt, Receipts, SettledRun};
 pub(crate) use shard_link::ShardLinks;
+pub use transaction::{Transaction, TransactionError};
 
 /// What [`crate::async_io`] builds on.
 #[cfg(feature = "tokio")]

@@ -24,7 +24,7 @@ impl OwnSequences {
     }
 
     /// The entry of the message that comes so many behind the next one.
-    fn entry(&self, ahead: usize) -> [u8; OwnSequence::ENTRY_BYTES] {
+    pub(super) fn entry(&self, ahead: usize) -> [u8; OwnSequence::ENTRY_BYTES] {
         let sequence = self.next.saturating_add(ahead as u64);
         OwnSequence { producer: self.id, epoch: self.epoch, sequence }.encode()
     }

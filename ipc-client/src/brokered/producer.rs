@@ -41,6 +41,8 @@ pub struct BrokeredProducer {
     pub(crate) ends: Ends,
     // Behind the rings, because it owns their mappings: fields are dropped in this order.
     pub(crate) attachment: Attachment,
+    /// Number of its shard.
+    pub(super) shard: u32,
     durable: bool,
     max_message: usize,
     metadata: Vec<u8>,
@@ -56,8 +58,9 @@ impl BrokeredProducer {
         options: ProducerOptions,
     ) -> Result<Self, ClientError> {
         let asked = AttachOptions { producer: name.to_owned(), ..AttachOptions::default() };
-        let Opened { up, down, shard, durable, max_message, named, attachment, .. } =
-            open(client, queue, Role::Produce, asked, options.wait)?;
+        let opened = open(client, queue, Role::Produce, asked, options.wait)?;
+        let Opened { up, down, shard, shard_number, durable, max_message, .. } = opened;
+        let (named, attachment) = (opened.named, opened.attachment);
         if named.is_none() && !name.is_empty() {
             return Err(ClientError::Protocol("a handle without the name".to_owned()));
         }
@@ -68,6 +71,7 @@ impl BrokeredProducer {
         Ok(Self {
             ends,
             attachment,
+            shard: shard_number,
             durable,
             max_message,
             metadata: Vec::new(),
@@ -275,6 +279,28 @@ impl BrokeredProducer {
             Err(NotSent::Never(error)) => Err(error),
             Err(NotSent::Lacks(_)) => {
                 self.send_longer(timeout, late, |ends, at| ends.try_send_one(at, metadata, payload))
+            }
+        }
+    }
+
+    /// Sends a transaction and waits for room.
+    pub(super) fn send_transaction(
+        &mut self,
+        body: &[u8],
+        timeout: Option<Duration>,
+        late: SendError,
+    ) -> Result<Receipt, SendError> {
+        if self.attachment.is_forked() {
+            return Err(SendError::UsedAfterFork);
+        }
+        match self.ends.try_send_transaction(&self.attachment, body) {
+            Ok(receipt) => {
+                let _ = self.ends.collect(&self.attachment);
+                Ok(receipt)
+            }
+            Err(NotSent::Never(error)) => Err(error),
+            Err(NotSent::Lacks(_)) => {
+                self.send_longer(timeout, late, |ends, at| ends.try_send_transaction(at, body))
             }
         }
     }

@@ -40,7 +40,9 @@ pub use selector::{Selector, Token};
 
 use connection::{Inner, unexpected};
 
-use crate::brokered::{BrokeredConsumer, BrokeredProducer, ConsumerOptions, ProducerOptions};
+use crate::brokered::{
+    BrokeredConsumer, BrokeredProducer, ConsumerOptions, ProducerOptions, Transaction,
+};
 use crate::protocol::{DeliverySpec, ErrorCode, QueueInfo, QueueSpec, Reply, Request, Status};
 use crate::wait::WaitPolicy;
 
@@ -275,6 +277,12 @@ impl Client {
             });
         }
         BrokeredProducer::attach(&self.inner, queue, name, options)
+    }
+
+    /// Messages to several brokered queues and acknowledgements, to be carried out together or not at all.
+    #[must_use]
+    pub fn transaction(&self) -> Transaction {
+        Transaction::new(&self.inner)
     }
 
     /// Attaches a consumer to a brokered queue.

@@ -18,11 +18,13 @@ pub(super) enum Canary {
     ForgetFence,
     /// A checkpoint forgets the last own sequence of a named producer.
     LoseOwnSequence,
+    /// The acknowledgements of a transaction do not get into the journal.
+    HalfTransaction,
 }
 
 #[cfg(test)]
 impl Canary {
-    pub(super) const ALL: [Self; 7] = [
+    pub(super) const ALL: [Self; 8] = [
         Self::DispatchBeforeDurable,
         Self::AckAhead,
         Self::LoseCount,
@@ -30,6 +32,7 @@ impl Canary {
         Self::Resurrect,
         Self::ForgetFence,
         Self::LoseOwnSequence,
+        Self::HalfTransaction,
     ];
 }
 

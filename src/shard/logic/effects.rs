@@ -44,6 +44,12 @@ pub(super) enum Effect {
         outcome: Outcome,
         detail: u64,
     },
+    /// All of a transaction is there: its first message has this sequence.
+    Transacted {
+        handle: HandleId,
+        position: u64,
+        sequence: u64,
+    },
     /// Messages are done with, or counted: the next so many items.
     Settled {
         queue: u32,
@@ -177,6 +183,11 @@ impl Logic {
                     }
                 }
                 Effect::Control { request, result } => port.control(request, result),
+                Effect::Transacted { handle, position, sequence } => {
+                    if self.handles.contains_key(&handle) {
+                        port.completed(handle, position, position, 1, sequence, Outcome::Done, 0);
+                    }
+                }
             }
         }
     }
@@ -281,6 +292,12 @@ impl Logic {
                         outcome => (outcome, told),
                     };
                     if self.handles.contains_key(&handle) {
+                        port.completed(handle, position, position, 1, 0, outcome, detail);
+                    }
+                }
+                Effect::Transacted { handle, position, .. } => {
+                    if self.handles.contains_key(&handle) {
+                        let outcome = Outcome::JournalFailed;
                         port.completed(handle, position, position, 1, 0, outcome, detail);
                     }
                 }

@@ -39,6 +39,7 @@ mod slab;
 mod snapshot;
 mod submission;
 mod time;
+mod transaction;
 mod types;
 
 #[cfg(test)]
@@ -59,6 +60,7 @@ use time::Timer;
 pub use handles::LaneRun;
 pub use log::{Log, Message};
 pub use named::{FORGOTTEN_AFTER_NS, NAMES_MAX};
+pub use transaction::{TransactionAck, TransactionMessage};
 pub use types::{
     AppendError, BrokeredInfo, ConsumerSpec, ControlResult, Delivered, FLAG_MESSAGE, HandleId,
     Location, Lsn, Now, Port, QueueDefinition, QueueEdit, RecordRef, Refusal, Replay, Snapshot,

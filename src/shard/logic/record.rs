@@ -32,6 +32,8 @@ pub mod kind {
     pub const PURGED: u8 = 10;
     /// `ProducerAttached`.
     pub const PRODUCER_ATTACHED: u8 = 14;
+    /// `Transaction`: in front of its messages and acknowledgements, in the same atomic group.
+    pub const TRANSACTION: u8 = 15;
     /// `ProducersForgotten`.
     pub const PRODUCERS_FORGOTTEN: u8 = 16;
     /// Checkpoint: `ShardState`.
@@ -188,6 +190,19 @@ pub(super) struct ProducerAttached {
     /// Since 1970.
     pub(super) at_ns: u64,
     pub(super) name: String,
+}
+
+/// Messages and acknowledgements that came as one message of a lane.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Transaction {
+    pub(super) lane: u64,
+    pub(super) position: u64,
+    /// Slots that it took in the lane.
+    pub(super) span: u64,
+    /// Of its first message; 0 if it has none.
+    pub(super) sequence: u64,
+    /// Messages that follow.
+    pub(super) messages: u32,
 }
 
 /// Names that nobody has used for long.

@@ -7,7 +7,7 @@ use super::handles::push_lane;
 use super::queue::Queue;
 use super::record::{
     self, GroupCreated, GroupState, LaneState, MessageBody, OpenRun, QueueState, Returned,
-    ShardState, kind,
+    ShardState, Transaction, kind,
 };
 use super::returns::NS_PER_MS;
 use super::types::{QueueDefinition, Replay, Stored};
@@ -76,6 +76,14 @@ impl Logic {
             kind::PRODUCER_ATTACHED => {
                 let attached = record::decode(body)?;
                 self.with_queue(record.queue, |queue| queue.named.attached(attached))
+            }
+            kind::TRANSACTION => {
+                let Transaction { lane, position, span, sequence, .. } = record::decode(body)?;
+                let runs = self.lanes.entry(lane).or_default();
+                if runs.back().is_none_or(|run| run.end() <= position) {
+                    push_lane(runs, position, span, sequence);
+                }
+                Ok(())
             }
             kind::PRODUCERS_FORGOTTEN => {
                 let forgotten = record::decode(body)?;

@@ -7,7 +7,8 @@ use std::path::PathBuf;
 use super::memory::definition;
 use crate::shard::logic::record::{
     self, GroupCreated, GroupState, LaneState, List, MessageBody, NamedState, OpenRun,
-    ProducerAttached, ProducerState, ProducersForgotten, QueueState, Returned, ShardState, kind,
+    ProducerAttached, ProducerState, ProducersForgotten, QueueState, Returned, ShardState,
+    Transaction, kind,
 };
 
 fn list(fill: impl FnOnce(&mut List)) -> Vec<u8> {
@@ -63,6 +64,7 @@ fn records() -> Vec<(&'static str, u8, Vec<u8>)> {
         at_ns: 1_700_000_000_000_000_000,
         name: "import".to_owned(),
     };
+    let transaction = Transaction { lane: 9, position: 4096, span: 3, sequence: 498, messages: 2 };
     let forgotten = ProducersForgotten { ids: vec![1, 300] };
     let producer = ProducerState {
         id: 3,
@@ -89,6 +91,7 @@ fn records() -> Vec<(&'static str, u8, Vec<u8>)> {
         ),
         ("purged", kind::PURGED, 500u64.to_le_bytes().to_vec()),
         ("producer-attached", kind::PRODUCER_ATTACHED, record::encode(&attached)),
+        ("transaction", kind::TRANSACTION, record::encode(&transaction)),
         ("producers-forgotten", kind::PRODUCERS_FORGOTTEN, record::encode(&forgotten)),
         ("shard-state", kind::SHARD_STATE, record::encode(&shard)),
         ("queue-state", kind::QUEUE_STATE, record::encode(&queue)),

@@ -7,7 +7,7 @@ use ringmain_client::wire::Outcome;
 use super::memory::{Event, Record};
 use super::model::State;
 use super::programs::{Check, ORIGIN, Program};
-use crate::shard::logic::record::{self, MessageBody, kind};
+use crate::shard::logic::record::{self, MessageBody, Transaction, kind};
 use crate::shard::logic::{ControlResult, HandleId, headers};
 
 impl Program {
@@ -17,6 +17,15 @@ impl Program {
         while let Some(record) = self.log.records.get(self.seen_records) {
             self.seen_records += 1;
             match record.kind {
+                kind::TRANSACTION => {
+                    let transaction: Transaction = record::decode(&record.body)?;
+                    let messages = transaction.messages as usize;
+                    let parts = &self.log.records[self.seen_records..][..messages];
+                    if parts.iter().any(|part| part.kind != kind::MESSAGE) {
+                        return Err("a transaction without its messages".to_owned());
+                    }
+                    self.seen_records += messages;
+                }
                 kind::MESSAGE => {
                     let body = MessageBody::parse(&record.body).ok_or("malformed message")?;
                     if body.lane == 0 {
@@ -82,7 +91,7 @@ impl Program {
                 Event::Completed { handle, position, sequence, outcome } => {
                     let expected =
                         self.completions.get_mut(&handle.queue).and_then(VecDeque::pop_front);
-                    if expected != Some((position, sequence)) || outcome != Outcome::Done {
+                    if expected != Some((position, sequence, outcome)) {
                         return Err(format!("{position}: {sequence} instead of {expected:?}"));
                     }
                 }

@@ -12,3 +12,4 @@ mod model;
 mod named;
 mod programs;
 mod requests;
+mod transactions;

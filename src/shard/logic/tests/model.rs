@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, VecDeque};
 
 use ringmain_client::wire::{LeaseToken, Outcome, Up};
 
-use crate::shard::logic::HandleId;
+use crate::shard::logic::{HandleId, TransactionAck};
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum State {
@@ -257,6 +257,37 @@ impl Queue {
 }
 
 impl Model {
+    /// The sequence of the first message (0: there is none) if all leases are held; else nothing is done.
+    pub(super) fn transaction(
+        &mut self,
+        messages: &[(u64, Vec<u8>)],
+        acks: &[TransactionAck],
+        group_of: impl Fn(HandleId) -> Option<String>,
+    ) -> Option<u64> {
+        let mut taken = Vec::new();
+        for TransactionAck { handle, lease } in acks {
+            let LeaseToken { slot, attempt, sequence } = *lease;
+            let group = group_of(*handle)?;
+            let state = self.queues.get_mut(&handle.queue)?.group(&group).open.get(&sequence);
+            let held = matches!(state, Some(State::With { handle: with, slot: at, attempt: number, .. })
+                if (with, *at, *number) == (handle, slot, attempt));
+            let ack = (handle.queue, group, sequence);
+            if !held || taken.contains(&ack) {
+                return None;
+            }
+            taken.push(ack);
+        }
+        for (queue, group, sequence) in taken {
+            self.queues.get_mut(&queue)?.group(&group).open.remove(&sequence);
+        }
+        let mut stored = messages
+            .iter()
+            .map(|(queue, payload)| self.queues.get_mut(queue).expect("queue").stored(payload));
+        let first = stored.next().unwrap_or(0);
+        stored.for_each(drop);
+        Some(first)
+    }
+
     /// The machine comes back with what was durable. Nobody has anything; delays start afresh, at the latest.
     pub(super) fn crashed(&mut self, now_ms: u64) {
         for queue in self.queues.values_mut() {

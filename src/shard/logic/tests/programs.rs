@@ -9,7 +9,9 @@ use super::cases::consumer;
 use super::memory::{MemoryLog, MemoryPort, at_ms, definition, handle};
 use super::model::{DELAY_MS_MAX, Model, Queue, State};
 use crate::shard::logic::record::kind;
-use crate::shard::logic::{HandleId, Logic, Lsn, Refusal, StartAt, canary};
+use crate::shard::logic::{
+    HandleId, Logic, Lsn, Refusal, StartAt, TransactionAck, TransactionMessage, canary,
+};
 
 /// Takes the dead letters of `ORIGIN`; the third queue has none.
 pub(super) const DEAD: u64 = 1;
@@ -76,8 +78,8 @@ pub(super) struct Program {
     pub(super) released: BTreeMap<u64, u64>,
     /// Attached under a name, in the order of their attachments.
     pub(super) named: BTreeMap<HandleId, NamedClient>,
-    /// Completions that must come, per queue: position and sequence.
-    pub(super) completions: BTreeMap<u64, VecDeque<(u64, u64)>>,
+    /// Completions that must come, per queue: position, sequence, and what became of it.
+    pub(super) completions: BTreeMap<u64, VecDeque<(u64, u64, Outcome)>>,
     pub(super) answers: BTreeMap<u64, Outcome>,
     /// Submissions whose slots are not released, and when they may be.
     pub(super) unreleased: Vec<(HandleId, Up, Option<Lsn>)>,
@@ -159,8 +161,58 @@ impl Program {
             self.lane_ends.insert(queue, next);
             let sequence = self.model.queues.get_mut(&queue).expect("queue").stored(&payload);
             self.model.lanes.entry(queue).or_default().push_back((position, sequence));
-            self.completions.entry(queue).or_default().push_back((position, sequence));
+            let completed = (position, sequence, Outcome::Done);
+            self.completions.entry(queue).or_default().push_back(completed);
         }
+        self.records()
+    }
+
+    /// Messages to some queues and acknowledgements in one step; some of the leases are over.
+    fn transact(&mut self) -> Check {
+        let lane = self.random.pick(&QUEUES).expect("some");
+        let mut acks = Vec::new();
+        for _ in 0..self.random.below(3) {
+            if !self.tokens.is_empty() {
+                let at = self.random.below(self.tokens.len() as u64) as usize;
+                let (handle, lease) = self.tokens[at];
+                acks.push(TransactionAck { handle, lease });
+            }
+        }
+        let position = *self.lane_ends.entry(lane).or_default();
+        let next = position + 1 + self.random.below(3);
+        let payloads: Vec<(u64, Vec<u8>)> = (0..self.random.below(4))
+            .map(|number| {
+                let queue = self.random.pick(&QUEUES).expect("some");
+                (queue, format!("{queue}/{lane}/{position}/{number}").into_bytes())
+            })
+            .collect();
+        let messages: Vec<_> = payloads
+            .iter()
+            .map(|(queue, payload)| TransactionMessage {
+                handle: handle(*queue, 1),
+                metadata: &[],
+                payload,
+            })
+            .collect();
+        let (now, from) = (at_ms(self.ms), handle(lane, 1));
+        let log = &mut self.log;
+        match self.logic.transact(log, from, position, next, &messages, &acks, now) {
+            Ok(()) => {}
+            Err(Refusal::Full) if self.log.full => return Ok(()),
+            Err(refusal) => return Err(format!("{refusal:?}")),
+        }
+        self.lane_ends.insert(lane, next);
+        let completed = self.model.transaction(&payloads, &acks, |handle| {
+            self.consumers.get(&handle).map(|client| client.group.clone())
+        });
+        let (sequence, outcome) = match completed {
+            Some(sequence) => (sequence, Outcome::Done),
+            None => (0, Outcome::LeaseLost),
+        };
+        if outcome == Outcome::Done {
+            self.model.lanes.entry(lane).or_default().push_back((position, sequence));
+        }
+        self.completions.entry(lane).or_default().push_back((position, sequence, outcome));
         self.records()
     }
 
@@ -441,7 +493,7 @@ impl Program {
             let queue = self.random.pick(&QUEUES).expect("some");
             let to = self.completions.get(&queue).and_then(|waiting| waiting.front());
             let end = self.lane_ends.get(&queue).copied().unwrap_or(0);
-            let to = to.map_or(end, |(position, _)| *position);
+            let to = to.map_or(end, |(position, _, _)| *position);
             self.released.insert(queue, to);
             self.logic.released(handle(queue, 1), to);
         }
@@ -458,7 +510,8 @@ impl Program {
     fn step(&mut self) -> Check {
         match self.random.below(100) {
             0..12 => self.publish()?,
-            12..18 => self.publish_named()?,
+            12..16 => self.publish_named()?,
+            16 | 17 => self.transact()?,
             18 => self.attach_named()?,
             19 if self.random.below(3) == 0 => self.detach_named(),
             19 => self.attach_named()?,
