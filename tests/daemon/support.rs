@@ -492,9 +492,15 @@ pub(crate) mod child {
             }
             // Brokered queues: moves messages from one to the other, each in a transaction, until it is killed.
             ["transform", input, output] => {
-                let client = ringmain_client::Client::connect(&socket).unwrap();
-                let mut input = client.brokered_consumer(input, Default::default()).unwrap();
-                let mut output = client.brokered_producer(output, Default::default()).unwrap();
+                // The broker may be killed meanwhile, and the next one may take long.
+                let attach = || -> Result<_, ringmain_client::ClientError> {
+                    let client = ringmain_client::Client::connect(&socket)?;
+                    let input = client.brokered_consumer(input, Default::default())?;
+                    let output = client.brokered_producer(output, Default::default())?;
+                    Ok((client, input, output))
+                };
+                let (client, mut input, mut output) =
+                    eventually("the handles of a worker", || attach().ok());
                 say("ready");
                 loop {
                     let Ok(message) = input.receive_timeout(PATIENCE) else { continue };

@@ -180,8 +180,8 @@ impl Transaction {
     /// became of the whole: confirmed with the sequence of its first message (0 without messages), or why nothing of it was done,
     /// [`super::ConfirmError::LeaseLost`] if a lease was over. After an error it can be committed again.
     ///
-    /// A producer with a name numbers its messages now; if one of them is a duplicate, so is the transaction: it was carried
-    /// out before, and is not again.
+    /// A producer with a name numbers its messages now. If they are duplicates, so is the transaction: it was carried out
+    /// before, and is not again. If only some are, it is put together in another way and is rejected.
     ///
     /// # Errors
     /// [`TransactionError::Send`] as [`BrokeredProducer::send`], [`TransactionError::Empty`], [`TransactionError::OtherName`],

@@ -63,8 +63,8 @@ type No = (Outcome, u64);
 
 impl Logic {
     /// A transaction from the lane of a producer, from `position` to `next_position`. What becomes of it is told as by
-    /// [`Self::publish`], with the sequence of its first message, or 0 if it has none. `Duplicate` if a message of it was stored
-    /// before by the named producer that sends it: then nothing of it is done, as it was done then.
+    /// [`Self::publish`], with the sequence of its first message, or 0 if it has none. `Duplicate` if its messages under names were
+    /// stored before: then nothing of it is done, as it was done then. `Invalid` if some of them were.
     ///
     /// # Errors
     /// As [`Self::publish`].
@@ -121,7 +121,10 @@ impl Logic {
             return Err((Outcome::QueueDeleted, 0));
         }
         let limit = Self::message_bytes_max(log);
-        let mut checked: Vec<Checked<'a>> = Vec::with_capacity(messages.len());
+        let mut checked = Vec::with_capacity(messages.len());
+        // So far in this transaction: messages of each queue, and the last own sequence of each name.
+        let (mut of_queue, mut last_own) = (BTreeMap::new(), BTreeMap::new());
+        let mut is_duplicate = false;
         for message in messages {
             let (index, queue, named) = self.producer_of(message.handle)?;
             let TransactionMessage { metadata, payload, .. } = *message;
@@ -131,15 +134,20 @@ impl Logic {
             if metadata.len() + payload.len() > limit {
                 return Err((Outcome::TooLarge, limit as u64));
             }
-            let own = queue.named.judge(named, metadata).map_err(|outcome| (outcome, 0))?;
-            let of_queue = || checked.iter().filter(|before| before.queue == index);
-            let ascends = of_queue().filter_map(|before| before.own).all(|before| {
-                own.is_none_or(|own| {
-                    own.producer != before.producer || own.sequence > before.sequence
-                })
-            });
-            if !ascends {
-                return Err((Outcome::Invalid, 0));
+            let own = match queue.named.judge(named, metadata) {
+                Ok(own) => own,
+                Err(Outcome::Duplicate) => {
+                    is_duplicate = true;
+                    continue;
+                }
+                Err(outcome) => return Err((outcome, 0)),
+            };
+            if let Some(own) = own {
+                let last = last_own.entry((index, own.producer)).or_insert(0);
+                if own.sequence <= *last {
+                    return Err((Outcome::Invalid, 0));
+                }
+                *last = own.sequence;
             }
             let body = MessageBody {
                 published_ns: now.realtime_ns.max(queue.published_ns),
@@ -150,10 +158,17 @@ impl Logic {
                 metadata,
                 payload,
             };
-            let sequence = queue.next_sequence + of_queue().count() as u64;
+            let before = of_queue.entry(index).or_insert(0u64);
+            let sequence = queue.next_sequence + *before;
+            *before += 1;
             checked.push(Checked { queue: index, sequence, own, body });
         }
-        Ok(checked)
+        match (is_duplicate, last_own.is_empty()) {
+            (false, _) => Ok(checked),
+            (true, true) => Err((Outcome::Duplicate, 0)),
+            // Put together in another way than the one that was stored: nobody can say what is missing.
+            (true, false) => Err((Outcome::Invalid, 0)),
+        }
     }
 
     /// The queue of a producer, and its name's id.

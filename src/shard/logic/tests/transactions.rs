@@ -203,6 +203,9 @@ fn a_transaction_with_a_duplicate_was_carried_out_before() {
     assert_eq!(completed(&events), [(3, Outcome::Duplicate, 0)]);
     assert_eq!(world.logic.info(1).expect("queue").next_sequence, 4);
     let (third, fourth) = (entry(3), entry(4));
+    // Neither the same as before nor new.
+    let events = transact(&mut world, (named, 6), &[own(&second), own(&third)], &[]);
+    assert_eq!(completed(&events), [(6, Outcome::Invalid, 0)]);
     let events = transact(&mut world, (named, 6), &[own(&fourth), own(&third)], &[]);
     assert_eq!(completed(&events), [(6, Outcome::Invalid, 0)]);
     let logic = &mut world.logic;

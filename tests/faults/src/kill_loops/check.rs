@@ -295,7 +295,7 @@ mod tests {
             check(folder.path(), &lives, &records).problems.len()
         };
         assert_eq!(judge(["1\n", "duplicate\n2\n"], &[(1, 0), (2, 1)]), 0);
-        assert_eq!(judge(["1\n", "duplicate\n2\n"], &[(1, 0), (2, 0), (3, 1)]), 2, "twice");
+        assert_eq!(judge(["1\n", "duplicate\n2\n"], &[(1, 0), (2, 0), (3, 1)]), 1, "twice");
         assert_eq!(judge(["1\n", "duplicate\nduplicate\n"], &[(1, 0)]), 1, "lost");
     }
 }
