@@ -167,3 +167,33 @@ fn names_are_checked_and_belong_to_their_queue() {
     client.create_queue("q", durable()).unwrap();
     assert_eq!(named(&client, "a").stored_own_sequence(), Some(0));
 }
+
+#[test]
+fn batches_are_numbered_one_by_one() {
+    let daemon = Durable::start();
+    let client = daemon.client();
+    client.create_queue("q", durable()).unwrap();
+    let payloads: Vec<String> = (1..=60).map(|number| payload(number * 37)).collect();
+    for round in 0..2 {
+        let mut producer = named(&client, "source");
+        assert!(producer.set_next_own_sequence(1));
+        // Of one message and of many, such that take a slot and such that take several.
+        let mut rest = &payloads[..];
+        for length in [1, 2, 3, 5, 8, 13, 28] {
+            let (batch, behind) = rest.split_at(length);
+            rest = behind;
+            let batch: Vec<&[u8]> = batch.iter().map(String::as_bytes).collect();
+            let receipts = producer.send_batch_timeout(&batch, PATIENCE).unwrap();
+            for receipt in receipts.iter() {
+                let confirmation = producer.wait_timeout(&receipt, PATIENCE).unwrap();
+                let expected = if round == 0 { (receipt.number() + 1, false) } else { (0, true) };
+                assert_eq!((confirmation.sequence, confirmation.duplicate), expected);
+            }
+        }
+        assert!(rest.is_empty());
+        assert_eq!(producer.next_own_sequence(), Some(61));
+    }
+    let seen = consume(&mut consumer(&client, "q"), payloads.len());
+    let expected: Vec<_> = (1..).zip(payloads).collect();
+    assert_eq!(seen, expected);
+}

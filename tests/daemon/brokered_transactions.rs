@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use ringmain_client::async_io::AsyncBrokeredProducer;
 use ringmain_client::{
     Client, ConfirmError, ConsumerOptions, DeliverySpec, ProducerOptions, QueueSpec, SendError,
     TransactionError,
@@ -231,4 +232,43 @@ fn every_input_has_its_output_once_although_everybody_dies() {
         let expected = (0..INPUTS).map(|number| (number.to_string(), 1)).collect();
         assert_eq!(seen, expected, "{queue}");
     }
+}
+
+#[test]
+fn async_producers_have_names_and_commit_as_well() {
+    let daemon = Durable::start();
+    let client = daemon.client();
+    queues(&client, &durable());
+    publish(&mut producer(&client, "in"), ["order".to_owned()]);
+    let mut input = consumer(&client, "in");
+    let order = receive(&mut input);
+    let attach = || client.named_producer("out", "worker", ProducerOptions::default()).unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build().unwrap();
+    runtime.block_on(async {
+        let mut out = AsyncBrokeredProducer::new(attach()).unwrap();
+        let receipt = out.send(b"one").await.unwrap();
+        assert_eq!(out.wait(&receipt).await.unwrap().sequence, 1);
+        let mut transaction = client.transaction();
+        transaction.publish(out.get_mut(), b"two").unwrap();
+        transaction.publish(out.get_mut(), b"three").unwrap().ack(&input, &order).unwrap();
+        let receipt = out.commit(&transaction).await.unwrap();
+        assert_eq!(out.wait(&receipt).await.unwrap().sequence, 2);
+        assert_eq!(out.get_mut().next_own_sequence(), Some(4));
+        // The same once more, as one that does not know how far it came.
+        let mut again = attach();
+        assert_eq!(again.stored_own_sequence(), Some(3));
+        assert!(again.set_next_own_sequence(2));
+        let mut again = AsyncBrokeredProducer::new(again).unwrap();
+        let mut transaction = client.transaction();
+        transaction.publish(again.get_mut(), b"two").unwrap();
+        transaction.publish(again.get_mut(), b"three").unwrap();
+        let receipt = again.commit(&transaction).await.unwrap();
+        assert!(again.wait(&receipt).await.unwrap().duplicate);
+        // One that is only there in part is no duplicate.
+        assert!(again.get_mut().set_next_own_sequence(3));
+        let receipt = again.commit(&transaction).await.unwrap();
+        assert_eq!(again.wait(&receipt).await.unwrap_err(), ConfirmError::Rejected);
+    });
+    assert_eq!(inside(&client, "out").messages, 3);
+    eventually_inside(&client, "in", |info| info.messages == 0);
 }
