@@ -12,7 +12,7 @@ use ringmain_client::wire::transaction::{self, Ack, FLAG_TRANSACTION, Transactio
 use ringmain_client::wire::{Down, LeaseToken, Outcome, Up};
 
 use super::control::{FromShard, NewHandle, Outbox, ToShard};
-use super::logic::{ControlResult, Logic, QueueDefinition};
+use super::logic::{ControlResult, Limits, Logic, QueueDefinition};
 use super::memory::{LinkMemory, PageMemory, PairFiles, PairMemory, PairSize};
 use super::thread::{Parts, Shard};
 use crate::disk::simulated::{Fault, SimulatedDisk, Simulation, Site};
@@ -113,6 +113,7 @@ impl World {
             max_deliveries: 0,
             dead_letter: String::new(),
             lease_ms: 0,
+            limits: Limits::default(),
         };
         self.ask.send(ToShard::Create { request: 1, definition }).unwrap();
         self.turns();

@@ -28,6 +28,7 @@ pub(super) struct Opened {
     /// Longest payload in bytes.
     pub(super) max_message: usize,
     pub(super) named: Option<NamedHandle>,
+    pub(super) group_created: bool,
     pub(super) attachment: Attachment,
 }
 
@@ -39,6 +40,7 @@ struct Parts {
     leases: u32,
     max_message: u32,
     named: Option<NamedHandle>,
+    group_created: bool,
 }
 
 pub(super) fn open(
@@ -66,6 +68,7 @@ pub(super) fn open(
         leases: parts.leases,
         max_message: parts.max_message as usize,
         named: parts.named,
+        group_created: parts.group_created,
         attachment,
     })
 }
@@ -116,6 +119,7 @@ fn map(
         leases: brokered.leases,
         max_message: attached.max_message,
         named: brokered.named,
+        group_created: brokered.group_created,
     };
     Ok((geometry.up(), vec![client_file, shard_file], parts))
 }

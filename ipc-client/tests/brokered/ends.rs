@@ -308,6 +308,7 @@ fn attach(
         ready_index: number,
         shard: 0,
         named: None,
+        group_created: false,
     };
     let attached = Attached {
         key,

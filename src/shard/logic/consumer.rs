@@ -2,7 +2,8 @@
 
 use std::collections::VecDeque;
 
-use super::types::HandleId;
+use super::canary;
+use super::types::{HandleId, Port};
 
 /// What an entry of a lease table is used for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -56,6 +57,8 @@ pub(super) struct Consumer {
     pub(super) armed_ns: Option<u64>,
     /// Leases that are held.
     pub(super) held: u32,
+    /// Messages that a limit discarded and that it has not been told of.
+    pub(super) skipped: u64,
     leases: Vec<Lease>,
     free: Vec<u32>,
     leases_max: u32,
@@ -74,6 +77,7 @@ impl Consumer {
             drained_wanted: true,
             armed_ns: None,
             held: 0,
+            skipped: 0,
             leases: Vec::new(),
             free: Vec::new(),
             leases_max: 0,
@@ -165,6 +169,13 @@ impl Consumer {
         }
         *lease = FREE;
         self.free.push(slot);
+    }
+
+    /// In front of what it gets next.
+    pub(super) fn tell_skipped(&mut self, port: &mut dyn Port) {
+        if self.skipped > 0 && !canary::planted(canary::Canary::SkipInSilence) {
+            port.skipped(self.handle, std::mem::take(&mut self.skipped));
+        }
     }
 
     /// Held leases with their entries.

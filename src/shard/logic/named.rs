@@ -3,10 +3,12 @@
 use std::collections::BTreeMap;
 
 use ringmain_client::layout::metadata::OwnSequence;
+use ringmain_client::protocol::{ErrorCode, Overflow};
 use ringmain_client::wire::Outcome;
 
 use super::effects::Effect;
 use super::handles::HandleRef;
+use super::publish::message_bytes_max;
 use super::queue::Queue;
 use super::record::{
     self, MessageBody, NamedState, ProducerAttached, ProducerState, ProducersForgotten, kind,
@@ -18,6 +20,8 @@ use super::{AppendError, Log, Logic, canary};
 pub const FORGOTTEN_AFTER_NS: u64 = 7 * 24 * 3600 * 1_000_000_000;
 /// Names that a queue remembers.
 pub const NAMES_MAX: usize = 4096;
+/// Why a queue that rejects has no names: a message that was rejected and is sent again would be taken for a duplicate of a later one.
+pub(super) const REJECTS: &str = "a queue with overflow=reject has no producers with names: use overflow=block, or a producer without a name";
 /// Producers in one record of a checkpoint.
 const STATES_AT_ONCE: usize = 32;
 
@@ -42,6 +46,11 @@ pub(super) struct NamedProducers {
 }
 
 impl NamedProducers {
+    /// Whether no name is remembered.
+    pub(super) fn is_empty(&self) -> bool {
+        self.by_id.is_empty()
+    }
+
     fn find(&self, name: &str) -> Option<(u64, &Named)> {
         self.by_id.iter().find(|(_, named)| named.name == name).map(|(id, named)| (*id, named))
     }
@@ -166,12 +175,22 @@ impl NamedProducers {
 }
 
 impl Logic {
-    /// Whether a producer may attach under this name: it is known, or there is room for one more.
-    pub fn takes_name(&self, queue: u64, name: &str, now: Now) -> bool {
-        let Some(index) = self.by_id.get(&queue) else { return true };
-        let Some(queue) = self.queues.get(*index) else { return true };
-        let remembered = queue.named.by_id.len() - self.unused(*index, queue, now).len();
-        queue.named.find(name).is_some() || remembered < NAMES_MAX
+    /// Why no producer may attach under this name, if that is so.
+    pub fn why_not_named(&self, queue: u64, name: &str, now: Now) -> Option<(ErrorCode, String)> {
+        let index = *self.by_id.get(&queue)?;
+        let queue = self.queues.get(index)?;
+        if queue.definition.limits.overflow == Overflow::Reject {
+            return Some((ErrorCode::Invalid, REJECTS.to_owned()));
+        }
+        let remembered = queue.named.by_id.len() - self.unused(index, queue, now).len();
+        if queue.named.find(name).is_some() || remembered < NAMES_MAX {
+            return None;
+        }
+        let text = format!(
+            "the queue remembers {NAMES_MAX} names of producers, the most possible: use one of them; those that nobody \
+             uses for 7 days are forgotten"
+        );
+        Some((ErrorCode::Limit, text))
     }
 
     /// A producer under a name; whoever was attached under it is fenced. As [`Self::open_producer`] otherwise. The answer, as
@@ -237,7 +256,7 @@ impl Logic {
         metadata: &[u8],
         payload: usize,
     ) -> (Outcome, u64) {
-        let limit = Self::message_bytes_max(log);
+        let limit = message_bytes_max(log.group_bytes_max());
         let named = match self.handles.get(&handle) {
             Some(HandleRef::Producer(index)) => {
                 self.producers.get(*index).is_some_and(|producer| producer.named.is_some())

@@ -36,6 +36,8 @@ impl Logic {
         let limit = queue.definition.max_deliveries;
         let queue_id = queue.definition.id;
         let Some(group) = queue.groups.get_mut(group_index) else { return };
+        // Nothing is said of a group behind its deletion.
+        let journaled = journaled && !group.deleted;
         let Return { sequence, count, rejected, .. } = back;
         let doomed = rejected || limit > 0 && count >= limit;
         let delay_ms = if doomed { 0 } else { back.delay_ms };

@@ -6,12 +6,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use ringmain_client::layout::metadata::OwnSequence;
+use ringmain_client::protocol::Overflow;
 use ringmain_client::wire::{LeaseToken, Outcome};
 
 use super::consumer::Lease;
 use super::effects::{Effect, Item};
 use super::group::Waiter;
 use super::handles::{HandleRef, NO_QUEUE, push_lane};
+use super::publish::message_bytes_max;
 use super::queue::Queue;
 use super::record::{self, List, MessageBody, Transaction, kind};
 use super::types::{FLAG_MESSAGE, HandleId, Lsn, Now, RecordRef, Refusal};
@@ -120,7 +122,7 @@ impl Logic {
         if self.producers.get(lane).is_none_or(|producer| producer.queue == NO_QUEUE) {
             return Err((Outcome::QueueDeleted, 0));
         }
-        let limit = Self::message_bytes_max(log);
+        let limit = message_bytes_max(log.group_bytes_max());
         let mut checked = Vec::with_capacity(messages.len());
         // So far in this transaction: messages of each queue, and the last own sequence of each name.
         let (mut of_queue, mut last_own) = (BTreeMap::new(), BTreeMap::new());
@@ -158,12 +160,21 @@ impl Logic {
                 metadata,
                 payload,
             };
-            let before = of_queue.entry(index).or_insert(0u64);
+            let (before, bytes) = of_queue.entry(index).or_insert((0u64, 0u64));
             let sequence = queue.next_sequence + *before;
             *before += 1;
+            *bytes += (metadata.len() + payload.len()) as u64;
             checked.push(Checked { queue: index, sequence, own, body });
         }
+        // It does not wait for room: others would wait behind it.
+        let is_full = |(index, (messages, bytes)): (&u32, &(u64, u64))| {
+            self.queues.get(*index).is_some_and(|queue| {
+                queue.definition.limits.overflow != Overflow::DropOldest
+                    && !queue.has_room(*messages, *bytes)
+            })
+        };
         match (is_duplicate, last_own.is_empty()) {
+            (false, _) if of_queue.iter().any(is_full) => Err((Outcome::QueueFull, 0)),
             (false, _) => Ok(checked),
             (true, true) => Err((Outcome::Duplicate, 0)),
             // Put together in another way than the one that was stored: nobody can say what is missing.
@@ -253,6 +264,7 @@ impl Logic {
                 queue.named.appended(own, message.body.published_ns);
             }
             self.effects.push_stored(*lsn, message.queue, message.sequence, None, 0, 0);
+            self.may_be_overfull(message.queue);
         }
         for ((key, held), lsn) in acks.iter().zip(&lsns[messages.len()..]) {
             self.settle_held(*key, held, *lsn);

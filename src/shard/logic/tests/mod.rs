@@ -6,7 +6,11 @@
 mod cases;
 mod crashes;
 mod golden;
+mod groups;
 mod judge;
+mod keeps;
+mod limits;
+mod marks;
 mod memory;
 mod model;
 mod named;

@@ -178,7 +178,7 @@ fn unused_names_are_forgotten_when_the_next_one_comes() {
     for with_checkpoint in [false, true] {
         let mut logic = world.log.replay(with_checkpoint, 2).expect("replay");
         logic.start(at(world.ms));
-        let takes = |name, ms| logic.takes_name(1, name, at(ms));
+        let takes = |name, ms| logic.why_not_named(1, name, at(ms)).is_none();
         assert!(takes("gone", world.ms) && takes("kept", world.ms));
         world.logic = logic;
         let (_, id, epoch, last) = attach(&mut world, 6, "gone");
@@ -198,19 +198,19 @@ fn a_queue_remembers_so_many_names_and_no_more() {
     for number in 0..NAMES_MAX {
         let producer = handle(1, 2);
         let name = format!("n{number}");
-        assert!(world.logic.takes_name(1, &name, at(0)));
+        assert!(world.logic.why_not_named(1, &name, at(0)).is_none());
         let (lane, logic) = (number as u64 + 1, &mut world.logic);
         logic
             .open_named_producer(&mut world.log, producer, lane, &name, 9, at(0))
             .expect("attached");
         logic.close_handle(&mut world.port, producer, at(0));
     }
-    assert!(!world.logic.takes_name(1, "one more", at(0)));
-    assert!(world.logic.takes_name(1, "n7", at(0)));
+    assert!(!world.logic.why_not_named(1, "one more", at(0)).is_none());
+    assert!(world.logic.why_not_named(1, "n7", at(0)).is_none());
     world.log.write_checkpoint(&world.logic);
     let logic = world.log.replay(true, 0).expect("replay");
-    assert!(!logic.takes_name(1, "one more", at(0)));
-    assert!(logic.takes_name(1, "one more", at(FORGOTTEN_AFTER_NS / 1_000_000)));
+    assert!(!logic.why_not_named(1, "one more", at(0)).is_none());
+    assert!(logic.why_not_named(1, "one more", at(FORGOTTEN_AFTER_NS / 1_000_000)).is_none());
     let mut written = 0;
     logic.write(&mut |record| {
         written += 1;
@@ -261,4 +261,30 @@ fn no_room_for_the_attachment_changes_nothing() {
     assert_eq!(world.turn(), []);
     let (_, _, epoch, last) = attach(&mut world, 2, "import");
     assert_eq!((epoch, last), (1, 0));
+}
+
+#[test]
+fn queues_that_reject_have_no_names() {
+    use ringmain_client::protocol::{ErrorCode, Overflow};
+
+    use crate::shard::logic::{Limits, QueueEdit};
+
+    let mut rejects = definition(2, "rejects");
+    let limits = Limits { max_messages: 1, overflow: Overflow::Reject, ..Limits::default() };
+    rejects.limits = limits.clone();
+    let mut world = World::new(&[definition(1, "orders"), rejects]);
+    let why = world.logic.why_not_named(2, "import", at(0)).expect("refused");
+    assert_eq!(why.0, ErrorCode::Invalid);
+    let reject = |world: &mut World| {
+        let mut edit = QueueEdit::default();
+        edit.limits.max_messages = Some(1);
+        edit.limits.overflow = Some(Overflow::Reject);
+        world.logic.edit_queue(&mut world.log, 7, 1, edit);
+        match &world.turn()[..] {
+            [Event::Control { request: 7, result }] => result.clone(),
+            events => panic!("{events:?}"),
+        }
+    };
+    attach(&mut world, 2, "import");
+    assert!(matches!(reject(&mut world), ControlResult::Refused(ErrorCode::Busy, _)));
 }

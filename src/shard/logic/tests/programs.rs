@@ -1,27 +1,36 @@
 //! Random programs: clients, time, a disk that is late, crashes; the model judges everything that comes out.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use ringmain_client::layout::metadata::OwnSequence;
+use ringmain_client::protocol::{ErrorCode, Overflow};
 use ringmain_client::wire::{LeaseToken, Outcome, Up};
 
 use super::cases::consumer;
+use super::keeps::{self, LIMITED};
 use super::memory::{MemoryLog, MemoryPort, at_ms, definition, handle};
 use super::model::{DELAY_MS_MAX, Model, Queue, State};
 use crate::shard::logic::record::kind;
 use crate::shard::logic::{
-    HandleId, Logic, Lsn, Refusal, StartAt, TransactionAck, TransactionMessage, canary,
+    ControlResult, GroupCommand, HandleId, Limits, Logic, Lsn, Refusal, StartAt, TransactionAck,
+    TransactionMessage, canary,
 };
 
 /// Takes the dead letters of `ORIGIN`; the third queue has none.
 pub(super) const DEAD: u64 = 1;
 pub(super) const ORIGIN: u64 = 2;
 pub(super) const QUEUES: [u64; 3] = [DEAD, ORIGIN, 3];
+/// Those that have no limits.
+const UNLIMITED: [u64; 2] = [DEAD, ORIGIN];
 pub(super) const LEASE_MS: u64 = 40;
 
 pub(super) struct Random(u64);
 
 impl Random {
+    pub(super) fn new(seed: u64) -> Self {
+        Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
+    }
+
     pub(super) fn below(&mut self, end: u64) -> u64 {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
@@ -43,6 +52,10 @@ pub(super) struct Client {
     pub(super) group: String,
     pub(super) credit: u32,
     pub(super) blocked: bool,
+    /// Messages that a limit took from its group, and that it was not told of.
+    pub(super) skipped: u64,
+    /// Its group is deleted.
+    pub(super) ending: bool,
 }
 
 /// A producer with a name, with the lane of its own.
@@ -74,16 +87,20 @@ pub(super) struct Program {
     pub(super) history: VecDeque<(Lsn, Model)>,
     pub(super) consumers: BTreeMap<HandleId, Client>,
     pub(super) tokens: Vec<(HandleId, LeaseToken)>,
+    /// How many producers each queue has had, one after the other in the same place.
+    pub(super) producers: BTreeMap<u64, u32>,
     pub(super) lane_ends: BTreeMap<u64, u64>,
     pub(super) released: BTreeMap<u64, u64>,
     /// Attached under a name, in the order of their attachments.
     pub(super) named: BTreeMap<HandleId, NamedClient>,
-    /// Completions that must come, per queue: position, sequence, and what became of it.
+    /// Completions that must come, per queue: position, sequence and outcome.
     pub(super) completions: BTreeMap<u64, VecDeque<(u64, u64, Outcome)>>,
+    /// Queues whose producers wait for room.
+    pub(super) limited: BTreeSet<u64>,
     pub(super) answers: BTreeMap<u64, Outcome>,
     /// Submissions whose slots are not released, and when they may be.
     pub(super) unreleased: Vec<(HandleId, Up, Option<Lsn>)>,
-    pub(super) purges: BTreeMap<u64, u64>,
+    pub(super) controls: BTreeMap<u64, ControlResult>,
     pub(super) next_request: u64,
     pub(super) next_handle: u8,
 }
@@ -93,7 +110,7 @@ pub(super) type Check = Result<(), String>;
 impl Program {
     fn new(seed: u64) -> Self {
         let mut program = Self {
-            random: Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1),
+            random: Random::new(seed),
             logic: Logic::new(7),
             log: MemoryLog::default(),
             port: MemoryPort::default(),
@@ -104,13 +121,15 @@ impl Program {
             history: VecDeque::new(),
             consumers: BTreeMap::new(),
             tokens: Vec::new(),
+            producers: QUEUES.map(|queue| (queue, 1)).into(),
             lane_ends: BTreeMap::new(),
             released: BTreeMap::new(),
             named: BTreeMap::new(),
             completions: BTreeMap::new(),
+            limited: BTreeSet::new(),
             answers: BTreeMap::new(),
             unreleased: Vec::new(),
-            purges: BTreeMap::new(),
+            controls: BTreeMap::new(),
             next_request: 1,
             next_handle: 10,
         };
@@ -122,15 +141,21 @@ impl Program {
                 definition.max_deliveries = 3;
                 definition.dead_letter = format!("q{DEAD}");
             }
-            let rules = Queue::new(definition.max_deliveries, LEASE_MS);
+            let mut rules = Queue::new(definition.max_deliveries, LEASE_MS);
+            if id == LIMITED {
+                definition.durable = false;
+                definition.limits = keeps::rules(seed);
+                rules.keeps.limits = definition.limits;
+            }
             program.model.queues.insert(id, rules);
             program.logic.create_queue(&mut program.log, 1 << 40, definition);
         }
         for queue in QUEUES {
-            program.logic.open_producer(handle(queue, 1), queue).expect("queue");
+            let (producer, lane) = program.producer(queue);
+            program.logic.open_producer(producer, lane).expect("queue");
         }
         program.durable_to(program.log.last()).expect("definitions");
-        program.note();
+        program.note().expect("definitions");
         program
     }
 
@@ -144,25 +169,41 @@ impl Program {
 
     fn publish(&mut self) -> Check {
         let queue = self.random.pick(&QUEUES).expect("some");
+        self.go_on();
         for _ in 0..=self.random.below(5) {
             let position = *self.lane_ends.entry(queue).or_default();
             let next = position + 1 + self.random.below(2);
             let payload: Vec<u8> =
                 format!("{queue}/{position}/{}", "x".repeat(self.random.below(30) as usize)).into();
-            let now = at_ms(self.ms);
-            let producer = handle(queue, 1);
+            let mut now = at_ms(self.ms);
+            now.realtime_ns += self.random.below(900_000);
+            let (producer, lane) = self.producer(queue);
+            let (model, last) =
+                (self.model.queues.get_mut(&queue).expect("queue"), self.log.last());
+            let Limits { max_bytes, overflow, .. } = model.keeps.limits;
+            let may_refuse = model.is_full() || max_bytes > 0;
             let published =
                 self.logic.publish(&mut self.log, producer, position, next, 0, &[], &payload, now);
+            let stored = self.log.last() > last;
             match published {
-                Ok(()) => {}
+                Ok(()) if stored && !model.is_full() => {}
+                Ok(()) if !stored && may_refuse && overflow == Overflow::Reject => {}
                 Err(Refusal::Full) if self.log.full => return Ok(()),
-                Err(refusal) => return Err(format!("{refusal:?}")),
+                Err(Refusal::Limit) if may_refuse && overflow == Overflow::Block => {
+                    self.limited.insert(queue);
+                    return Ok(());
+                }
+                other => return Err(format!("{other:?}, stored {stored}, {model:?}")),
             }
             self.lane_ends.insert(queue, next);
-            let sequence = self.model.queues.get_mut(&queue).expect("queue").stored(&payload);
-            self.model.lanes.entry(queue).or_default().push_back((position, sequence));
-            let completed = (position, sequence, Outcome::Done);
-            self.completions.entry(queue).or_default().push_back(completed);
+            let completions = self.completions.entry(queue).or_default();
+            if !stored {
+                completions.push_back((position, 0, Outcome::QueueFull));
+                continue;
+            }
+            let sequence = model.stored(&payload, now.realtime_ns);
+            self.model.lanes.entry(lane).or_default().push_back((position, sequence));
+            completions.push_back((position, sequence, Outcome::Done));
         }
         self.records()
     }
@@ -182,19 +223,19 @@ impl Program {
         let next = position + 1 + self.random.below(3);
         let payloads: Vec<(u64, Vec<u8>)> = (0..self.random.below(4))
             .map(|number| {
-                let queue = self.random.pick(&QUEUES).expect("some");
+                let queue = self.random.pick(&UNLIMITED).expect("some");
                 (queue, format!("{queue}/{lane}/{position}/{number}").into_bytes())
             })
             .collect();
         let messages: Vec<_> = payloads
             .iter()
             .map(|(queue, payload)| TransactionMessage {
-                handle: handle(*queue, 1),
+                handle: self.producer(*queue).0,
                 metadata: &[],
                 payload,
             })
             .collect();
-        let (now, from) = (at_ms(self.ms), handle(lane, 1));
+        let (now, (from, journaled)) = (at_ms(self.ms), self.producer(lane));
         let log = &mut self.log;
         match self.logic.transact(log, from, position, next, &messages, &acks, now) {
             Ok(()) => {}
@@ -202,7 +243,7 @@ impl Program {
             Err(refusal) => return Err(format!("{refusal:?}")),
         }
         self.lane_ends.insert(lane, next);
-        let completed = self.model.transaction(&payloads, &acks, |handle| {
+        let completed = self.model.transaction(&payloads, &acks, now.realtime_ns, |handle| {
             self.consumers.get(&handle).map(|client| client.group.clone())
         });
         let (sequence, outcome) = match completed {
@@ -210,7 +251,7 @@ impl Program {
             None => (0, Outcome::LeaseLost),
         };
         if outcome == Outcome::Done {
-            self.model.lanes.entry(lane).or_default().push_back((position, sequence));
+            self.model.lanes.entry(journaled).or_default().push_back((position, sequence));
         }
         self.completions.entry(lane).or_default().push_back((position, sequence, outcome));
         self.records()
@@ -218,7 +259,7 @@ impl Program {
 
     /// Somebody attaches under a name; whoever has it stays attached now and then, and is fenced.
     fn attach_named(&mut self) -> Check {
-        let queue = self.random.pick(&QUEUES).expect("some");
+        let queue = self.random.pick(&UNLIMITED).expect("some");
         let name = self.random.pick(&["a", "b"]).expect("some");
         self.next_handle = if self.next_handle > 250 { 10 } else { self.next_handle + 1 };
         let producer = handle(queue, self.next_handle);
@@ -246,8 +287,7 @@ impl Program {
             completions: VecDeque::new(),
         };
         self.named.insert(producer, client);
-        self.note();
-        Ok(())
+        self.note()
     }
 
     fn detach_named(&mut self) {
@@ -280,7 +320,8 @@ impl Program {
                 Err(refusal) => return Err(format!("{refusal:?}")),
             }
             self.lane_ends.insert(client.lane, next);
-            let (outcome, sequence) = rules.named(&client.name, client.epoch, own, &payload);
+            let (outcome, sequence) =
+                rules.named(&client.name, client.epoch, own, &payload, now.realtime_ns);
             client.completions.push_back((position, sequence, outcome, own));
             if outcome == Outcome::Done {
                 self.model.lanes.entry(client.lane).or_default().push_back((position, sequence));
@@ -289,36 +330,54 @@ impl Program {
         self.records()
     }
 
-    fn open(&mut self) {
+    /// The producer that a queue has now, and its lane.
+    pub(super) fn producer(&self, queue: u64) -> (HandleId, u64) {
+        let epoch = self.producers[&queue];
+        (HandleId { queue, handle: 1, epoch }, u64::from(epoch) << 32 | queue)
+    }
+
+    /// A producer goes, as soon as everything that it sent is stored; the next one has its place and a lane of its own.
+    fn replace_producer(&mut self) -> Check {
+        let queue = self.random.pick(&QUEUES).expect("some");
+        if self.completions.get(&queue).is_some_and(|waiting| !waiting.is_empty()) {
+            return Ok(());
+        }
+        let (gone, _) = self.producer(queue);
+        self.logic.close_handle(&mut self.port, gone, at_ms(self.ms));
+        self.producers.entry(queue).and_modify(|epoch| *epoch += 1);
+        self.lane_ends.remove(&queue);
+        self.released.remove(&queue);
+        let (next, lane) = self.producer(queue);
+        self.logic.open_producer(next, lane).map_err(|refusal| format!("{refusal:?}"))
+    }
+
+    fn open(&mut self) -> Check {
         if self.consumers.len() > 7 {
-            return;
+            return Ok(());
         }
         let queue = self.random.pick(&QUEUES).expect("some");
         let group = self.random.pick(&["", "", "audit"]).expect("some").to_owned();
         self.next_handle = if self.next_handle > 250 { 10 } else { self.next_handle + 1 };
         let handle = handle(queue, self.next_handle);
         if self.consumers.contains_key(&handle) || self.named.contains_key(&handle) {
-            return;
+            return Ok(());
         }
         let credit = 1 + self.random.below(6) as u32;
         let mut spec = consumer(credit);
         spec.group = group.clone();
-        spec.from =
-            self.random.pick(&[StartAt::First, StartAt::New, StartAt::Sequence(4)]).expect("some");
+        spec.from = self.start_at(queue);
         let opened = self.logic.open_consumer(&mut self.log, handle, &spec);
-        if self.log.full && opened == Err(Refusal::Full) {
-            return;
+        let may_wait = self.log.full || matches!(spec.from, StartAt::Time(_));
+        if may_wait && opened == Err(Refusal::Full) {
+            return Ok(());
         }
-        opened.expect("room");
+        let is_new = opened.expect("room");
         let rules = self.model.queues.get_mut(&queue).expect("queue");
-        let from = match spec.from {
-            StartAt::First => 1,
-            StartAt::New => rules.next,
-            StartAt::Sequence(sequence) => sequence,
-        };
-        rules.add_group(&group, from);
-        self.consumers.insert(handle, Client { group, credit, blocked: false });
-        self.note();
+        assert_eq!(is_new, !rules.groups.contains_key(&group));
+        rules.add_group(&group, spec.from);
+        let client = Client { group, credit, blocked: false, ending: false, skipped: 0 };
+        self.consumers.insert(handle, client);
+        self.note()
     }
 
     fn close(&mut self) {
@@ -329,14 +388,89 @@ impl Program {
         queue
             .come_back(|with, _, _| *with == handle, |with, slot| !unseen.contains(&(*with, slot)));
         self.logic.close_handle(&mut self.port, handle, at_ms(self.ms));
+        self.gone(handle);
+    }
+
+    /// Nobody is there to hear of acknowledgements that are not durable.
+    pub(super) fn gone(&mut self, handle: HandleId) {
         self.consumers.remove(&handle);
         self.port.room.remove(&handle);
-        // Acknowledgements that are not durable: nobody is there to hear of it.
         self.port.leases.retain(|(with, _), _| *with != handle);
+        self.port.unseen.retain(|(with, _)| *with != handle);
         self.unreleased.retain(|(with, _, _)| *with != handle);
         self.tokens.retain(|(with, _)| *with != handle);
         self.answers.clear();
         self.next_request += 1_000;
+    }
+
+    fn start_at(&mut self, queue: u64) -> StartAt {
+        let times: Vec<u64> = self.model.queues[&queue].times.values().copied().collect();
+        match self.random.below(8) {
+            0 | 1 => StartAt::First,
+            2 => StartAt::New,
+            3 => StartAt::Sequence(self.random.below(times.len() as u64 + 3)),
+            4 => StartAt::Last(self.random.below(5)),
+            _ => {
+                let at_ns = self.random.pick(&times).unwrap_or_else(|| at_ms(self.ms).realtime_ns);
+                StartAt::Time(at_ns + self.random.below(3) - 1)
+            }
+        }
+    }
+
+    /// Creates, resets or deletes a group.
+    fn group(&mut self) -> Check {
+        let queue = self.random.pick(&QUEUES).expect("some");
+        let group = self.random.pick(&["", "audit", "audit"]).expect("some");
+        let start = self.start_at(queue);
+        // What was gathered before counts before, and nothing has to be waited for.
+        self.logic.flush(&mut self.log);
+        self.records()?;
+        self.durable_to(self.log.last())?;
+        self.log.far.clear();
+        let (dry_run, force) = (self.random.below(4) == 0, self.random.below(3) > 0);
+        let command = match self.random.below(4) {
+            0 => GroupCommand::Create { from: start },
+            1 => GroupCommand::Delete { force },
+            _ => GroupCommand::Reset { to: start, dry_run, force },
+        };
+        let is_used = self
+            .consumers
+            .iter()
+            .any(|(with, client)| with.queue == queue && client.group == group && !client.ending);
+        let rules = self.model.queues.get_mut(&queue).expect("queue");
+        let refused = |code| ControlResult::Refused(code, String::new());
+        let there = rules.groups.contains_key(group);
+        let place = ControlResult::Group(rules.place(start));
+        let expected = match command {
+            GroupCommand::Create { .. } if there => refused(ErrorCode::Exists),
+            GroupCommand::Delete { .. } if group.is_empty() => refused(ErrorCode::Invalid),
+            GroupCommand::Reset { .. } | GroupCommand::Delete { .. } if !there => {
+                refused(ErrorCode::NotFound)
+            }
+            GroupCommand::Reset { dry_run: true, .. } => place,
+            GroupCommand::Reset { .. } | GroupCommand::Delete { .. } if is_used && !force => {
+                refused(ErrorCode::Busy)
+            }
+            GroupCommand::Create { .. } => {
+                rules.add_group(group, start);
+                place
+            }
+            GroupCommand::Reset { .. } => {
+                rules.reset_group(group, start);
+                place
+            }
+            GroupCommand::Delete { .. } => {
+                rules.groups.remove(group);
+                for (with, client) in &mut self.consumers {
+                    client.ending |= with.queue == queue && client.group == group;
+                }
+                ControlResult::Done
+            }
+        };
+        self.next_request += 1;
+        self.controls.insert(self.next_request, expected);
+        self.logic.group_command(&mut self.log, self.next_request, queue, group, command);
+        self.note()
     }
 
     pub(super) fn submit(&mut self, handle: HandleId, up: Up, again: bool) -> Check {
@@ -430,13 +564,14 @@ impl Program {
         self.records()?;
         self.next_request += 1;
         let rules = self.model.queues.get_mut(&queue).expect("queue");
-        self.purges.insert(self.next_request, rules.there(u64::MAX));
+        let messages = rules.there().len() as u64;
+        rules.keeps.first = rules.next;
+        self.controls.insert(self.next_request, ControlResult::Purged(messages));
         for group in rules.groups.values_mut() {
             group.open.clear();
         }
         self.logic.purge(&mut self.log, self.next_request, queue);
-        self.note();
-        Ok(())
+        self.note()
     }
 
     pub(super) fn held(&self) -> impl Iterator<Item = ((HandleId, u32), (u32, u64))> + '_ {
@@ -453,8 +588,10 @@ impl Program {
     }
 
     /// The model at this place of the log, if everything is in it.
-    pub(super) fn note(&mut self) {
-        if self.logic.flush(&mut self.log) {
+    pub(super) fn note(&mut self) -> Check {
+        let flushed = self.logic.flush(&mut self.log);
+        self.records()?;
+        if flushed {
             let last = self.log.last();
             for (_, _, lsn) in &mut self.unreleased {
                 lsn.get_or_insert(last);
@@ -462,6 +599,7 @@ impl Program {
             self.history.retain(|(lsn, _)| *lsn < last);
             self.history.push_back((last, self.model.clone()));
         }
+        Ok(())
     }
 
     pub(super) fn durable_to(&mut self, lsn: Lsn) -> Check {
@@ -495,7 +633,7 @@ impl Program {
             let end = self.lane_ends.get(&queue).copied().unwrap_or(0);
             let to = to.map_or(end, |(position, _, _)| *position);
             self.released.insert(queue, to);
-            self.logic.released(handle(queue, 1), to);
+            self.logic.released(self.producer(queue).0, to);
         }
         Ok(())
     }
@@ -515,20 +653,23 @@ impl Program {
             18 => self.attach_named()?,
             19 if self.random.below(3) == 0 => self.detach_named(),
             19 => self.attach_named()?,
-            20..26 => self.open(),
+            20..26 => self.open()?,
             26..28 => self.close(),
-            28..55 => self.ask()?,
+            28..54 => self.ask()?,
+            54 => self.replace_producer()?,
             55..58 => self.credit()?,
             58..62 => self.room(),
-            62..70 => self.time()?,
+            62..69 => self.time()?,
+            69 if !self.log.full => self.group()?,
+            70 if !self.log.full && self.random.below(2) == 0 => self.edit()?,
             70 if !self.log.full => self.purge()?,
-            70 | 71 => self.log.full = !self.log.full,
+            69..72 => self.log.full = !self.log.full,
             72..82 => self.late_disk()?,
             82..92 => self.dispatch()?,
             92..94 => {
                 // With acknowledgements that wait for room it would be ahead of the log.
                 self.log.full = false;
-                self.note();
+                self.note()?;
                 self.log.write_checkpoint(&self.logic);
             }
             94..97 => self.settle()?,
@@ -536,7 +677,7 @@ impl Program {
             _ => self.crash(true)?,
         }
         if self.random.below(3) > 0 {
-            self.note();
+            self.note()?;
         }
         Ok(())
     }
@@ -553,7 +694,9 @@ impl Program {
                 let mut spec = consumer(4096);
                 (spec.leases, spec.group) = (4096, group.clone());
                 self.logic.open_consumer(&mut self.log, handle, &spec).expect("room");
-                self.consumers.insert(handle, Client { group, credit: 4096, blocked: false });
+                let client =
+                    Client { group, credit: 4096, blocked: false, ending: false, skipped: 0 };
+                self.consumers.insert(handle, client);
             }
         }
         self.ms += DELAY_MS_MAX + 1;

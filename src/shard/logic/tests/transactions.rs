@@ -213,3 +213,31 @@ fn a_transaction_with_a_duplicate_was_carried_out_before() {
     let events = transact(&mut world, (named, 9), &[own(&third)], &acks(leases[1]));
     assert_eq!(completed(&events), [(9, Outcome::Fenced, 0)]);
 }
+
+#[test]
+fn a_queue_without_room_for_all_refuses_the_whole() {
+    use ringmain_client::protocol::Overflow;
+
+    use crate::shard::logic::Limits;
+
+    for overflow in [Overflow::Block, Overflow::Reject, Overflow::DropOldest] {
+        let mut full = definition(2, "full");
+        (full.durable, full.limits) =
+            (false, Limits { max_messages: 2, overflow, ..Limits::default() });
+        let mut world = World::new(&[definition(1, "free"), full]);
+        let (free, full) = (handle(1, 1), handle(2, 1));
+        world.logic.open_producer(free, 77).expect("queue");
+        world.logic.open_producer(full, 78).expect("queue");
+        let both = [message(free, b"x"), message(full, b"y"), message(full, b"z")];
+        let events = transact(&mut world, (free, 0), &both, &[]);
+        assert_eq!(completed(&events), [(0, Outcome::Done, 1)], "{overflow:?}");
+        let events = transact(&mut world, (free, 3), &both[..2], &[]);
+        let (outcome, sequence, messages) = match overflow {
+            Overflow::DropOldest => (Outcome::Done, 2, 2),
+            _ => (Outcome::QueueFull, 0, 1),
+        };
+        assert_eq!(completed(&events), [(3, outcome, sequence)], "{overflow:?}");
+        assert_eq!(world.logic.info(1).expect("queue").messages, messages);
+        assert_eq!(world.logic.info(2).expect("queue").messages, 2);
+    }
+}
