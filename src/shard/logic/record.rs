@@ -31,7 +31,7 @@ pub mod kind {
     pub const DISCARDED: u8 = 9;
     /// Everything below a sequence is discarded for all groups: u64.
     pub const PURGED: u8 = 10;
-    /// A limit has discarded everything below a sequence, for all groups: u64, then [`super::TrimReason`] as u8.
+    /// A limit has discarded everything below a sequence, for all groups: u64, then `TrimReason` as u8.
     pub const TRIMMED: u8 = 11;
     /// The number of the group.
     pub const GROUP_DELETED: u8 = 12;
