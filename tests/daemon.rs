@@ -32,6 +32,8 @@ mod groups;
 mod hostile;
 #[path = "daemon/lifecycle.rs"]
 mod lifecycle;
+#[path = "daemon/limits.rs"]
+mod limits;
 #[path = "daemon/queues.rs"]
 mod queues;
 #[path = "daemon/rights.rs"]

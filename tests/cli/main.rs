@@ -4,6 +4,7 @@ mod brokered;
 mod demo;
 mod groups;
 mod journal;
+mod limits;
 mod messages;
 mod queues;
 mod usage;

@@ -192,7 +192,7 @@ impl Logic {
         for number in &group.consumers {
             if let Some(consumer) = self.consumers.get_mut(*number)
                 && consumer.drained_wanted
-                && u64::from(consumer.held) == group.leased
+                && consumer.held_leases().count() as u64 == group.leased
             {
                 consumer.drained_wanted = false;
                 consumer.tell_skipped(port);

@@ -113,6 +113,10 @@ impl Logic {
             }
             Search { from: bounds.from, to: bounds.to.unwrap_or(queue.next_sequence) }
         });
+        if !self.started {
+            // Nothing can be read yet, and what comes behind an adopted browser must not wait for it.
+            return Some(search.from);
+        }
         loop {
             let Some(middle) = self.middle(index, search) else { return Some(search.to) };
             let message = if middle < durable_end {

@@ -66,6 +66,7 @@ impl Logic {
             return Ok(());
         }
         let Some(lease) = found else {
+            self.end_gone(port, number, token);
             self.without_lease(port, asked, up, token, again);
             return Ok(());
         };
@@ -85,6 +86,17 @@ impl Logic {
             Up::Credit { .. } | Up::Flush { .. } => {}
         }
         Ok(())
+    }
+
+    /// A consumer has come to an end with a message that a limit has discarded.
+    fn end_gone(&mut self, port: &mut dyn Port, number: u32, token: LeaseToken) {
+        let Some(consumer) = self.consumers.get_mut(number) else { return };
+        if consumer.is_gone(token.slot, token.sequence, token.attempt) {
+            port.lease(consumer.handle, token.slot, None);
+            consumer.release(token.slot);
+            let queue = consumer.queue;
+            self.mark(queue);
+        }
     }
 
     fn set_credit(&mut self, number: u32, credit: u32) {

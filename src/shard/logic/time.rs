@@ -56,7 +56,7 @@ impl Logic {
         let Some(consumer) = self.consumers.get_mut(index) else { return };
         consumer.armed_ns = None;
         let mut over: Vec<_> = consumer
-            .held_leases()
+            .busy_leases()
             .filter(|(_, lease)| lease.deadline_ns <= now.monotonic_ns)
             .collect();
         over.sort_unstable_by_key(|(_, lease)| lease.sequence);
@@ -64,7 +64,7 @@ impl Logic {
             self.end_lease(port, index, slot, lease);
         }
         let Some(consumer) = self.consumers.get(index) else { return };
-        if let Some(next_ns) = consumer.held_leases().map(|(_, lease)| lease.deadline_ns).min() {
+        if let Some(next_ns) = consumer.busy_leases().map(|(_, lease)| lease.deadline_ns).min() {
             self.arm_consumer(index, next_ns);
         }
     }

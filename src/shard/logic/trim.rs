@@ -181,7 +181,8 @@ impl Logic {
     }
 
     /// Everything below is done with, for all groups: leases are lost, who waits for a rejection is answered when it is durable.
-    /// `None`: it was asked for. How many items wait for the record.
+    /// `None`: it was asked for, and consumers get others at once. A limit leaves them busy with what they have. Returns how many
+    /// items wait for the record.
     pub(super) fn discard_below(
         &mut self,
         index: u32,
@@ -208,17 +209,21 @@ impl Logic {
                     .held_leases()
                     .filter(|(_, lease)| lease.state == LeaseState::Held && lease.sequence < below)
                     .collect();
+                leased += held.len() as u64;
                 for (slot, lease) in held {
+                    if reason.is_some() {
+                        consumer.abandon(slot);
+                        continue;
+                    }
                     consumer.settle(slot);
                     let generation = consumer.generation;
                     let waiter = Waiter { consumer: *number, generation, request: 0 };
                     let sequence = lease.sequence;
                     self.effects.items.push_back(Item { queue: index, sequence, waiter, slot });
-                    leased += 1;
+                    items += 1;
                 }
             }
-            group.leased -= u64::from(leased);
-            items += leased;
+            group.leased -= leased;
             group.discard_below(below);
             let left = group.open(*next_sequence);
             group.bytes = mean * left;
@@ -227,7 +232,7 @@ impl Logic {
                 group.skipped += lost;
                 for number in &group.consumers {
                     let Some(consumer) = self.consumers.get_mut(*number) else { continue };
-                    consumer.skipped += lost - u64::from(leased);
+                    consumer.skipped += lost - leased;
                 }
             }
         }

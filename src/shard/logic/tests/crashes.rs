@@ -27,6 +27,7 @@ impl Program {
         self.history = VecDeque::from([(lsn, self.model.clone())]);
         self.completions.clear();
         self.limited.clear();
+        self.gone.clear();
         self.consumers.values_mut().for_each(|client| client.skipped = 0);
         self.answers.clear();
         self.controls.clear();

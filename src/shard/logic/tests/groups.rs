@@ -101,6 +101,26 @@ fn an_attachment_waits_for_its_start() {
     assert_eq!(seen[0].1.sequence, 203);
 }
 
+/// Whoever is adopted waits for nothing: what follows would wait as well.
+#[test]
+fn an_adopted_browser_starts_at_a_mark() {
+    let mut world = World::new(&[definition(1, "q")]);
+    publish(&mut world, 5000);
+    let mut logic = world.log.replay(false, 0).expect("ours");
+    world.log.far = (1..=5000).map(|sequence| (1, sequence)).collect();
+    let mut spec = consumer(4);
+    (spec.browse, spec.adopted, spec.from) = (true, true, time(203));
+    let handle = super::memory::handle(1, 7);
+    assert_eq!(logic.open_consumer(&mut world.log, handle, &spec), Ok(false));
+    logic.start(at_ms(world.ms));
+    world.logic = logic;
+    let mut seen = Vec::new();
+    while seen.is_empty() {
+        seen = deliveries(&world.turn());
+    }
+    assert!((100..=203).contains(&seen[0].1.sequence), "{seen:?}");
+}
+
 /// A message that cannot be read is rather given than left out.
 #[test]
 fn a_start_that_cannot_be_read_is_early() {

@@ -175,20 +175,28 @@ fn the_oldest_make_room_and_their_consumers_are_told() {
     // One record for all of them.
     let trims = world.log.records.iter().filter(|record| record.kind == kind::TRIMMED).count();
     assert_eq!((trims, world.log.records.len() - records), (1, 11));
-    // What is with a consumer goes as well: its lease is over.
+    // What is with a consumer goes as well. It stays busy with that, and its word for it comes too late.
     for position in 10..13 {
         assert_eq!(offer(&mut world, producer, position, 1), Ok(()));
     }
-    let events = world.turn();
-    assert_eq!((skipped(&events), sequences(&events)), (vec![1], vec![11, 12]));
+    assert!(sequences(&world.turn()).is_empty());
     world.up(worker, ack(delivered[0].1, 4));
     world.up(worker, Up::Nack { lease: delivered[1].1, request: 5, delay_ms: 0 });
-    let lost = Outcome::LeaseLost;
-    assert_eq!(answers(&world.turn()), [(4, lost), (5, lost)]);
+    let (events, lost) = (world.turn(), Outcome::LeaseLost);
+    assert_eq!(answers(&events), [(4, lost), (5, lost)]);
+    assert_eq!((skipped(&events), sequences(&events)), (vec![1], vec![11, 12]));
     let info = world.logic.info(1).expect("queue");
     assert_eq!((info.messages, info.dropped, info.skipped, info.trimmed), (3, 10, 10, 0));
     assert_eq!((info.first_sequence, info.unacknowledged), (11, 2));
     assert_eq!(world.port.leases.len(), 2);
+    // Or its time is over.
+    for position in 13..16 {
+        assert_eq!(offer(&mut world, producer, position, 1), Ok(()));
+    }
+    assert!(sequences(&world.turn()).is_empty());
+    assert_eq!(world.logic.next_deadline(), Some(30_000_000_000));
+    world.ms = 30_000;
+    assert_eq!(sequences(&world.turn()), [14, 15]);
 }
 
 #[test]

@@ -205,11 +205,11 @@ fn a_queue_remembers_so_many_names_and_no_more() {
             .expect("attached");
         logic.close_handle(&mut world.port, producer, at(0));
     }
-    assert!(!world.logic.why_not_named(1, "one more", at(0)).is_none());
+    assert!(world.logic.why_not_named(1, "one more", at(0)).is_some());
     assert!(world.logic.why_not_named(1, "n7", at(0)).is_none());
     world.log.write_checkpoint(&world.logic);
     let logic = world.log.replay(true, 0).expect("replay");
-    assert!(!logic.why_not_named(1, "one more", at(0)).is_none());
+    assert!(logic.why_not_named(1, "one more", at(0)).is_some());
     assert!(logic.why_not_named(1, "one more", at(FORGOTTEN_AFTER_NS / 1_000_000)).is_none());
     let mut written = 0;
     logic.write(&mut |record| {

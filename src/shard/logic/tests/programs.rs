@@ -7,7 +7,7 @@ use ringmain_client::protocol::{ErrorCode, Overflow};
 use ringmain_client::wire::{LeaseToken, Outcome, Up};
 
 use super::cases::consumer;
-use super::keeps::{self, LIMITED};
+use super::keeps::{self, Gone, LIMITED};
 use super::memory::{MemoryLog, MemoryPort, at_ms, definition, handle};
 use super::model::{DELAY_MS_MAX, Model, Queue, State};
 use crate::shard::logic::record::kind;
@@ -97,6 +97,8 @@ pub(super) struct Program {
     pub(super) completions: BTreeMap<u64, VecDeque<(u64, u64, Outcome)>>,
     /// Queues whose producers wait for room.
     pub(super) limited: BTreeSet<u64>,
+    /// Discarded messages that consumers are busy with.
+    pub(super) gone: Vec<Gone>,
     pub(super) answers: BTreeMap<u64, Outcome>,
     /// Submissions whose slots are not released, and when they may be.
     pub(super) unreleased: Vec<(HandleId, Up, Option<Lsn>)>,
@@ -127,6 +129,7 @@ impl Program {
             named: BTreeMap::new(),
             completions: BTreeMap::new(),
             limited: BTreeSet::new(),
+            gone: Vec::new(),
             answers: BTreeMap::new(),
             unreleased: Vec::new(),
             controls: BTreeMap::new(),
@@ -339,7 +342,8 @@ impl Program {
     /// A producer goes, as soon as everything that it sent is stored; the next one has its place and a lane of its own.
     fn replace_producer(&mut self) -> Check {
         let queue = self.random.pick(&QUEUES).expect("some");
-        if self.completions.get(&queue).is_some_and(|waiting| !waiting.is_empty()) {
+        let unfinished = |waiting: &VecDeque<_>| !waiting.is_empty();
+        if self.completions.get(&queue).is_some_and(unfinished) || self.limited.contains(&queue) {
             return Ok(());
         }
         let (gone, _) = self.producer(queue);
@@ -398,6 +402,7 @@ impl Program {
         self.port.leases.retain(|(with, _), _| *with != handle);
         self.port.unseen.retain(|(with, _)| *with != handle);
         self.unreleased.retain(|(with, _, _)| *with != handle);
+        self.gone.retain(|gone| gone.handle != handle);
         self.tokens.retain(|(with, _)| *with != handle);
         self.answers.clear();
         self.next_request += 1_000;
@@ -477,13 +482,16 @@ impl Program {
         let Some(client) = self.consumers.get(&handle) else { return Ok(()) };
         let queue = self.model.queues.get_mut(&handle.queue).expect("queue");
         let outcome = queue.asked(&client.group, handle, up, again, self.ms);
-        if let Up::Ack { request, .. }
-        | Up::Nack { request, .. }
-        | Up::Extend { request, .. }
-        | Up::Reject { request, .. } = up
-            && request != 0
+        if let Up::Ack { request, lease }
+        | Up::Nack { request, lease, .. }
+        | Up::Extend { request, lease, .. }
+        | Up::Reject { request, lease } = up
         {
-            self.answers.insert(request, outcome);
+            if request != 0 {
+                self.answers.insert(request, outcome);
+            }
+            let named = (handle, lease.slot, lease.attempt, lease.sequence);
+            self.gone.retain(|gone| (gone.handle, gone.slot, gone.attempt, gone.sequence) != named);
         }
         self.unreleased.push((handle, up, None));
         let now = at_ms(self.ms);
@@ -548,6 +556,7 @@ impl Program {
                 |with, slot| !unseen.contains(&(*with, slot)),
             );
         }
+        self.gone.retain(|gone| gone.deadline_ms > ms);
         let due = self.logic.next_deadline();
         self.logic.on_time(&mut self.port, at_ms(ms));
         let leases = self.port.leases.len();
@@ -575,7 +584,8 @@ impl Program {
     }
 
     pub(super) fn held(&self) -> impl Iterator<Item = ((HandleId, u32), (u32, u64))> + '_ {
-        self.model.queues.values().flat_map(|queue| {
+        let gone = |gone: &Gone| ((gone.handle, gone.slot), (gone.attempt, gone.sequence));
+        let with = self.model.queues.values().flat_map(|queue| {
             queue.groups.values().flat_map(|group| {
                 group.open.iter().filter_map(|(sequence, state)| match state {
                     State::With { handle, slot, attempt, .. } => {
@@ -584,7 +594,8 @@ impl Program {
                     _ => None,
                 })
             })
-        })
+        });
+        with.chain(self.gone.iter().map(gone))
     }
 
     /// The model at this place of the log, if everything is in it.
