@@ -271,7 +271,7 @@ fn queues_that_reject_have_no_names() {
 
     let mut rejects = definition(2, "rejects");
     let limits = Limits { max_messages: 1, overflow: Overflow::Reject, ..Limits::default() };
-    rejects.limits = limits.clone();
+    rejects.limits = limits;
     let mut world = World::new(&[definition(1, "orders"), rejects]);
     let why = world.logic.why_not_named(2, "import", at(0)).expect("refused");
     assert_eq!(why.0, ErrorCode::Invalid);
