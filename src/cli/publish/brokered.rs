@@ -132,7 +132,9 @@ impl Publisher {
     }
 
     fn wants_confirmations(&self) -> bool {
-        self.confirm == Confirm::Durable || self.config.receipts
+        // With a name it says how many were duplicates.
+        let told = self.config.receipts || self.config.producer.is_some();
+        self.confirm == Confirm::Durable || told
     }
 
     fn unsettled(&self) -> u64 {

@@ -205,11 +205,11 @@ fn a_queue_remembers_so_many_names_and_no_more() {
             .expect("attached");
         logic.close_handle(&mut world.port, producer, at(0));
     }
-    assert!(!world.logic.why_not_named(1, "one more", at(0)).is_none());
+    assert!(world.logic.why_not_named(1, "one more", at(0)).is_some());
     assert!(world.logic.why_not_named(1, "n7", at(0)).is_none());
     world.log.write_checkpoint(&world.logic);
     let logic = world.log.replay(true, 0).expect("replay");
-    assert!(!logic.why_not_named(1, "one more", at(0)).is_none());
+    assert!(logic.why_not_named(1, "one more", at(0)).is_some());
     assert!(logic.why_not_named(1, "one more", at(FORGOTTEN_AFTER_NS / 1_000_000)).is_none());
     let mut written = 0;
     logic.write(&mut |record| {
@@ -271,7 +271,7 @@ fn queues_that_reject_have_no_names() {
 
     let mut rejects = definition(2, "rejects");
     let limits = Limits { max_messages: 1, overflow: Overflow::Reject, ..Limits::default() };
-    rejects.limits = limits.clone();
+    rejects.limits = limits;
     let mut world = World::new(&[definition(1, "orders"), rejects]);
     let why = world.logic.why_not_named(2, "import", at(0)).expect("refused");
     assert_eq!(why.0, ErrorCode::Invalid);
