@@ -58,8 +58,6 @@ pub(super) struct Group {
     pub(super) armed_ns: Option<u64>,
     /// A message cannot be read: nothing goes on.
     pub(super) stalled: Option<String>,
-    /// How often it was reset.
-    pub(super) resets: u32,
     /// A deletion is on its way to the disk.
     pub(super) deleted: bool,
     /// Messages that a limit discarded before they were acknowledged.

@@ -271,8 +271,9 @@ impl Logic {
             return Ok(());
         }
         let Some(queue) = self.queues.get(index) else { return Err(Stop::Later) };
-        let number = queue.groups[group].resets.saturating_add(1);
-        let reset = GroupReset { group: queue.groups[group].id, number, to };
+        // What was said of the group before is not said of what it is from now on.
+        let becomes = queue.next_group;
+        let reset = GroupReset { group: queue.groups[group].id, becomes, to };
         let id = queue.definition.id;
         let lsn = self.append(log, kind::GROUP_RESET, id, &record::encode(&reset))?;
         // What is leased is there: it is looked at before the leases end.
@@ -280,7 +281,8 @@ impl Logic {
         let items = self.let_go(index, group);
         self.restart_group(index, group, start);
         if let Some(queue) = self.queues.get_mut(index) {
-            queue.groups[group].resets = number;
+            queue.groups[group].id = becomes;
+            queue.next_group = becomes.saturating_add(1);
             queue.purging += 1;
         }
         self.arm_group(index, group);
@@ -469,14 +471,16 @@ impl Logic {
         if reset.to == 0 || reset.to > end {
             return Err(format!("a group cannot start at {}", reset.to));
         }
-        let Some(at) = found else { return Ok(()) };
-        let group = self.queues.get_mut(index).and_then(|queue| queue.groups.get_mut(at));
-        let Some(group) = group else { return Ok(()) };
-        if reset.number > group.resets {
-            group.resets = reset.number;
-            let start = self.there(index, reset.to);
-            self.restart_group(index, at, start);
+        let Some(queue) = self.queues.get_mut(index) else { return Ok(()) };
+        if reset.becomes < queue.next_group {
+            // The state has it already.
+            return Ok(());
         }
+        queue.next_group = reset.becomes.saturating_add(1);
+        let Some(at) = found else { return Ok(()) };
+        queue.groups[at].id = reset.becomes;
+        let start = self.there(index, reset.to);
+        self.restart_group(index, at, start);
         Ok(())
     }
 }

@@ -138,8 +138,8 @@ pub(super) struct GroupCreated {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct GroupReset {
     pub(super) group: u32,
-    /// Counts the resets of this group, from 1: each is carried out once.
-    pub(super) number: u32,
+    /// Its number from then on: what earlier records say of the group does not count for it any more.
+    pub(super) becomes: u32,
     /// It gets what is there from this sequence on.
     pub(super) to: u64,
 }
@@ -195,8 +195,6 @@ pub(super) struct GroupState {
     pub(super) fresh: u64,
     /// Payload and metadata bytes of its messages, as far as known.
     pub(super) bytes: u64,
-    /// How often it was reset.
-    pub(super) resets: u32,
     /// Messages that a limit discarded before they were acknowledged.
     pub(super) skipped: u64,
 }

@@ -257,7 +257,6 @@ fn group_state(queue: &mut Queue, state: &GroupState) -> Result<(), String> {
     }
     let mut group = Group::new(state.group, &state.name, state.fresh);
     group.bytes = state.bytes;
-    group.resets = state.resets;
     group.skipped = state.skipped;
     queue.groups.push(group);
     Ok(())

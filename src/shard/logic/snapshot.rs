@@ -100,8 +100,8 @@ impl Logic {
                 fresh = fresh.saturating_sub(3).max(1);
             }
             let (name, bytes) = (group.name.clone(), group.bytes);
-            let (resets, skipped) = (group.resets, group.skipped);
-            let state = GroupState { group: group.id, name, fresh, bytes, resets, skipped };
+            let skipped = group.skipped;
+            let state = GroupState { group: group.id, name, fresh, bytes, skipped };
             put(emit, kind::GROUP_STATE, id, &record::encode(&state));
             self.write_open(id, group, emit);
         }

@@ -69,7 +69,7 @@ pub(super) fn bodies() -> Vec<(&'static str, u8, Vec<u8>)> {
         stream_from: 1,
     };
     let created = GroupCreated { group: 1, name: "audit".to_owned(), from: 400 };
-    let reset = GroupReset { group: 300, number: 2, to: 7 };
+    let reset = GroupReset { group: 300, becomes: 302, to: 7 };
     let shard = ShardState { shard: 1, next_queue_id: 6 };
     let queue = QueueState {
         definition: orders.clone(),
@@ -83,14 +83,8 @@ pub(super) fn bodies() -> Vec<(&'static str, u8, Vec<u8>)> {
         trimmed: 4,
         dropped: 5,
     };
-    let group = GroupState {
-        group: 1,
-        name: "audit".to_owned(),
-        fresh: 450,
-        bytes: 12_800,
-        resets: 2,
-        skipped: 6,
-    };
+    let group =
+        GroupState { group: 1, name: "audit".to_owned(), fresh: 450, bytes: 12_800, skipped: 6 };
     let lane = LaneState { lane: 9, runs: vec![(4096, 3, 2, 498)] };
     let attached = ProducerAttached {
         id: 3,

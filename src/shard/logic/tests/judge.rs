@@ -7,8 +7,28 @@ use ringmain_client::wire::Outcome;
 use super::memory::{Event, Record, at_ms};
 use super::model::State;
 use super::programs::{Check, Client, ORIGIN, Program};
-use crate::shard::logic::record::{self, MessageBody, Transaction, kind};
+use crate::shard::logic::record::{self, GroupCreated, GroupReset, MessageBody, Transaction, kind};
 use crate::shard::logic::{ControlResult, HandleId, headers};
+
+/// Name of a group by its number: a reset gives it another one.
+fn group_name(records: &[Record], queue: u64, group: u32) -> Result<String, String> {
+    let mut names = BTreeMap::from([(0, String::new())]);
+    for record in records.iter().filter(|record| record.queue == queue) {
+        match record.kind {
+            kind::GROUP_CREATED => {
+                let created: GroupCreated = record::decode(&record.body)?;
+                names.insert(created.group, created.name);
+            }
+            kind::GROUP_RESET => {
+                let reset: GroupReset = record::decode(&record.body)?;
+                let name = names.remove(&reset.group).ok_or("reset of a group that is gone")?;
+                names.insert(reset.becomes, name);
+            }
+            _ => {}
+        }
+    }
+    names.remove(&group).ok_or_else(|| format!("group {group} of queue {queue} is not there"))
+}
 
 impl Program {
     /// What the logic wrote by itself: messages moved to the dead-letter queue, or discarded.
@@ -41,8 +61,8 @@ impl Program {
                     })?;
                     let (group, sequence) = taken_out;
                     let queue = self.model.queues.get_mut(&id).expect("queue");
-                    let name = if group == 0 { "" } else { "audit" };
-                    let state = queue.group(name).open.remove(&sequence);
+                    let name = group_name(&self.log.records[..self.seen_records], id, group)?;
+                    let state = queue.group(&name).open.remove(&sequence);
                     let Some(State::Doomed { count }) = state else {
                         return Err(format!("{sequence} was taken out, it was {state:?}"));
                     };
