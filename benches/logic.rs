@@ -138,6 +138,7 @@ impl Shard {
             max_deliveries: 0,
             dead_letter: String::new(),
             lease_ms: 30_000,
+            ttl_ms: 0,
         };
         shard.logic.start(shard.now);
         shard.logic.create_queue(&mut shard.log, 1, definition);

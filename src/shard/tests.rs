@@ -109,6 +109,7 @@ impl World {
             max_deliveries: 0,
             dead_letter: String::new(),
             lease_ms: 0,
+            ttl_ms: 0,
         };
         self.ask.send(ToShard::Create { request: 1, definition }).unwrap();
         self.turns();

@@ -96,6 +96,9 @@ pub struct DeliverySpec {
     /// Milliseconds until a message that was neither acknowledged nor extended is given to another consumer; 0 for
     /// never while its consumer lives; 30,000 by default.
     pub lease_ms: Option<u64>,
+    /// Milliseconds from its publishing after which a message is not given out any more but goes to the dead-letter queue (or is
+    /// discarded and counted); 0, the default, for none.
+    pub ttl_ms: Option<u64>,
 }
 
 /// One queue, as `queue list` and `queue info` show it.
@@ -164,7 +167,7 @@ pub struct BrokeredInfo {
     pub ready: u64,
     /// Of these, messages that are with a consumer of the default group.
     pub unacknowledged: u64,
-    /// Of these, messages whose delay is not over.
+    /// Of these, messages whose delay is not over. Those that were published with a delay count from when it was their turn.
     pub delayed: u64,
     /// Deliveries beyond the first of a message, since the queue was created or the machine started.
     pub redelivered: u64,
@@ -180,6 +183,10 @@ pub struct BrokeredInfo {
     pub lease_ms: u64,
     /// Number of the shard.
     pub shard: u32,
+    /// Messages whose time to live was over: moved to the dead-letter queue, or discarded.
+    pub expired: u64,
+    /// 0: none.
+    pub ttl_ms: u64,
 }
 
 /// One attached handle.

@@ -21,6 +21,8 @@ const SLOTS_DEFAULT: u32 = 1024;
 const LEASE_DEFAULT_MS: u64 = 30_000;
 /// A year; beyond it 0 is meant.
 const LEASE_MAX_MS: u64 = 366 * 24 * 3600 * 1000;
+/// A hundred years; beyond it 0 is meant.
+const TTL_MAX_MS: u64 = 100 * LEASE_MAX_MS;
 
 impl Broker {
     /// `None`: the answer comes when the queue is stored.
@@ -58,6 +60,7 @@ impl Broker {
             max_deliveries: delivery.max_deliveries.unwrap_or(0),
             dead_letter: delivery.dead_letter.unwrap_or_default(),
             lease_ms: delivery.lease_ms.unwrap_or(LEASE_DEFAULT_MS),
+            ttl_ms: delivery.ttl_ms.unwrap_or(0),
         };
         let shard = entry.shard;
         let queue = BrokeredQueue { entry, state: State::Creating, handles: Default::default() };
@@ -160,6 +163,12 @@ impl Broker {
             && lease_ms > LEASE_MAX_MS
         {
             let text = format!("lease={lease_ms} ms: at most {LEASE_MAX_MS} ms, or 0 for no end");
+            return refuse(ErrorCode::Invalid, text);
+        }
+        if let Some(ttl_ms) = delivery.ttl_ms
+            && ttl_ms > TTL_MAX_MS
+        {
+            let text = format!("ttl={ttl_ms} ms: at most {TTL_MAX_MS} ms, or 0 for none");
             return refuse(ErrorCode::Invalid, text);
         }
         let Some(target) = delivery.dead_letter.as_deref().filter(|name| !name.is_empty()) else {

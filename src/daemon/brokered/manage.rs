@@ -47,6 +47,7 @@ impl Broker {
             max_deliveries: delivery.max_deliveries,
             dead_letter: delivery.dead_letter,
             lease_ms: delivery.lease_ms,
+            ttl_ms: delivery.ttl_ms,
         };
         let request = self.brokered.request(Waiting::Edit { connection: number, queue: id });
         self.brokered.tell(shard, ToShard::Edit { request, queue: id, edit });

@@ -14,16 +14,28 @@ pub(super) enum Canary {
     DeliverTwice,
     /// A checkpoint takes what is acknowledged for open.
     Resurrect,
+    /// A message is given out although its TTL is over.
+    DeliverExpired,
+    /// A message is given out although its delay is not over.
+    DeliverEarly,
+    /// A checkpoint forgets what is delayed.
+    LoseDelayed,
+    /// A checkpoint forgets what expires.
+    ForgetLooks,
 }
 
 #[cfg(test)]
 impl Canary {
-    pub(super) const ALL: [Self; 5] = [
+    pub(super) const ALL: [Self; 9] = [
         Self::DispatchBeforeDurable,
         Self::AckAhead,
         Self::LoseCount,
         Self::DeliverTwice,
         Self::Resurrect,
+        Self::DeliverExpired,
+        Self::DeliverEarly,
+        Self::LoseDelayed,
+        Self::ForgetLooks,
     ];
 }
 

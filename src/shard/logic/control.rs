@@ -217,10 +217,13 @@ impl Logic {
         if let Some(lease_ms) = edit.lease_ms {
             definition.lease_ms = lease_ms;
         }
+        if let Some(ttl_ms) = edit.ttl_ms {
+            definition.ttl_ms = ttl_ms;
+        }
         let lsn = self.append(log, kind::QUEUE_EDITED, id, &record::encode(&definition))?;
         let mut groups = 0;
         if let Some(queue) = self.queues.get_mut(index) {
-            queue.definition = definition;
+            queue.define(definition);
             groups = queue.groups.len();
         }
         for group in 0..groups {
@@ -258,6 +261,9 @@ impl Logic {
     pub(super) fn drop_queue(&mut self, index: u32, port: &mut dyn Port, log: &mut dyn Log) {
         let Some(queue) = self.queues.remove(index) else { return };
         self.by_id.remove(&queue.definition.id);
+        if let Some(armed_ns) = queue.armed_ns {
+            self.timers.remove(&(armed_ns, Timer::Queue(index)));
+        }
         for (number, group) in queue.groups.iter().enumerate() {
             if let Some(armed_ns) = group.armed_ns {
                 self.timers.remove(&(armed_ns, Timer::Group(index, number)));

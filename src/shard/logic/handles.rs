@@ -3,6 +3,7 @@
 use std::collections::{BTreeSet, VecDeque};
 
 use super::consumer::{Browser, Consumer};
+use super::expiry::UNKNOWN_NS;
 use super::group::{ASIDE_NS, Group};
 use super::queue::Queue;
 use super::record::{self, GroupCreated, kind};
@@ -211,6 +212,12 @@ impl Logic {
         let mut group = Group::new(created.group, &created.name, fresh);
         group.ready = open.into_iter().map(|sequence| (sequence, 0)).collect();
         group.bytes = bytes.unwrap_or(0) * group.open(queue.next_sequence);
+        // They may have been looked at while other groups had them with consumers.
+        if let (true, Some((first, _)), Some((last, _))) =
+            (queue.uses_ttl, group.ready.first_key_value(), group.ready.last_key_value())
+        {
+            queue.looks.add(UNKNOWN_NS, *first, *last);
+        }
         queue.next_group = queue.next_group.max(created.group.saturating_add(1));
         queue.groups.push(group);
         queue.groups.len() - 1

@@ -35,6 +35,8 @@ impl Logic {
             dead_letter: definition.dead_letter.clone(),
             lease_ms: definition.lease_ms,
             shard: self.shard,
+            expired: queue.expired,
+            ttl_ms: definition.ttl_ms,
         })
     }
 

@@ -22,6 +22,7 @@ mod control;
 mod dead_letter;
 mod dispatch;
 mod effects;
+mod expiry;
 mod gather;
 mod group;
 mod handles;

@@ -1,5 +1,6 @@
 //! The way of a message into the log.
 
+use ringmain_client::layout::metadata::{Times, times};
 use ringmain_client::wire::Outcome;
 
 use super::effects::Effect;
@@ -50,10 +51,14 @@ impl Logic {
             self.effects.push_behind(refused(Outcome::JournalFailed, detail));
             return Ok(());
         }
-        if metadata.len() > usize::from(u16::MAX) {
+        let times = match metadata {
+            [] => Some(Times::default()),
+            metadata => times(metadata).filter(|_| metadata.len() <= usize::from(u16::MAX)),
+        };
+        let Some(times) = times else {
             self.effects.push_behind(refused(Outcome::Invalid, 0));
             return Ok(());
-        }
+        };
         // It must fit beside the record that takes it out of its queue, too, with what is added to it as a dead letter.
         let headers = MESSAGE_HEADER_BYTES + 2 * RECORD_HEADER_BYTES + DEAD_LETTER_BYTES;
         let limit = log.group_bytes_max().saturating_sub(headers);
@@ -82,6 +87,7 @@ impl Logic {
         match log.append(record) {
             Ok((lsn, _)) => {
                 queue.appended(body.published_ns, metadata.len() + payload.len());
+                queue.expires(sequence, body.published_ns, times.ttl_ms);
                 push_lane(&mut producer.runs, position, span, sequence);
                 let queue = producer.queue;
                 self.effects.push_stored(lsn, queue, sequence, Some(handle), position, span);

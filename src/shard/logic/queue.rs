@@ -1,5 +1,6 @@
 //! One queue.
 
+use super::expiry::Looks;
 use super::group::Group;
 use super::types::QueueDefinition;
 
@@ -29,6 +30,14 @@ pub(super) struct Queue {
     pub(super) purging: u32,
     /// Since the log was last told what it may forget.
     pub(super) settled: u32,
+    /// Messages that may expire, and when.
+    pub(super) looks: Looks,
+    /// It has or had messages that expire.
+    pub(super) uses_ttl: bool,
+    /// Messages moved or discarded because their TTL was over.
+    pub(super) expired: u64,
+    /// Entry in the timers, for the first look.
+    pub(super) armed_ns: Option<u64>,
 }
 
 impl Queue {
@@ -49,6 +58,18 @@ impl Queue {
             deleted: false,
             purging: 0,
             settled: 0,
+            looks: Looks::default(),
+            uses_ttl: false,
+            expired: 0,
+            armed_ns: None,
+        }
+    }
+
+    /// The rules are others from now on.
+    pub(super) fn define(&mut self, definition: QueueDefinition) {
+        let ttl_ms = std::mem::replace(&mut self.definition, definition).ttl_ms;
+        if ttl_ms != self.definition.ttl_ms {
+            self.look_at_all();
         }
     }
 

@@ -30,6 +30,8 @@ pub mod kind {
     pub const DISCARDED: u8 = 9;
     /// Everything below a sequence is discarded for all groups: u64.
     pub const PURGED: u8 = 10;
+    /// As `ACKNOWLEDGED`: discarded because its TTL was over.
+    pub const EXPIRED: u8 = 17;
     /// Checkpoint: `ShardState`.
     pub const SHARD_STATE: u8 = 32;
     /// Checkpoint: `QueueState`.
@@ -40,7 +42,12 @@ pub mod kind {
     pub const OPEN_MESSAGES: u8 = 35;
     /// Checkpoint: `LaneState`.
     pub const LANE_STATE: u8 = 36;
+    /// Checkpoint: `LooksState`.
+    pub const LOOKS_STATE: u8 = 39;
 }
+
+/// Flag of a `MOVED` record: because its TTL was over.
+pub const FLAG_EXPIRED: u8 = 2;
 
 /// First byte of every body other than a message's.
 const FORM: u8 = 1;
@@ -154,6 +161,7 @@ pub(super) struct QueueState {
     pub(super) redelivered: u64,
     pub(super) dead_lettered: u64,
     pub(super) discarded: u64,
+    pub(super) expired: u64,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -164,6 +172,13 @@ pub(super) struct GroupState {
     pub(super) fresh: u64,
     /// Payload and metadata bytes of its messages, as far as known.
     pub(super) bytes: u64,
+}
+
+/// When to look at which messages because they may expire.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct LooksState {
+    /// Realtime in nanoseconds, first and last sequence.
+    pub(super) looks: Vec<(u64, u64, u64)>,
 }
 
 /// See [`super::LaneRun`]: first position, stride, count, first sequence.

@@ -10,6 +10,8 @@ pub(super) enum Timer {
     Consumer(u32),
     /// The first delay of this queue's group.
     Group(u32, usize),
+    /// Messages of this queue may expire.
+    Queue(u32),
 }
 
 impl Logic {
@@ -45,6 +47,12 @@ impl Logic {
             match timer {
                 Timer::Consumer(index) => self.consumer_time(port, index, now),
                 Timer::Group(queue, group) => self.group_time(queue, group, now),
+                Timer::Queue(index) => {
+                    if let Some(queue) = self.queues.get_mut(index) {
+                        queue.armed_ns = None;
+                        self.mark(index);
+                    }
+                }
             }
         }
     }

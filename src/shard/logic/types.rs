@@ -47,6 +47,8 @@ pub struct QueueDefinition {
     pub dead_letter: String,
     /// Milliseconds; 0: as long as the consumer lives.
     pub lease_ms: u64,
+    /// Milliseconds from the publish time after which a message is not given out any more; 0: none.
+    pub ttl_ms: u64,
 }
 
 /// What an edit changes; `None` leaves it.
@@ -58,6 +60,8 @@ pub struct QueueEdit {
     pub dead_letter: Option<String>,
     /// As in [`QueueDefinition`].
     pub lease_ms: Option<u64>,
+    /// As in [`QueueDefinition`].
+    pub ttl_ms: Option<u64>,
 }
 
 /// A consumer that is to be opened.

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use super::memory::definition;
 use crate::shard::logic::record::{
-    self, GroupCreated, GroupState, LaneState, List, MessageBody, OpenRun, QueueState, Returned,
+    self, GroupCreated, GroupState, LaneState, List, LooksState, MessageBody, OpenRun, QueueState, Returned,
     ShardState, kind,
 };
 
@@ -44,6 +44,7 @@ fn records() -> Vec<(&'static str, u8, Vec<u8>)> {
     assert_eq!(MessageBody::parse(&body), Some(message));
     let mut orders = definition(5, "orders");
     orders.dead_letter = "dead".to_owned();
+    orders.ttl_ms = 3_600_000;
     let created = GroupCreated { group: 1, name: "audit".to_owned(), from: 400 };
     let shard = ShardState { shard: 1, next_queue_id: 6 };
     let queue = QueueState {
@@ -54,8 +55,10 @@ fn records() -> Vec<(&'static str, u8, Vec<u8>)> {
         redelivered: 1,
         dead_lettered: 2,
         discarded: 3,
+        expired: 4,
     };
     let group = GroupState { group: 1, name: "audit".to_owned(), fresh: 450, bytes: 12_800 };
+    let looks = LooksState { looks: vec![(0, 3, 9), (1_700_000_000_000_000_000, 450, 499)] };
     let lane = LaneState { lane: 9, runs: vec![(4096, 3, 2, 498)] };
     vec![
         ("message", kind::MESSAGE, body),
@@ -82,6 +85,8 @@ fn records() -> Vec<(&'static str, u8, Vec<u8>)> {
             list(|list| OPEN.iter().for_each(|one| list.open_run(one))),
         ),
         ("lane-state", kind::LANE_STATE, record::encode(&lane)),
+        ("expired", kind::EXPIRED, list(|list| [7, 8, 9].into_iter().for_each(|one| list.range(one)))),
+        ("looks-state", kind::LOOKS_STATE, record::encode(&looks)),
     ]
 }
 

@@ -274,6 +274,7 @@ pub(super) fn definition(id: u64, name: &str) -> QueueDefinition {
         max_deliveries: 0,
         dead_letter: String::new(),
         lease_ms: 30_000,
+        ttl_ms: 0,
     }
 }
 

@@ -42,6 +42,9 @@ pub(super) struct Queue {
     pub(super) groups: BTreeMap<String, Group>,
     pub(super) max_deliveries: u32,
     pub(super) lease_ms: u64,
+    pub(super) ttl_ms: u64,
+    /// When a message expires and when its delay is over, if ever.
+    pub(super) times: BTreeMap<u64, (u64, u64)>,
 }
 
 /// What a crash brings back. Who is attached and who waits is the test's.
@@ -52,24 +55,41 @@ pub(super) struct Model {
     pub(super) lanes: BTreeMap<u64, VecDeque<(u64, u64)>>,
 }
 
-fn back(count: u32) -> State {
-    State::Back { count, may_ms: 0, must_ms: 0 }
-}
-
 impl Queue {
-    pub(super) fn new(max_deliveries: u32, lease_ms: u64) -> Self {
+    pub(super) fn new(max_deliveries: u32, lease_ms: u64, ttl_ms: u64) -> Self {
         let groups = BTreeMap::from([(String::new(), Group::default())]);
-        Self { next: 1, durable: 1, groups, max_deliveries, lease_ms, ..Self::default() }
+        Self { next: 1, durable: 1, groups, max_deliveries, lease_ms, ttl_ms, ..Self::default() }
     }
 
-    pub(super) fn stored(&mut self, payload: &[u8]) -> u64 {
+    /// With a TTL of its own and a delay, at this time.
+    pub(super) fn stored(
+        &mut self,
+        payload: &[u8],
+        (ttl_ms, delay_ms): (Option<u64>, Option<u64>),
+        now_ms: u64,
+    ) -> u64 {
         let sequence = self.next;
         self.next += 1;
         self.payloads.insert(sequence, payload.to_vec());
+        let queue_ms = Some(self.ttl_ms).filter(|ms| *ms > 0);
+        let expires_ms =
+            [ttl_ms, queue_ms].into_iter().flatten().min().map_or(u64::MAX, |ms| now_ms + ms);
+        self.times.insert(sequence, (expires_ms, now_ms + delay_ms.unwrap_or(0)));
+        let state = self.fresh(sequence);
         for group in self.groups.values_mut() {
-            group.open.insert(sequence, back(0));
+            group.open.insert(sequence, state.clone());
         }
         sequence
+    }
+
+    /// A message that was never delivered.
+    fn fresh(&self, sequence: u64) -> State {
+        let due_ms = self.times.get(&sequence).map_or(0, |(_, due_ms)| *due_ms);
+        State::Back { count: 0, may_ms: due_ms, must_ms: due_ms }
+    }
+
+    pub(super) fn is_expired(&self, sequence: u64, now_ms: u64) -> bool {
+        self.times.get(&sequence).is_some_and(|(expires_ms, _)| *expires_ms <= now_ms)
     }
 
     pub(super) fn add_group(&mut self, name: &str, from: u64) {
@@ -79,7 +99,7 @@ impl Queue {
         let there = self.groups.values().flat_map(|group| group.open.keys().copied());
         let open = there
             .filter(|sequence| *sequence >= from)
-            .map(|sequence| (sequence, back(0)))
+            .map(|sequence| (sequence, self.fresh(sequence)))
             .collect();
         self.groups.insert(name.to_owned(), Group { open });
     }
@@ -135,7 +155,9 @@ impl Queue {
             return Err(format!("{sequence} has another payload"));
         }
         let durable = self.durable;
+        let is_expired = self.is_expired(sequence, now_ms);
         let deadline_ms = if self.lease_ms == 0 { u64::MAX } else { now_ms + self.lease_ms };
+        let times = self.times.clone();
         let group = self.group(name);
         match group.open.get(&sequence) {
             Some(State::Back { count, may_ms, .. }) if *may_ms <= now_ms => {
@@ -145,8 +167,12 @@ impl Queue {
             }
             other => return Err(format!("{sequence} was given out, it is {other:?}")),
         }
+        if is_expired {
+            return Err(format!("{sequence} was given out after its time"));
+        }
         let first = group.open.iter().find(|(sequence, state)| {
             **sequence < durable
+                && times.get(sequence).is_none_or(|(expires_ms, _)| *expires_ms > now_ms)
                 && matches!(state, State::Back { must_ms, .. } if *must_ms <= now_ms)
         });
         if let Some((first, _)) = first
@@ -230,15 +256,19 @@ impl Model {
         for queue in self.queues.values_mut() {
             queue.durable = queue.next;
             for group in queue.groups.values_mut() {
-                for state in group.open.values_mut() {
+                for (sequence, state) in &mut group.open {
                     let count = match state {
                         State::With { attempt, .. } => *attempt - 1,
                         State::Back { count, .. } => *count,
                         State::Doomed { .. } => continue,
                     };
                     // One that was delayed before its last delivery is delayed anew.
-                    let must_ms = if count > 0 { now_ms + DELAY_MS_MAX } else { 0 };
-                    *state = State::Back { count, may_ms: 0, must_ms };
+                    *state = if count > 0 {
+                        State::Back { count, may_ms: 0, must_ms: now_ms + DELAY_MS_MAX }
+                    } else {
+                        let due_ms = queue.times.get(sequence).map_or(0, |(_, due_ms)| *due_ms);
+                        State::Back { count, may_ms: due_ms, must_ms: due_ms }
+                    };
                 }
             }
         }

@@ -1,7 +1,9 @@
 //! Random programs: clients, time, a disk that is late, crashes; the model judges everything that comes out.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
 
+use ringmain_client::layout::metadata::Metadata;
 use ringmain_client::wire::{LeaseToken, Outcome, Up};
 
 use super::cases::consumer;
@@ -13,7 +15,10 @@ use crate::shard::logic::{HandleId, Logic, Lsn, Refusal, StartAt, canary};
 /// Takes the dead letters of `ORIGIN`; the third queue has none.
 pub(super) const DEAD: u64 = 1;
 pub(super) const ORIGIN: u64 = 2;
-pub(super) const QUEUES: [u64; 3] = [DEAD, ORIGIN, 3];
+/// Its messages expire.
+pub(super) const TTL: u64 = 4;
+pub(super) const TTL_MS: u64 = 120;
+pub(super) const QUEUES: [u64; 4] = [DEAD, ORIGIN, 3, TTL];
 pub(super) const LEASE_MS: u64 = 40;
 
 pub(super) struct Random(u64);
@@ -101,7 +106,10 @@ impl Program {
                 definition.max_deliveries = 3;
                 definition.dead_letter = format!("q{DEAD}");
             }
-            let rules = Queue::new(definition.max_deliveries, LEASE_MS);
+            if id == TTL {
+                definition.ttl_ms = TTL_MS;
+            }
+            let rules = Queue::new(definition.max_deliveries, LEASE_MS, definition.ttl_ms);
             program.model.queues.insert(id, rules);
             program.logic.create_queue(&mut program.log, 1 << 40, definition);
         }
@@ -129,20 +137,36 @@ impl Program {
             let payload: Vec<u8> =
                 format!("{queue}/{position}/{}", "x".repeat(self.random.below(30) as usize)).into();
             let now = at_ms(self.ms);
+            let (metadata, times) = self.times();
             let producer = handle(queue, 1);
             let published =
-                self.logic.publish(&mut self.log, producer, position, next, 0, &[], &payload, now);
+                self.logic.publish(&mut self.log, producer, position, next, 0, &metadata, &payload, now);
             match published {
                 Ok(()) => {}
                 Err(Refusal::Full) if self.log.full => return Ok(()),
                 Err(refusal) => return Err(format!("{refusal:?}")),
             }
             self.lane_ends.insert(queue, next);
-            let sequence = self.model.queues.get_mut(&queue).expect("queue").stored(&payload);
+            let rules = self.model.queues.get_mut(&queue).expect("queue");
+            let sequence = rules.stored(&payload, times, self.ms);
             self.model.lanes.entry(queue).or_default().push_back((position, sequence));
             self.completions.entry(queue).or_default().push_back((position, sequence));
         }
         self.records()
+    }
+
+    /// Most messages have neither a TTL nor a delay.
+    fn times(&mut self) -> (Vec<u8>, (Option<u64>, Option<u64>)) {
+        let ttl_ms = (self.random.below(6) == 0).then(|| 1 + self.random.below(150));
+        let delay_ms = (self.random.below(6) == 0).then(|| 1 + self.random.below(DELAY_MS_MAX));
+        let metadata = Metadata {
+            ttl: ttl_ms.map(Duration::from_millis),
+            delay: delay_ms.map(Duration::from_millis),
+            ..Metadata::default()
+        };
+        let mut bytes = Vec::new();
+        metadata.encode(&mut bytes).expect("short");
+        (bytes, (ttl_ms, delay_ms))
     }
 
     fn open(&mut self) {
