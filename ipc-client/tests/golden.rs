@@ -45,6 +45,7 @@ fn metadata() -> Metadata {
         key: Some(b"LAS".to_vec()),
         headers: vec![("kind".into(), b"flight".to_vec()), ("empty".into(), vec![])],
         trace: Some(TraceId { trace: [0xaa; 16], span: [0xbb; 8], flags: 1 }),
+        ..Metadata::default()
     }
 }
 

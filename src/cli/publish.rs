@@ -58,7 +58,14 @@ impl Config {
         let metadata = metadata(&args);
         if metadata.is_some() && args.batch > 1 {
             return Err(Failure::usage(
-                "--batch sends bare payloads; leave it out when --header or --key is given",
+                "--batch sends bare payloads; leave it out when --header, --key, --ttl or --delay is given",
+            ));
+        }
+        if let (Some(ttl), Some(delay)) = (args.ttl, args.delay)
+            && ttl <= delay
+        {
+            return Err(Failure::usage(
+                "with a --ttl that is no longer than --delay nobody gets a message",
             ));
         }
         let input = if args.file == Path::new("-") { Input::Stdin } else { Input::File(args.file) };
@@ -78,14 +85,17 @@ impl Config {
 }
 
 fn metadata(args: &PublishArgs) -> Option<Metadata> {
-    if args.header.is_empty() && args.key.is_none() {
+    let times = args.ttl.is_some() || args.delay.is_some();
+    if args.header.is_empty() && args.key.is_none() && !times {
         return None;
     }
     let headers = args.header.iter();
     Some(Metadata {
         key: args.key.as_ref().map(|key| key.clone().into_bytes()),
         headers: headers.map(|(name, value)| (name.clone(), value.clone().into_bytes())).collect(),
-        trace: None,
+        ttl: args.ttl,
+        delay: args.delay,
+        ..Metadata::default()
     })
 }
 
@@ -106,6 +116,16 @@ pub(crate) fn run(socket: &Socket, config: Config) -> Outcome {
     }
     if info.plane == Plane::Brokered {
         return brokered::run(client, &info, config, input);
+    }
+    if config.metadata.as_ref().is_some_and(|one| one.ttl.is_some() || one.delay.is_some()) {
+        return Err(Failure::new(
+            Exit::Config,
+            format_args!(
+                "queue {} is direct: it has neither --ttl nor --delay; make one with 'ringmain queue create \
+                 --plane brokered'",
+                config.queue
+            ),
+        ));
     }
     if config.window.is_some() {
         return Err(Failure::new(

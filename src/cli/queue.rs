@@ -51,7 +51,7 @@ impl CreateConfig {
         let delivery = delivery(&args.delivery);
         if plane == Plane::Direct && delivery != DeliverySpec::default() {
             return Err(Failure::usage(
-                "a direct queue has no --max-deliveries, --dead-letter or --lease; add --durable or \
+                "a direct queue has no --max-deliveries, --dead-letter, --lease or --ttl; add --durable or \
                  --plane brokered",
             ));
         }
@@ -89,6 +89,7 @@ fn delivery(args: &DeliveryArgs) -> DeliverySpec {
         max_deliveries: args.max_deliveries,
         dead_letter: args.dead_letter.clone(),
         lease_ms: args.lease.map(units::milliseconds),
+        ttl_ms: args.ttl.map(units::milliseconds),
     }
 }
 
@@ -99,7 +100,8 @@ fn edited(args: &QueueEditArgs) -> Outcome<DeliverySpec> {
     }
     if delivery == DeliverySpec::default() {
         return Err(Failure::usage(
-            "nothing to change; give --max-deliveries, --dead-letter, --no-dead-letter or --lease",
+            "nothing to change; give --max-deliveries, --dead-letter, --no-dead-letter, --lease or \
+             --ttl",
         ));
     }
     Ok(delivery)

@@ -5,6 +5,7 @@ mod demo;
 mod journal;
 mod messages;
 mod queues;
+mod time;
 mod usage;
 
 use std::io::{BufRead, BufReader, Read, Write};

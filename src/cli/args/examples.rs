@@ -85,6 +85,7 @@ Examples:
   ringmain queue create shared --mode 770 --group staff
   ringmain queue create jobs --durable --max-deliveries 5 --dead-letter jobs-dead --lease 1m
   ringmain queue create tasks --plane brokered
+  ringmain queue create news --durable --ttl 1h
 
 A brokered queue gives each message to one consumer, waits for its acknowledgement, and gives it to another one if the \
 consumer dies or its lease is over. With --durable a confirmed message is on stable storage; without, messages survive \
@@ -99,11 +100,15 @@ Examples:
   tail -f access.log | ringmain publish access --header host=web1
   seq 1000 | ringmain publish numbers --batch 64 --receipts
   ringmain publish jobs --file jobs.ndjson --confirm durable --receipts --key k1
+  echo reminder | ringmain publish jobs --delay 5m --ttl 1h
 
 The line break is no part of the message; an empty line is an empty message. A full queue is waited for.
 
 On a durable queue every message is on stable storage before the command ends with success, unless --confirm received \
-is given. A receipt is the sequence of a message that is confirmed, printed as soon as it is known.";
+is given. A receipt is the sequence of a message that is confirmed, printed as soon as it is known.
+
+--ttl and --delay count from the publishing of each message, also over restarts. What is not given out in time goes to the \
+queue's dead-letter queue, or is discarded and counted as expired.";
 
 pub(super) const CONSUME_EXAMPLES: &str = "\
 Examples:

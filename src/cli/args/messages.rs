@@ -55,6 +55,12 @@ pub(crate) struct PublishArgs {
     /// A key for every message
     #[arg(long, value_name = "KEY")]
     pub(crate) key: Option<String>,
+    /// Brokered: how long after its publishing each message is given out; the queue's own, if shorter, counts
+    #[arg(long, value_name = "DURATION", value_parser = parse_time)]
+    pub(crate) ttl: Option<Duration>,
+    /// Brokered: nobody gets a message before this long after its publishing
+    #[arg(long, value_name = "DURATION", value_parser = parse_time)]
+    pub(crate) delay: Option<Duration>,
     #[command(flatten)]
     pub(crate) format: Format,
 }
@@ -152,6 +158,13 @@ pub(crate) struct DeadLetterRedriveArgs {
     pub(crate) count: u64,
     #[command(flatten)]
     pub(crate) format: Format,
+}
+
+fn parse_time(text: &str) -> Result<Duration, String> {
+    match parse_duration(text)? {
+        Duration::ZERO => Err("expected more than nothing; leave it out instead".to_string()),
+        time => Ok(time),
+    }
 }
 
 fn parse_from(text: &str) -> Result<Start, String> {

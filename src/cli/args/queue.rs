@@ -60,6 +60,10 @@ pub(crate) struct DeliveryArgs {
     /// consumer lives [default: 30s]
     #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
     pub(crate) lease: Option<Duration>,
+    /// Brokered: how long after its publishing a message is given out; then it becomes a dead letter or is discarded and
+    /// counted; 0s for ever [default: 0s]
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
+    pub(crate) ttl: Option<Duration>,
 }
 
 #[derive(Debug, Subcommand)]

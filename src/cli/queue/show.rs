@@ -32,7 +32,11 @@ pub(super) fn rules(info: &BrokeredInfo) -> String {
         (most, "") => format!("at most {most} deliveries, then discarded"),
         (most, queue) => format!("at most {most} deliveries, then to {queue}"),
     };
-    format!("{deliveries}; lease {}", lease(info))
+    let ttl = match info.ttl_ms {
+        0 => String::new(),
+        ms => format!("; time to live {}", units::duration_ms(ms)),
+    };
+    format!("{deliveries}; lease {}{ttl}", lease(info))
 }
 
 fn lease(info: &BrokeredInfo) -> String {
@@ -132,6 +136,7 @@ fn brokered(facts: &mut Facts, info: &BrokeredInfo) {
     facts.add("redelivered", units::count(info.redelivered));
     facts.add("dead letters", units::count(info.dead_lettered));
     facts.add("discarded", units::count(info.discarded));
+    facts.add("expired", units::count(info.expired));
     facts.add("rules", rules(info));
     facts.add("shard", info.shard);
 }

@@ -174,8 +174,16 @@ impl Logic {
         scratch.extend_from_slice(body.payload);
         let flags = body.flags;
         let kind = kind::MOVED;
-        let transfer =
-            Transfer { from: index, group, sequence, to, kind, record_flags, flags, metadata_bytes };
+        let transfer = Transfer {
+            from: index,
+            group,
+            sequence,
+            to,
+            kind,
+            record_flags,
+            flags,
+            metadata_bytes,
+        };
         self.transfer(transfer, log)?;
         if let Some(queue) = self.queues.get_mut(index) {
             queue.dead_lettered += 1;

@@ -2,6 +2,7 @@
 
 use ringmain_client::wire::{DeliveryHeader, LeaseToken};
 
+use super::canary::Canary;
 use super::consumer::{Consumer, Lease, LeaseState};
 use super::expiry::Window;
 use super::group::{ASIDE_NS, Delayed, Doomed, Reason};
@@ -10,7 +11,6 @@ use super::record::MessageBody;
 use super::returns::NS_PER_MS;
 use super::slab::Slab;
 use super::types::{Delivered, HandleId, Now, Port};
-use super::canary::Canary;
 use super::{Log, Logic, Message, canary};
 
 /// Messages that one call gives out at most.

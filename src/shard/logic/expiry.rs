@@ -253,9 +253,9 @@ impl Logic {
         }
         let mut looks: Vec<_> = queue.looks.all().collect();
         let back = queue.groups.iter().flat_map(|group| {
-            let leased = self.members(group).flat_map(|member| {
-                member.held_leases().map(|(_, lease)| lease.sequence)
-            });
+            let leased = self
+                .members(group)
+                .flat_map(|member| member.held_leases().map(|(_, lease)| lease.sequence));
             group.back().chain(leased)
         });
         let range = back.fold(None, |range, sequence| {

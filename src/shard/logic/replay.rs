@@ -8,8 +8,8 @@ use super::group::{Delayed, Doomed, Group, Reason};
 use super::handles::push_lane;
 use super::queue::Queue;
 use super::record::{
-    self, GroupCreated, GroupState, LaneState, LooksState, MessageBody, OpenRun, QueueState, Returned,
-    ShardState, kind,
+    self, GroupCreated, GroupState, LaneState, LooksState, MessageBody, OpenRun, QueueState,
+    Returned, ShardState, kind,
 };
 use super::returns::NS_PER_MS;
 use super::types::{QueueDefinition, Replay, Stored};

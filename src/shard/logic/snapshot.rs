@@ -7,7 +7,8 @@ use super::consumer::Consumer;
 use super::group::{ASIDE_NS, Delayed, Group, Reason};
 use super::queue::Queue;
 use super::record::{
-    self, GroupState, LIST_BYTES, LaneState, List, LooksState, OpenRun, QueueState, ShardState, kind,
+    self, GroupState, LIST_BYTES, LaneState, List, LooksState, OpenRun, QueueState, ShardState,
+    kind,
 };
 use super::returns::NS_PER_MS;
 use super::types::{RecordRef, Snapshot};
@@ -67,7 +68,10 @@ impl Snapshot for Logic {
 }
 
 impl Logic {
-    pub(super) fn members<'a>(&'a self, group: &'a Group) -> impl Iterator<Item = &'a Consumer> + 'a {
+    pub(super) fn members<'a>(
+        &'a self,
+        group: &'a Group,
+    ) -> impl Iterator<Item = &'a Consumer> + 'a {
         group.consumers.iter().filter_map(|number| self.consumers.get(*number))
     }
 

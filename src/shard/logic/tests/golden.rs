@@ -6,8 +6,8 @@ use std::path::PathBuf;
 
 use super::memory::definition;
 use crate::shard::logic::record::{
-    self, GroupCreated, GroupState, LaneState, List, LooksState, MessageBody, OpenRun, QueueState, Returned,
-    ShardState, kind,
+    self, GroupCreated, GroupState, LaneState, List, LooksState, MessageBody, OpenRun, QueueState,
+    Returned, ShardState, kind,
 };
 
 fn list(fill: impl FnOnce(&mut List)) -> Vec<u8> {
@@ -85,7 +85,11 @@ fn records() -> Vec<(&'static str, u8, Vec<u8>)> {
             list(|list| OPEN.iter().for_each(|one| list.open_run(one))),
         ),
         ("lane-state", kind::LANE_STATE, record::encode(&lane)),
-        ("expired", kind::EXPIRED, list(|list| [7, 8, 9].into_iter().for_each(|one| list.range(one)))),
+        (
+            "expired",
+            kind::EXPIRED,
+            list(|list| [7, 8, 9].into_iter().for_each(|one| list.range(one))),
+        ),
         ("looks-state", kind::LOOKS_STATE, record::encode(&looks)),
     ]
 }

@@ -31,8 +31,8 @@ impl Program {
                         taken_out.extend((first..first + messages).map(|one| (group, one)));
                         Ok(())
                     })?;
-                    let is_expired = record.kind == kind::EXPIRED
-                        || record.flags & record::FLAG_EXPIRED != 0;
+                    let is_expired =
+                        record.kind == kind::EXPIRED || record.flags & record::FLAG_EXPIRED != 0;
                     if record.kind == kind::MOVED && taken_out.len() != 1 {
                         return Err("one at a time".to_owned());
                     }

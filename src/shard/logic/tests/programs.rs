@@ -139,8 +139,16 @@ impl Program {
             let now = at_ms(self.ms);
             let (metadata, times) = self.times();
             let producer = handle(queue, 1);
-            let published =
-                self.logic.publish(&mut self.log, producer, position, next, 0, &metadata, &payload, now);
+            let published = self.logic.publish(
+                &mut self.log,
+                producer,
+                position,
+                next,
+                0,
+                &metadata,
+                &payload,
+                now,
+            );
             match published {
                 Ok(()) => {}
                 Err(Refusal::Full) if self.log.full => return Ok(()),
