@@ -68,6 +68,7 @@ impl CreateConfig {
             plane: Some(plane),
             durable: args.durable,
             delivery,
+            session: false,
         };
         Ok(Self { name: args.name, spec, if_not_exists: args.if_not_exists })
     }

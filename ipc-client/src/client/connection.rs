@@ -83,7 +83,7 @@ impl Inner {
     pub(crate) fn connect(socket_path: PathBuf) -> Result<Arc<Self>, ClientError> {
         let inner = Self {
             socket_path,
-            session: random_session()?,
+            session: random_number()?,
             mark: ForkMark::get()?,
             state: Mutex::new(State {
                 socket: None,
@@ -446,8 +446,8 @@ fn set_timeout(socket: &OwnedFd, timeout: Duration) -> io::Result<()> {
     Ok(())
 }
 
-/// A number that no other client has, and not zero.
-fn random_session() -> io::Result<u64> {
+/// A number that nobody else has, and not zero.
+pub(crate) fn random_number() -> io::Result<u64> {
     loop {
         let mut bytes = [0_u8; 8];
         // SAFETY: the buffer is valid for its length during the call.

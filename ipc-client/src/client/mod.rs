@@ -21,7 +21,7 @@ pub(crate) mod internal {
     };
     #[cfg(feature = "tokio")]
     pub(crate) use super::bells::shared::BellPlace;
-    pub(crate) use super::connection::Inner;
+    pub(crate) use super::connection::{Inner, random_number};
     pub(crate) use super::producer::encode;
     pub(crate) use super::waiting::{Side, Stop, leave, wait_for};
     #[cfg(feature = "tokio")]
@@ -42,6 +42,7 @@ use connection::{Inner, unexpected};
 
 use crate::brokered::{BrokeredConsumer, BrokeredProducer, ConsumerOptions, ProducerOptions};
 use crate::protocol::{DeliverySpec, ErrorCode, QueueInfo, QueueSpec, Reply, Request, Status};
+use crate::request::{Replier, Requester};
 use crate::wait::WaitPolicy;
 
 /// Environment variable that names the daemon's socket.
@@ -263,6 +264,25 @@ impl Client {
         options: ConsumerOptions,
     ) -> Result<BrokeredConsumer, ClientError> {
         BrokeredConsumer::attach(&self.inner, queue, &options)
+    }
+
+    /// Sends requests to a queue of either plane and receives the replies, through a session queue of its own.
+    ///
+    /// # Errors
+    /// See [`Client`]; codes as for [`Self::producer`], and `Limit` if there is no room for the reply queue.
+    pub fn requester(&self, queue: &str) -> Result<Requester, ClientError> {
+        Requester::attach(self, queue)
+    }
+
+    /// Sends replies to requests.
+    #[must_use]
+    pub fn replier(&self) -> Replier {
+        Replier::new(self)
+    }
+
+    /// Whether this is another process than the one that connected.
+    pub(crate) fn is_forked(&self) -> bool {
+        self.inner.mark().is_forked()
     }
 
     /// Attaches a producer to a queue.

@@ -9,7 +9,8 @@
 //! | 5 | reserved: priority |
 //! | 6 | time to live in milliseconds from the publish time: u64 |
 //! | 7 | delay in milliseconds from the publish time: u64 |
-//! | 8 | reserved: reply-to |
+//! | 8 | name of the queue that takes the reply (UTF-8) |
+//! | 9 | number that the reply carries as well: u64 |
 //!
 //! Unknown tags are skipped. The whole is at most 65,535 bytes long.
 
@@ -31,8 +32,10 @@ pub mod tag {
     pub const TTL: u8 = 6;
     /// Delay.
     pub const DELAY: u8 = 7;
-    /// Reserved.
+    /// Queue for the reply.
     pub const REPLY_TO: u8 = 8;
+    /// Tells apart replies.
+    pub const CORRELATION: u8 = 9;
 }
 
 /// Bytes in front of a value.
@@ -62,6 +65,10 @@ pub struct Metadata {
     pub ttl: Option<Duration>,
     /// Brokered queues: not given out before this time is over, counted from its publishing, in whole milliseconds.
     pub delay: Option<Duration>,
+    /// Name of the queue that takes the reply.
+    pub reply_to: Option<String>,
+    /// A reply carries the number of its request.
+    pub correlation: Option<u64>,
 }
 
 /// What a shard looks at: both in milliseconds from the publish time.
@@ -140,6 +147,12 @@ impl Metadata {
                 push(out, tag, &[&milliseconds(time).to_le_bytes()])?;
             }
         }
+        if let Some(queue) = &self.reply_to {
+            push(out, tag::REPLY_TO, &[queue.as_bytes()])?;
+        }
+        if let Some(number) = self.correlation {
+            push(out, tag::CORRELATION, &[&number.to_le_bytes()])?;
+        }
         let length = out.len() - start;
         if length > usize::from(u16::MAX) { Err(MetadataError::TooLong(length)) } else { Ok(()) }
     }
@@ -168,6 +181,11 @@ impl Metadata {
                         if tag == tag::TTL { &mut metadata.ttl } else { &mut metadata.delay };
                     *field = Some(time);
                 }
+                tag::REPLY_TO => {
+                    let name = core::str::from_utf8(value).map_err(|_| malformed)?;
+                    metadata.reply_to = Some(name.to_owned());
+                }
+                tag::CORRELATION => metadata.correlation = Some(number(value).ok_or(malformed)?),
                 tag::TRACE => metadata.trace = Some(trace(value).ok_or(malformed)?),
                 _ => {}
             }

@@ -75,6 +75,9 @@ pub struct QueueSpec {
     pub durable: bool,
     /// What a brokered queue does with messages that are not acknowledged.
     pub delivery: DeliverySpec,
+    /// Deleted when the session of its creator ends: when its process exits or its [`Client`](crate::Client) is dropped with all
+    /// handles. Not durable.
+    pub session: bool,
 }
 
 impl QueueSpec {
@@ -152,6 +155,8 @@ pub struct QueueInfo {
     pub brokered: Option<BrokeredInfo>,
     /// One entry a handle; filled by `queue info` only.
     pub handles: Vec<HandleInfo>,
+    /// Whether it is deleted when the session of its creator ends.
+    pub session: bool,
 }
 
 /// What a shard knows about one of its queues.

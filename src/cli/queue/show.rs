@@ -97,7 +97,11 @@ pub(super) fn facts(info: &QueueInfo) -> Facts {
     let mut facts = Facts::default();
     facts.add("name", &info.name);
     facts.add("id", info.id);
-    let durable = if info.durable { "durable" } else { "not durable" };
+    let durable = match (info.durable, info.session) {
+        (true, _) => "durable",
+        (false, false) => "not durable",
+        (false, true) => "until the session of its creator ends",
+    };
     facts.add("kind", format!("{}, {}, {durable}", kind(info), info.plane));
     facts.add("state", &info.state);
     facts.add("slots", format!("{} of {}", info.slots, units::bytes(info.slot_size.into())));

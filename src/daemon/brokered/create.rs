@@ -1,5 +1,7 @@
 //! Creating and deleting brokered queues.
 
+use std::os::fd::AsFd;
+
 use ringmain_client::layout::Geometry;
 use ringmain_client::protocol::{DeliverySpec, ErrorCode, Kind, QueueSpec, Reply};
 use ringmain_client::wire::DELIVERY_HEADER_BYTES;
@@ -9,7 +11,7 @@ use super::super::connections::{Answer, Failure, refuse};
 use super::super::entries::{BrokeredQueueEntry, Key};
 use super::super::link::LinkLost;
 use super::super::peer::Credentials;
-use super::super::queues::{check_name, checked_mode, group_of};
+use super::super::queues::{check_name, checked_mode, group_of, no_room};
 use super::{BrokeredQueue, SHARD_DURABLE, SHARD_MEMORY, State, Waiting, failure, no_right};
 use crate::shard::control::ToShard;
 use crate::shard::logic::{ControlResult, QueueDefinition};
@@ -24,6 +26,9 @@ const LEASE_MAX_MS: u64 = 366 * 24 * 3600 * 1000;
 /// A hundred years; beyond it 0 is meant.
 const TTL_MAX_MS: u64 = 100 * LEASE_MAX_MS;
 
+/// No connection.
+const NOBODY: u64 = u64::MAX;
+
 impl Broker {
     /// `None`: the answer comes when the queue is stored.
     pub(in super::super) fn create_brokered(
@@ -33,6 +38,7 @@ impl Broker {
         name: String,
         spec: &QueueSpec,
     ) -> Result<Option<Answer>, Failure> {
+        let session = self.bound_session(number, spec)?;
         let entry = self.new_brokered_entry(number, user, name, spec)?;
         if let Some(id) = self.names.get(&entry.name).copied() {
             return self.create_again(number, id, &entry);
@@ -64,7 +70,11 @@ impl Broker {
         };
         let shard = entry.shard;
         let queue = BrokeredQueue { entry, state: State::Creating, handles: Default::default() };
-        self.keeper.apply(Vec::new(), vec![queue.item(id)])?;
+        let (bound, beside) = self.binding(id, session)?;
+        let items = [vec![queue.item(id)], bound].concat();
+        let beside: Vec<_> = beside.iter().map(AsFd::as_fd).collect();
+        self.keeper.apply_with(Vec::new(), items, &beside)?.or_else(no_room)?;
+        self.bind(id, session);
         self.names.insert(queue.entry.name.clone(), id);
         self.brokered.queues.insert(id, queue);
         let request = self.brokered.request(Waiting::Create { connection: number, queue: id });
@@ -185,6 +195,12 @@ impl Broker {
             let text = "a queue cannot be its own dead-letter queue: name another one";
             return refuse(ErrorCode::Invalid, text);
         }
+        if self.session_queues.contains_key(&id) {
+            let text = format!(
+                "dead-letter queue {target} vanishes with its session: name one that stays"
+            );
+            return refuse(ErrorCode::Invalid, text);
+        }
         if queue.state != State::Open {
             let text = format!("dead-letter queue {target} is being created or deleted");
             return refuse(ErrorCode::Busy, text);
@@ -226,6 +242,8 @@ impl Broker {
         if queue.state == State::Creating {
             queue.state = State::Open;
         }
+        // Its session may have ended meanwhile.
+        self.session_ended |= self.session_queues.contains_key(&id);
         self.answer_with_info(connection, id, Some(id))
     }
 
@@ -244,6 +262,18 @@ impl Broker {
         let request = self.brokered.request(Waiting::Delete { connection: number, queue: id });
         self.brokered.tell(shard, ToShard::Delete { request, queue: id });
         Ok(None)
+    }
+
+    /// Its session has ended. What is being created is deleted when it is there.
+    pub(in super::super) fn delete_session_queue(&mut self, id: u64) {
+        let Some(queue) = self.brokered.queues.get_mut(&id) else { return };
+        let shard = queue.entry.shard;
+        if queue.state != State::Open || !self.brokered.shards.contains_key(&shard) {
+            return;
+        }
+        queue.state = State::Deleting;
+        let request = self.brokered.request(Waiting::Delete { connection: NOBODY, queue: id });
+        self.brokered.tell(shard, ToShard::Delete { request, queue: id });
     }
 
     pub(super) fn on_deleted(
@@ -279,6 +309,7 @@ impl Broker {
             .map(|handle| Key::BrokeredHandle { queue: id, handle: *handle }.bytes())
             .collect();
         deletes.push(Key::BrokeredQueue(id).bytes());
+        deletes.extend(self.unbind(id));
         self.keeper.apply(deletes, Vec::new())?;
         for (index, handle) in queue.handles {
             self.forget_brokered_handle(id, index, &handle.entry)?;
