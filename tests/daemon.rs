@@ -24,6 +24,8 @@ mod hostile;
 mod lifecycle;
 #[path = "daemon/queues.rs"]
 mod queues;
+#[path = "daemon/requests.rs"]
+mod requests;
 #[path = "daemon/rights.rs"]
 mod rights;
 #[path = "daemon/upgrade.rs"]

@@ -15,6 +15,8 @@ mod peek;
 mod private;
 mod publish;
 mod queue;
+mod reply;
+mod request;
 mod serve;
 mod signals;
 mod statistics;
@@ -60,6 +62,8 @@ fn run(cli: Cli) -> Outcome {
         Command::Consume(args) => consume::run(&socket, consume::Config::new(args)),
         Command::Peek(args) => peek::run(&socket, &args),
         Command::DeadLetter(command) => peek::dead_letter(&socket, &command),
+        Command::Request(args) => request::run(&socket, &args),
+        Command::Reply(args) => reply::run(&socket, &args),
         Command::Journal(command) => journal::run(command),
         Command::Bench(command) => bench::run(&socket, command),
         Command::Doctor(args) => doctor::run(&socket, args),

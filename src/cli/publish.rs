@@ -21,7 +21,7 @@ use super::output::{notice, print_json};
 use lines::Lines;
 
 mod brokered;
-mod lines;
+pub(super) mod lines;
 
 /// A broker that died is replaced within this time; nobody who answers after it belongs to the rings in use.
 const DAEMON_LIMIT: Duration = Duration::from_secs(2);
@@ -53,6 +53,12 @@ enum Input {
     File(std::path::PathBuf),
 }
 
+impl Input {
+    fn of(file: &Path) -> Self {
+        if file == Path::new("-") { Self::Stdin } else { Self::File(file.to_path_buf()) }
+    }
+}
+
 impl Config {
     pub(crate) fn new(args: PublishArgs) -> Outcome<Self> {
         let metadata = metadata(&args);
@@ -68,7 +74,7 @@ impl Config {
                 "with a --ttl that is no longer than --delay nobody gets a message",
             ));
         }
-        let input = if args.file == Path::new("-") { Input::Stdin } else { Input::File(args.file) };
+        let input = Input::of(&args.file);
         Ok(Self {
             queue: args.queue,
             input,
@@ -146,9 +152,14 @@ pub(crate) fn run(socket: &Socket, config: Config) -> Outcome {
 }
 
 /// What is read, and the descriptor that says whether there is something to read.
-struct Source {
-    reader: Box<dyn io::Read>,
+pub(super) struct Source {
+    pub(super) reader: Box<dyn io::Read>,
     descriptor: OwnedFd,
+}
+
+/// The file that `--file` names.
+pub(super) fn open_input(file: &Path) -> Outcome<Source> {
+    open(&Input::of(file))
 }
 
 fn open(input: &Input) -> Outcome<Source> {
@@ -168,7 +179,7 @@ fn open(input: &Input) -> Outcome<Source> {
     })
 }
 
-fn bad_input(queue: &str, published: u64, error: &lines::Error) -> Failure {
+pub(super) fn bad_input(queue: &str, published: u64, error: &lines::Error) -> Failure {
     let before = format!("{published} lines before it were published");
     match error {
         lines::Error::Read(error) => Failure::new(

@@ -5,6 +5,7 @@ mod demo;
 mod journal;
 mod messages;
 mod queues;
+mod request;
 mod time;
 mod usage;
 

@@ -237,3 +237,24 @@ as many bytes as the journal wrote per batch; bare futex round trips between two
 half of one is wake_us. ratio_p50 is the median of confirm over probe, each window over the two probes around it; pairs \
 whose probes differ by more than 10 % are dropped and counted. With the socket of a running daemon (--socket) its queues \
 are used, and --data-dir must be a folder on the disk of its journal.";
+
+pub(super) const REQUEST_EXAMPLES: &str = "\
+Examples:
+  echo 17 | ringmain request squares
+  ringmain request squares --file numbers --timeout 500ms
+  seq 3 | ringmain request squares --json | jq .took_ns
+
+One request at a time: the next line is sent when the reply is there. The replies come through a queue that vanishes with the \
+command. On a brokered queue a request that no server has taken within --timeout expires; one that was taken may be \
+carried out although its reply is not waited for any more.";
+
+pub(super) const REPLY_EXAMPLES: &str = "\
+Examples:
+  ringmain reply squares --exec 'read n; echo $((n * n))'
+  ringmain reply words --exec 'tr a-z A-Z'
+  ringmain reply ping --echo --count 10
+
+Any number of servers share the requests of a queue. On a brokered queue a request is acknowledged after its reply was sent, so that one \
+whose server dies goes to another; when the command fails there is no reply, and the request goes to the dead-letter queue or is discarded. \
+On a direct queue a request is gone when a server has taken it. A requester that is gone is no error. SIGINT and SIGTERM end the \
+command cleanly.";
