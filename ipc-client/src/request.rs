@@ -20,6 +20,8 @@ const SLACK_BYTES: u32 = 4096;
 const REPLY_TTL_MS: u64 = 3_600_000;
 /// Reply queues that a [`Replier`] stays attached to.
 const TARGETS_MAX: usize = 32;
+/// How long a requester that is dropped waits for the daemon.
+const DELETE_TIMEOUT: Duration = Duration::from_millis(500);
 /// How long [`Replier::reply`] waits for room.
 const PATIENCE: Duration = Duration::from_secs(1);
 
@@ -106,6 +108,8 @@ impl Reply {
 }
 
 /// A sending handle of either plane.
+// There are few of them, and each has rings behind it.
+#[allow(clippy::large_enum_variant)]
 #[derive(Debug)]
 enum Sender {
     Direct(Producer),
@@ -140,6 +144,7 @@ impl Sender {
 }
 
 /// A receiving handle of either plane.
+#[allow(clippy::large_enum_variant)]
 #[derive(Debug)]
 enum Receiver {
     Direct(Consumer),
@@ -250,9 +255,7 @@ impl Requester {
 impl Drop for Requester {
     fn drop(&mut self) {
         // Otherwise it would stay until the process ends. A forked child has no say in it.
-        if !self.client.is_forked() {
-            let _ = self.client.delete_queue(&self.reply_queue);
-        }
+        self.client.inner().delete_within(&self.reply_queue, DELETE_TIMEOUT);
     }
 }
 

@@ -183,6 +183,19 @@ impl Inner {
         }
     }
 
+    /// Deletes a queue of this session if the daemon can be told within this time; else it goes with the session.
+    pub(crate) fn delete_within(&self, name: &str, timeout: Duration) {
+        let Ok(mut state) = self.lock() else { return };
+        if state.is_sick() {
+            return;
+        }
+        let open = if state.connected() { Ok(()) } else { self.open(&mut state, timeout) };
+        let request = Request::DeleteQueue { name: name.to_owned() };
+        if open.and_then(|()| self.converse(&mut state, &request, &[], timeout)).is_err() {
+            state.give_up();
+        }
+    }
+
     /// Gives a doorbell back; `false` if the daemon could not be told.
     pub(super) fn release_doorbell(&self, doorbell: u32) -> bool {
         let Ok(mut state) = self.lock() else { return true };

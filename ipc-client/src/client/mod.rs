@@ -118,7 +118,7 @@ impl Client {
         self.inner.socket_path()
     }
 
-    fn inner(&self) -> &Arc<Inner> {
+    pub(crate) fn inner(&self) -> &Arc<Inner> {
         &self.inner
     }
 
@@ -278,11 +278,6 @@ impl Client {
     #[must_use]
     pub fn replier(&self) -> Replier {
         Replier::new(self)
-    }
-
-    /// Whether this is another process than the one that connected.
-    pub(crate) fn is_forked(&self) -> bool {
-        self.inner.mark().is_forked()
     }
 
     /// Attaches a producer to a queue.

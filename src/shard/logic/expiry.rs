@@ -36,8 +36,6 @@ const DOOMED_MAX: usize = 1024;
 pub(super) struct Looks {
     /// Time to {first, last} sequence.
     due: BTreeMap<u64, (u64, u64)>,
-    /// Too far behind to be taken out.
-    beyond: Option<(u64, u64)>,
 }
 
 fn hull(range: (u64, u64), other: (u64, u64)) -> (u64, u64) {
@@ -66,15 +64,9 @@ impl Looks {
         }
     }
 
-    fn push_beyond(&mut self, sequence: u64) {
-        let range = (sequence, sequence);
-        self.beyond = Some(self.beyond.map_or(range, |beyond| hull(beyond, range)));
-    }
-
     /// As a checkpoint has them.
     pub(super) fn all(&self) -> impl Iterator<Item = (u64, u64, u64)> + '_ {
-        let beyond = self.beyond.iter().map(|(first, last)| (UNKNOWN_NS, *first, *last));
-        beyond.chain(self.due.iter().map(|(at_ns, (first, last))| (*at_ns, *first, *last)))
+        self.due.iter().map(|(at_ns, (first, last))| (*at_ns, *first, *last))
     }
 }
 
@@ -150,30 +142,38 @@ impl Queue {
 
     /// Takes an expired message out of each group that does not have it with a consumer.
     fn expire(&mut self, sequence: u64) {
-        let mut moved = false;
         for group in &mut self.groups {
             if group.doomed.contains_key(&sequence) {
                 continue;
             }
             if sequence.saturating_sub(group.fresh) >= REACH {
-                self.looks.push_beyond(sequence);
+                let range = (sequence, sequence);
+                group.beyond = Some(group.beyond.map_or(range, |beyond| hull(beyond, range)));
                 continue;
             }
-            let fresh = group.fresh;
             if let Some(count) = group.take(sequence) {
                 let doomed = Doomed { count, reason: Reason::Expired, waiter: None };
                 group.doomed.insert(sequence, doomed);
             }
-            moved |= group.fresh != fresh;
         }
-        // What was out of reach may be in reach now.
-        if moved
-            && let Some((first, last)) = self.looks.beyond
-            && self.groups.iter().any(|group| first.saturating_sub(group.fresh) < REACH)
-        {
-            self.looks.beyond = None;
-            self.looks.add(UNKNOWN_NS, first, last);
+    }
+
+    /// What was out of reach of a group may be in reach now: it is looked at again. Whether there was anything.
+    fn reach_beyond(&mut self) -> bool {
+        let mut any = false;
+        for group in &mut self.groups {
+            let Some((first, last)) = group.beyond else { continue };
+            // What is still out of reach after that look begins behind it: this comes to an end.
+            if first.saturating_sub(group.fresh) < REACH {
+                group.beyond = None;
+                let first = first.max(group.fresh);
+                if first <= last {
+                    self.looks.add(UNKNOWN_NS, first, last);
+                    any = true;
+                }
+            }
         }
+        any
     }
 }
 
@@ -189,7 +189,12 @@ impl Logic {
         loop {
             let Some(queue) = self.queues.get_mut(index) else { return Step::Done };
             let due = queue.looks.first().filter(|(at_ns, _)| *at_ns <= now.realtime_ns);
-            let Some((_, (first, last))) = due else { break };
+            let Some((_, (first, last))) = due else {
+                if queue.reach_beyond() {
+                    continue;
+                }
+                break;
+            };
             if self.failed.is_some() {
                 return Step::Done;
             }
@@ -251,7 +256,9 @@ impl Logic {
         if !queue.uses_ttl || canary::planted(Canary::ForgetLooks) {
             return Vec::new();
         }
-        let mut looks: Vec<_> = queue.looks.all().collect();
+        let beyond = queue.groups.iter().filter_map(|group| group.beyond);
+        let beyond = beyond.map(|(first, last)| (UNKNOWN_NS, first, last));
+        let mut looks: Vec<_> = beyond.chain(queue.looks.all()).collect();
         let back = queue.groups.iter().flat_map(|group| {
             let leased = self
                 .members(group)

@@ -67,6 +67,8 @@ pub(super) struct Group {
     pub(super) armed_ns: Option<u64>,
     /// A message cannot be read: nothing goes on.
     pub(super) stalled: Option<String>,
+    /// Expired messages too far behind `fresh` to be taken out: first and last.
+    pub(super) beyond: Option<(u64, u64)>,
 }
 
 impl Group {

@@ -237,6 +237,21 @@ fn what_is_far_behind_stays_until_it_comes_near() {
     }
     let info = other.logic.info(1).expect("queue");
     assert_eq!((info.messages, info.expired), (0, 1));
+    // Two groups, and nobody who fetches what has come near.
+    let mut audit = consumer(4_096);
+    audit.group = "audit".to_owned();
+    let one = world.consumer(1, 2, &audit);
+    let two = world.consumer(1, 3, &consumer(4_096));
+    for _ in 0..80 {
+        for (to, lease, _) in deliveries(&world.turn()) {
+            world.up(to, Up::Ack { lease, request: 0 });
+        }
+    }
+    for handle in [one, two] {
+        world.logic.close_handle(&mut world.port, handle, at_ms(1_000));
+    }
+    world.turn();
+    assert_eq!(count(&world, kind::EXPIRED), 2, "both groups: it has come near");
 }
 
 #[test]
