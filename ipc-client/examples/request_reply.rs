@@ -12,7 +12,10 @@ use ringmain_client::{
 const REQUESTS: u64 = 1000;
 const PATIENCE: Duration = Duration::from_secs(10);
 
-fn main() -> Result<(), Box<dyn Error>> {
+/// May come from another thread.
+type Failure = Box<dyn Error + Send + Sync>;
+
+fn main() -> Result<(), Failure> {
     let client = Client::connect_default()?;
     let queue = format!("squares-{}", std::process::id());
     let spec = QueueSpec { plane: Some(Plane::Brokered), ..QueueSpec::default() };
@@ -31,7 +34,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     result
 }
 
-fn ask(client: &Client, queue: &str) -> Result<(), Box<dyn Error>> {
+fn ask(client: &Client, queue: &str) -> Result<(), Failure> {
     let mut requester = client.requester(queue)?;
     let mut sum = 0;
     for number in 0..REQUESTS {
@@ -42,10 +45,7 @@ fn ask(client: &Client, queue: &str) -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-fn serve(
-    client: &Client,
-    mut requests: BrokeredConsumer,
-) -> Result<(), Box<dyn Error + Send + Sync>> {
+fn serve(client: &Client, mut requests: BrokeredConsumer) -> Result<(), Failure> {
     let mut replier = client.replier();
     loop {
         let request = match requests.receive() {

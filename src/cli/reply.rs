@@ -42,6 +42,8 @@ pub(crate) fn run(socket: &Socket, args: &ReplyArgs) -> Outcome {
     result
 }
 
+// There is one of them.
+#[allow(clippy::large_enum_variant)]
 enum Requests {
     Direct(Consumer),
     Brokered(BrokeredConsumer),

@@ -42,7 +42,7 @@ impl Program {
                         let name = if group == 0 { "" } else { "audit" };
                         let state = queue.group(name).open.remove(&sequence);
                         let (State::Doomed { count } | State::Back { count, .. }) =
-                            state.clone().ok_or(format!("{sequence} was done with"))?
+                            state.clone().ok_or_else(|| format!("{sequence} was done with"))?
                         else {
                             return Err(format!("{sequence} was taken out, it was {state:?}"));
                         };
