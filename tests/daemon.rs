@@ -7,9 +7,13 @@ mod support;
 mod bad_input;
 #[path = "daemon/brokered_support.rs"]
 mod brokered_support;
+#[path = "support/mounted.rs"]
+mod mounted;
 
 #[path = "daemon/brokered_deaths.rs"]
 mod brokered_deaths;
+#[path = "daemon/brokered_disks.rs"]
+mod brokered_disks;
 #[path = "daemon/brokered_flow.rs"]
 mod brokered_flow;
 #[path = "daemon/brokered_hostile.rs"]
@@ -18,6 +22,8 @@ mod brokered_hostile;
 mod brokered_idle;
 #[path = "daemon/deaths.rs"]
 mod deaths;
+#[path = "daemon/groups.rs"]
+mod groups;
 #[path = "daemon/hostile.rs"]
 mod hostile;
 #[path = "daemon/lifecycle.rs"]

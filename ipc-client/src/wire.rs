@@ -32,7 +32,7 @@ pub enum Outcome {
     QueueDeleted = 2,
     /// The message is longer than a journal batch takes; `detail` is the limit in bytes.
     TooLarge = 3,
-    /// The lease is over: the message was given to another consumer, acknowledged or moved.
+    /// The lease is over: the message was given to another consumer, acknowledged, moved, or discarded.
     LeaseLost = 4,
     /// The daemon did not understand the request.
     Invalid = 5,
@@ -146,6 +146,11 @@ pub enum Down {
     },
     /// Everything that was there has been delivered: to one who drains or looks on. More may come.
     Drained,
+    /// A limit of the queue has discarded messages that the consumer's group had not got yet. In front of the next delivery.
+    Skipped {
+        /// How many since the last record of this kind.
+        messages: u64,
+    },
 }
 
 /// In front of a delivered payload.
@@ -170,6 +175,7 @@ mod kind {
     pub(super) const DELIVERY: u8 = 17;
     pub(super) const ANSWER: u8 = 18;
     pub(super) const DRAINED: u8 = 19;
+    pub(super) const SKIPPED: u8 = 20;
 }
 
 /// A record on its way into a ring.
@@ -312,6 +318,7 @@ impl Down {
                 Encoded::new(kind::ANSWER).u32(outcome as u32).u64(request).u64(detail)
             }
             Self::Drained => Encoded::new(kind::DRAINED),
+            Self::Skipped { messages } => Encoded::new(kind::SKIPPED).u64(messages),
         }
     }
 
@@ -348,6 +355,7 @@ impl Down {
                 Ok(Self::Answer { outcome, request: from.u64(), detail: from.u64() })
             }
             kind::DRAINED => fields(bytes, 4).map(|_| Self::Drained),
+            kind::SKIPPED => Ok(Self::Skipped { messages: fields(bytes, 12)?.u64() }),
             _ => Err(malformed(bytes)),
         }
     }
@@ -388,6 +396,7 @@ mod tests {
             Down::Delivery(DeliveryHeader { lease: LEASE, published_ns: 8, lease_ms: 30_000 }),
             Down::Answer { request: 3, outcome: Outcome::LeaseLost, detail: 0 },
             Down::Drained,
+            Down::Skipped { messages: 1 << 40 },
         ];
         for record in down {
             let encoded = record.encode();

@@ -4,8 +4,8 @@
 
 mod support;
 
-use std::time::Duration;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use ringmain_client::layout::metadata::{Metadata, MetadataError, TraceId};
 use ringmain_client::layout::pair::{link, shard_page};

@@ -11,10 +11,10 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use ringmain_client::raw::protocol::{Plane, QueueInfo};
-use ringmain_client::{Client, Consumer, Guard, HandleOptions, ReceiveError, WaitPolicy};
+use ringmain_client::{Client, Consumer, Guard, HandleOptions, ReceiveError, StartAt, WaitPolicy};
 
 use super::Socket;
-use super::args::{ConsumeArgs, Start};
+use super::args::ConsumeArgs;
 use super::exit::{Exit, Failure, Outcome};
 use super::output::notice;
 use super::signals;
@@ -34,7 +34,7 @@ const NOTICE_AFTER: Duration = Duration::from_secs(1);
 pub(crate) struct Config {
     queue: String,
     group: Option<String>,
-    from: Option<Start>,
+    from: Option<StartAt>,
     count: Option<u64>,
     drain: bool,
     format: Format,
@@ -77,10 +77,8 @@ impl Config {
             return refuse("--group", "all of its consumers share one group");
         }
         match self.from {
-            None | Some(Start::First) => Ok(()),
-            Some(Start::New | Start::Sequence(_)) => {
-                refuse("--from", "a consumer gets what is there and what comes")
-            }
+            None | Some(StartAt::First) => Ok(()),
+            Some(_) => refuse("--from", "a consumer gets what is there and what comes"),
         }
     }
 }
@@ -115,7 +113,7 @@ fn consume(
     config: &Config,
     printer: &mut Printer,
 ) -> Outcome {
-    let mut idle = Idle { since: None, noticed: false };
+    let mut idle = Idle { since: None, noticed: false, absence: Absence::default() };
     let mut left = config.count.unwrap_or(u64::MAX);
     while left > 0 && signals::caught().is_none() {
         let taken = if config.drain { consumer.try_take() } else { consumer.take_timeout(SLICE) };
@@ -124,6 +122,7 @@ fn consume(
                 printer.print(guard)?;
                 left -= 1;
                 idle.since = None;
+                idle.absence.over();
                 continue;
             }
             Err(error) => error,
@@ -133,6 +132,7 @@ fn consume(
                 if config.drain && idle.drained(client, &config.queue) {
                     return Ok(());
                 }
+                idle.absence.look(client, &config.queue);
                 idle.check(config)?;
             }
             error => return Err(Failure::receive(&config.queue, &error)),
@@ -145,6 +145,35 @@ fn consume(
 struct Idle {
     since: Option<Instant>,
     noticed: bool,
+    absence: Absence,
+}
+
+/// A daemon that is away while nothing comes.
+#[derive(Default)]
+struct Absence {
+    since: Option<Instant>,
+    noticed: bool,
+}
+
+impl Absence {
+    /// Says once when it has been away for a while. Asks nobody: idle costs nothing.
+    fn look(&mut self, client: &Client, queue: &str) {
+        if client.is_connected() {
+            return self.over();
+        }
+        let since = *self.since.get_or_insert_with(Instant::now);
+        if !self.noticed && since.elapsed() >= NOTICE_AFTER {
+            self.noticed = true;
+            notice(&format!(
+                "queue {queue}: its daemon is away; waiting for it to come back, start it with 'ringmain serve' \
+                 if it does not"
+            ));
+        }
+    }
+
+    fn over(&mut self) {
+        self.since = None;
+    }
 }
 
 impl Idle {

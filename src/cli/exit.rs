@@ -143,6 +143,9 @@ impl Failure {
     fn closed(name: &str, closed: Closed) -> Self {
         match closed {
             Closed::Deleted => Self::new(Exit::Data, format_args!("queue {name} was deleted")),
+            Closed::GroupDeleted => {
+                Self::new(Exit::Data, format_args!("queue {name}: the group was deleted"))
+            }
             Closed::Draining => Self::new(
                 Exit::Unavailable,
                 format_args!("queue {name} is being drained: the daemon stops"),

@@ -8,7 +8,7 @@ use std::thread;
 
 use serde::{Deserialize, Serialize};
 
-use super::bench::{deaths, durable, load, pair};
+use super::bench::{deaths, durable, load, pair, replay};
 use super::demo::{durable as durable_demo, flow};
 use super::exit::{Exit, Failure, Outcome};
 
@@ -27,6 +27,10 @@ pub(crate) enum Task {
     Survive(deaths::SurvivorTask),
     /// Holds a slot until it is killed.
     Hold(deaths::VictimTask),
+    /// Gets the messages of consumers that die.
+    Inherit(deaths::brokered::HeirTask),
+    /// Holds a message until it is killed.
+    HoldMessage(deaths::brokered::HolderTask),
     /// Sends records.
     RecordsProduce(flow::ProduceTask),
     /// Verifies records.
@@ -37,6 +41,8 @@ pub(crate) enum Task {
     DurableConsume(durable_demo::ConsumeTask),
     /// Receives what `bench durable` publishes.
     Receive(durable::receive::Task),
+    /// Consumes the backlog of `bench replay`.
+    Replay(replay::Task),
 }
 
 /// What the parent says after the task.
@@ -111,11 +117,14 @@ pub(crate) fn run() -> Outcome {
         Task::LoadConsume(task) => value(load::consume(&task, &parent)),
         Task::Survive(task) => value(deaths::survive(&task, &parent)),
         Task::Hold(task) => value(deaths::hold(&task, &parent)),
+        Task::Inherit(task) => value(deaths::brokered::inherit(&task, &parent)),
+        Task::HoldMessage(task) => value(deaths::brokered::hold(&task, &parent)),
         Task::RecordsProduce(task) => value(flow::produce(&task, &parent)),
         Task::RecordsConsume(task) => value(flow::consume(&task, &parent)),
         Task::DurableProduce(task) => value(durable_demo::produce(&task, &parent)),
         Task::DurableConsume(task) => value(durable_demo::consume(&task, &parent)),
         Task::Receive(task) => value(durable::receive::run(&task, &parent)),
+        Task::Replay(task) => value(replay::replay(&task, &parent)),
     };
     match result {
         Ok(result) => say(&Event::Done { result }),

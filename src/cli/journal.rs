@@ -77,6 +77,7 @@ fn failed(folder: &Folder, error: &OpenError) -> Failure {
 }
 
 fn open(folder: &Folder) -> Outcome<BlockingDisk> {
+    folder.look_for_holder()?;
     // Offline nothing is in a hurry: plain system calls do.
     BlockingDisk::new(&folder.path, SyncMode::Fdatasync)
         .map_err(|error| Failure::file(&folder.path, "open", &error))
@@ -106,6 +107,7 @@ fn inspect(args: &JournalInspectArgs) -> Outcome {
 
 fn repair(args: &JournalRepairArgs) -> Outcome {
     answer(&args.folder, args.format.json, |folder| {
+        folder.look_for_holder()?;
         let disk = || BlockingDisk::new(&folder.path, SyncMode::Fdatasync);
         let report =
             journal::repair(disk, args.accept_loss).map_err(|error| failed(folder, &error))?;

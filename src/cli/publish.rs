@@ -23,6 +23,9 @@ use lines::Lines;
 mod brokered;
 pub(super) mod lines;
 
+/// Longest key: as long as metadata, less the bytes in front of its only entry.
+const KEY_BYTES_MAX: usize = 65_535 - 4;
+
 /// A broker that died is replaced within this time; nobody who answers after it belongs to the rings in use.
 const DAEMON_LIMIT: Duration = Duration::from_secs(2);
 
@@ -61,7 +64,7 @@ impl Input {
 
 impl Config {
     pub(crate) fn new(args: PublishArgs) -> Outcome<Self> {
-        let metadata = metadata(&args);
+        let metadata = metadata(&args)?;
         if metadata.is_some() && args.batch > 1 {
             return Err(Failure::usage(
                 "--batch sends bare payloads; leave it out when --header, --key, --ttl or --delay is given",
@@ -90,19 +93,47 @@ impl Config {
     }
 }
 
-fn metadata(args: &PublishArgs) -> Option<Metadata> {
+fn metadata(args: &PublishArgs) -> Outcome<Option<Metadata>> {
     let times = args.ttl.is_some() || args.delay.is_some();
     if args.header.is_empty() && args.key.is_none() && !times {
-        return None;
+        return Ok(None);
+    }
+    if let Some(key) = args.key.as_ref().filter(|key| key.len() > KEY_BYTES_MAX) {
+        return Err(Failure::usage(format_args!(
+            "--key has {} bytes, the longest possible has {KEY_BYTES_MAX}",
+            key.len()
+        )));
     }
     let headers = args.header.iter();
-    Some(Metadata {
+    let metadata = Metadata {
         key: args.key.as_ref().map(|key| key.clone().into_bytes()),
         headers: headers.map(|(name, value)| (name.clone(), value.clone().into_bytes())).collect(),
         ttl: args.ttl,
         delay: args.delay,
         ..Metadata::default()
-    })
+    };
+    match metadata.encode(&mut Vec::new()) {
+        Ok(()) => Ok(Some(metadata)),
+        Err(error) => Err(Failure::usage(format_args!("--key and --header: {error}"))),
+    }
+}
+
+/// What a send reports. A message that is too long may be so because of what it has beside its payload.
+fn send_failure(queue: &str, metadata: Option<&Metadata>, error: &SendError) -> Failure {
+    let (SendError::TooLarge { length, max }, Some(metadata)) = (error, metadata) else {
+        return Failure::send(queue, error);
+    };
+    let mut encoded = Vec::new();
+    // It was encoded before.
+    let _ = metadata.encode(&mut encoded);
+    Failure::new(
+        Exit::Data,
+        format_args!(
+            "a message of {length} bytes, {} of them --key and --header: queue {queue} carries at most {max} in \
+             all; use a shorter key, or a queue with more or larger slots",
+            encoded.len()
+        ),
+    )
 }
 
 pub(crate) fn run(socket: &Socket, config: Config) -> Outcome {
@@ -208,6 +239,7 @@ struct Publisher {
     first: Option<u64>,
     last: Option<u64>,
     noticed: bool,
+    absence_noticed: bool,
 }
 
 impl Publisher {
@@ -226,6 +258,7 @@ impl Publisher {
             first: None,
             last: None,
             noticed: false,
+            absence_noticed: false,
         })
     }
 
@@ -360,7 +393,7 @@ impl Publisher {
     }
 
     fn failed(&self, error: &SendError) -> Failure {
-        match Failure::send(&self.config.queue, error) {
+        match send_failure(&self.config.queue, self.config.metadata.as_ref(), error) {
             Failure::Message { exit, message } => Failure::new(
                 exit,
                 format_args!("{message}; {} messages were published", self.published),
@@ -369,12 +402,19 @@ impl Publisher {
         }
     }
 
-    /// Says once that the queue is full, if nobody consumes it or whoever does is stopped.
+    /// Says once that the queue is full, if nobody consumes it or whoever does is stopped, and once that the daemon is away.
     fn explain_wait(&mut self) {
+        let name = &self.config.queue;
+        if !self.absence_noticed && !self.client.is_connected() {
+            self.absence_noticed = true;
+            notice(&format!(
+                "queue {name} is full and its daemon is away; waiting for a consumer that is attached to make \
+                 room, or for the daemon to come back"
+            ));
+        }
         if self.noticed {
             return;
         }
-        let name = &self.config.queue;
         match self.client.queue_info(name) {
             Ok(info) if info.consumers == 0 => {
                 self.noticed = true;

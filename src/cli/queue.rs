@@ -9,12 +9,13 @@ use serde_json::json;
 
 use super::Socket;
 use super::args::{
-    DeliveryArgs, QueueCommand, QueueCreateArgs, QueueDeleteArgs, QueueEditArgs, QueueInfoArgs,
-    QueueListArgs, QueuePurgeArgs,
+    DeliveryArgs, PlaneArg, QueueCommand, QueueCreateArgs, QueueDeleteArgs, QueueEditArgs,
+    QueueInfoArgs, QueueListArgs, QueuePurgeArgs,
 };
 use super::exit::{Exit, Failure, Outcome};
 use super::output::{Style, print, print_json, print_line};
 use super::units;
+use ringmain::shard::logic::Limits;
 
 /// Slots in the rings of a brokered queue that does not say otherwise.
 pub(crate) const BROKERED_SLOTS: u32 = 1024;
@@ -47,14 +48,16 @@ struct CreateConfig {
 
 impl CreateConfig {
     fn new(args: QueueCreateArgs) -> Outcome<Self> {
-        let plane = plane(&args)?;
+        let plane = plane_of(args.plane, args.durable)?;
         let delivery = delivery(&args.delivery);
         if plane == Plane::Direct && delivery != DeliverySpec::default() {
             return Err(Failure::usage(
-                "a direct queue has no --max-deliveries, --dead-letter, --lease or --ttl; add --durable or \
-                 --plane brokered",
+                "a direct queue has no delivery rules (--max-deliveries, --dead-letter, --lease, --ttl) and no \
+                 limits (--retention, --max-messages, --max-bytes, --max-age, --overflow); add --durable \
+                 or --plane brokered",
             ));
         }
+        Limits::asked(&delivery).check(args.durable).map_err(Failure::usage)?;
         // The daemon checks again; here the answer does not need a daemon.
         let slots = args.slots.or_else(|| (plane == Plane::Brokered).then_some(BROKERED_SLOTS));
         Geometry::new(slots, args.slot_size, args.max_message).map_err(Failure::usage)?;
@@ -75,8 +78,8 @@ impl CreateConfig {
 }
 
 /// Durable queues are brokered.
-fn plane(args: &QueueCreateArgs) -> Outcome<Plane> {
-    match (args.plane.map(Plane::from), args.durable) {
+pub(super) fn plane_of(plane: Option<PlaneArg>, durable: bool) -> Outcome<Plane> {
+    match (plane.map(Plane::from), durable) {
         (Some(Plane::Direct), true) => Err(Failure::usage(
             "a durable queue is brokered; leave out --plane direct or --durable",
         )),
@@ -90,19 +93,33 @@ fn delivery(args: &DeliveryArgs) -> DeliverySpec {
         max_deliveries: args.max_deliveries,
         dead_letter: args.dead_letter.clone(),
         lease_ms: args.lease.map(units::milliseconds),
+        retention: args.retention.map(Into::into),
+        max_messages: args.max_messages,
+        max_bytes: args.max_bytes,
+        max_age_ms: args.max_age.map(units::milliseconds),
+        overflow: args.overflow.map(Into::into),
         ttl_ms: args.ttl.map(units::milliseconds),
     }
 }
 
 fn edited(args: &QueueEditArgs) -> Outcome<DeliverySpec> {
-    let mut delivery = delivery(&args.delivery);
-    if args.no_dead_letter {
-        delivery.dead_letter = Some(String::new());
-    }
+    let dead_letter =
+        if args.no_dead_letter { Some(String::new()) } else { args.dead_letter.clone() };
+    let delivery = DeliverySpec {
+        max_deliveries: args.max_deliveries,
+        dead_letter,
+        lease_ms: args.lease.map(units::milliseconds),
+        retention: args.retention.map(Into::into),
+        max_messages: args.max_messages,
+        max_bytes: args.max_bytes,
+        max_age_ms: args.max_age.map(units::milliseconds),
+        overflow: args.overflow.map(Into::into),
+        ttl_ms: args.ttl.map(units::milliseconds),
+    };
     if delivery == DeliverySpec::default() {
         return Err(Failure::usage(
-            "nothing to change; give --max-deliveries, --dead-letter, --no-dead-letter, --lease or \
-             --ttl",
+            "nothing to change; give --max-deliveries, --dead-letter, --no-dead-letter, --lease, --ttl, \
+             --retention, --max-messages, --max-bytes, --max-age or --overflow",
         ));
     }
     Ok(delivery)

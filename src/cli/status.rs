@@ -30,5 +30,8 @@ pub(crate) fn facts(status: &Status) -> Facts {
     facts.add("clients", status.clients);
     facts.add("handles", status.handles);
     facts.add("shared memory", units::bytes(status.memory_bytes));
+    for trouble in &status.troubles {
+        facts.add("trouble", trouble);
+    }
     facts
 }

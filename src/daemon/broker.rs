@@ -22,7 +22,7 @@ use ringmain_client::sys::memory::MemoryError;
 
 use super::DaemonError;
 use super::background::Results;
-use super::brokered::Brokered;
+use super::brokered::{Brokered, NewPair};
 use super::connections::{Answer, Connection};
 use super::counters::Counters;
 use super::doorbells::Doorbell;
@@ -63,7 +63,7 @@ pub(super) struct Broker {
     pub(super) doorbells: BTreeMap<u32, Doorbell>,
     /// Queues whose memory is not there yet, by name.
     pub(super) allocating: BTreeMap<String, Pending>,
-    pub(super) allocated: Results<(String, Result<QueueMemory, MemoryError>)>,
+    pub(super) allocated: Results<Allocated>,
     pub(super) counters: Counters,
     pub(super) brokered: Brokered,
     /// For new queues.
@@ -301,6 +301,8 @@ impl Broker {
     fn refuse_to_start(&mut self, error: &StartError) -> DaemonError {
         let error = match error {
             StartError::Damaged(text) => DaemonError::Data(text.clone()),
+            StartError::Permission(text) => DaemonError::Permission(text.clone()),
+            StartError::Config(text) => DaemonError::Config(text.clone()),
             StartError::Io(text) => DaemonError::Io(text.clone()),
         };
         let (exit_code, text) = (error.exit_code(), error.to_string());
@@ -346,6 +348,15 @@ fn left_text(queues: usize, left: &[(&str, u64)]) -> String {
         "stopped; {total} messages were left ({}): only consumers that are still attached can receive them",
         named.join(", ")
     )
+}
+
+/// Memory that was allocated in the background.
+#[derive(Debug)]
+pub(super) enum Allocated {
+    /// Of a direct queue.
+    Queue { name: String, memory: Result<QueueMemory, MemoryError> },
+    /// Of a handle on a brokered queue.
+    Pair { ticket: u64, pair: Result<NewPair, MemoryError> },
 }
 
 /// For requests that found the daemon's own state contradicting itself.

@@ -88,6 +88,13 @@ fn lock_data_dir(path: &Path) -> Result<Lock, DaemonError> {
             let text = format!("data folder {} does not exist: create it first", path.display());
             return Err(DaemonError::Config(text));
         }
+        Err(error) if error.kind() == std::io::ErrorKind::NotADirectory => {
+            let text = format!(
+                "data folder {} is no folder, it lies below a file: choose another one",
+                path.display()
+            );
+            return Err(DaemonError::Config(text));
+        }
         Err(error) => {
             return Err(DaemonError::io(format_args!("data folder {}", path.display()), &error));
         }

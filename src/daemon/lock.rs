@@ -27,8 +27,16 @@ pub(super) struct Lock {
 impl Lock {
     /// Takes the lock at `path`; `what` is what it stands for, in the error text.
     pub(super) fn take(path: &Path, what: &str) -> Result<Self, DaemonError> {
-        let failed = |error: &io::Error| {
-            DaemonError::io(format_args!("lock file {}", path.display()), error)
+        let failed = |error: &io::Error| match error.kind() {
+            // The folder is there: on a file system such as /proc nobody can make files.
+            io::ErrorKind::NotFound => DaemonError::Config(format!(
+                "{what}: no file can be made there ({}: {error}); choose another path",
+                path.display()
+            )),
+            io::ErrorKind::ReadOnlyFilesystem => {
+                DaemonError::Config(format!("{what}: {error}; choose a path that can be written"))
+            }
+            _ => DaemonError::io(format_args!("{what}: lock file {}", path.display()), error),
         };
         loop {
             let file = OpenOptions::new()

@@ -211,6 +211,7 @@ impl Broker {
             ),
             memory_bytes: self.queues.values().map(Queue::memory_bytes).sum::<u64>()
                 + self.brokered.queues.values().map(BrokeredQueue::memory_bytes).sum::<u64>(),
+            troubles: self.brokered.troubles(),
         })))
     }
 }

@@ -10,7 +10,7 @@ use ringmain_client::ring::Closed;
 use ringmain_client::sys::memory::MemoryError;
 
 use super::background;
-use super::broker::{Broker, bug};
+use super::broker::{Allocated, Broker, bug};
 use super::connections::{Answer, Failure, refuse};
 use super::entries::{Key, QueueEntry, encode};
 use super::host_memory;
@@ -23,7 +23,7 @@ use super::rings::{QueueMemory, memory_bytes};
 /// Longest name of a queue in bytes.
 const NAME_BYTES_MAX: usize = 200;
 /// Memory of this many bytes is allocated within the time that a repair may be held up, more of it in the background.
-const ALLOCATED_AT_ONCE: u64 = 8 << 20;
+pub(super) const ALLOCATED_AT_ONCE: u64 = 8 << 20;
 /// Owner only.
 const MODE_DEFAULT: u32 = 0o700;
 
@@ -218,26 +218,37 @@ impl Broker {
         let name = entry.name.clone();
         let pending = Pending { id, connection: number, entry, bytes, session };
         self.allocating.insert(name.clone(), pending);
-        self.allocated.compute("allocate", move || (name, allocate()));
+        self.allocated.compute("allocate", move || Allocated::Queue { name, memory: allocate() });
         Ok(None)
     }
 
     /// Memory that was allocated in the background.
     pub(super) fn on_allocated(&mut self) -> Result<(), LinkLost> {
-        for (name, memory) in self.allocated.take() {
-            let Some(pending) = self.allocating.remove(&name) else {
-                continue;
-            };
-            if !self.connections.contains_key(&pending.connection) {
-                // Nobody waits for it: as if it had never been asked for.
-                background::run("free", move || drop(memory));
-                continue;
+        for allocated in self.allocated.take() {
+            match allocated {
+                Allocated::Queue { name, memory } => self.on_queue_allocated(&name, memory)?,
+                Allocated::Pair { ticket, pair } => self.on_pair_allocated(ticket, pair)?,
             }
-            let Pending { id, entry, session, .. } = pending;
-            let result = self.finish_create(id, entry, memory, session);
-            self.answer(pending.connection, result.map(Some))?;
         }
         Ok(())
+    }
+
+    fn on_queue_allocated(
+        &mut self,
+        name: &str,
+        memory: Result<QueueMemory, MemoryError>,
+    ) -> Result<(), LinkLost> {
+        let Some(pending) = self.allocating.remove(name) else {
+            return Ok(());
+        };
+        if !self.connections.contains_key(&pending.connection) {
+            // Nobody waits for it: as if it had never been asked for.
+            background::run("free", move || drop(memory));
+            return Ok(());
+        }
+        let Pending { id, connection, entry, session, .. } = pending;
+        let result = self.finish_create(id, entry, memory, session);
+        self.answer(connection, result.map(Some))
     }
 
     fn finish_create(

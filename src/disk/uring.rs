@@ -24,7 +24,8 @@ use super::sleeper::Sleeper;
 use super::transfer::{CALL_BYTES, Direction, Progress, Step};
 use super::workers::{Job, Workers};
 use super::{
-    Buffer, Completed, Disk, Done, Durability, FileId, Operation, SyncMode, Ticket, Waker,
+    Buffer, Completed, DROP_WAIT, Disk, Done, Durability, FileId, Operation, SyncMode, Ticket,
+    Waker,
 };
 
 /// Places in the submission queue; the completion queue has twice as many.
@@ -35,9 +36,6 @@ const FLIGHTS: usize = 31;
 
 /// The completion of the poll for wakes.
 const POLL: u64 = u64::MAX;
-
-/// How long a dropped disk waits for what is in flight. Then memory is leaked: the kernel may still use it.
-const DROP_WAIT: Duration = Duration::from_secs(10);
 
 /// Makes a ring, does nothing with it once, and throws it away.
 #[must_use]
@@ -514,6 +512,7 @@ impl Drop for UringDisk {
                 Err(error) => self.abandon(&error),
             }
         }
+        // Memory is leaked: the kernel may still use it.
         self.abandon(&io::Error::from_raw_os_error(libc::ETIMEDOUT));
     }
 }

@@ -4,10 +4,11 @@ use std::io;
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
+use std::time::Instant;
 
 use super::directory::{Directory, OpenFile};
 use super::error::failed;
-use super::{Buffer, Completed, Done, SyncMode, Ticket, Waker, transfer};
+use super::{Buffer, Completed, DROP_WAIT, Done, SyncMode, Ticket, Waker, transfer};
 
 #[derive(Debug)]
 pub(super) enum Job {
@@ -30,7 +31,8 @@ struct Finished {
     buffer: Option<Buffer>,
 }
 
-/// Threads that share one queue of jobs; started with the first job, joined when dropped, after the jobs are done.
+/// Threads that share one queue of jobs; started with the first job, joined when dropped, after the
+/// jobs are done. Jobs that are not done in time are left to their threads.
 #[derive(Debug)]
 pub(super) struct Workers {
     count: usize,
@@ -130,6 +132,15 @@ impl Workers {
 impl Drop for Workers {
     fn drop(&mut self) {
         self.jobs = None;
+        let deadline = Instant::now() + DROP_WAIT;
+        while self.outstanding > 0 {
+            let left = deadline.saturating_duration_since(Instant::now());
+            match self.finished.recv_timeout(left) {
+                Ok(_) => self.outstanding -= 1,
+                // A disk that does not answer: the threads own what they work on, and end with the process.
+                Err(_) => return,
+            }
+        }
         for thread in self.threads.drain(..) {
             let _ = thread.join();
         }

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use super::format::{self, HEADER_BYTES, Header, LANE_BYTES};
+use super::format::{self, HEADER_BYTES, Header};
 use super::index::{QueueHash, Run};
 use super::types::{FLAG_MESSAGE, Location, Lsn, RecordRef};
 use crate::disk::{BLOCK_BYTES, Buffer};
@@ -24,8 +24,6 @@ pub(super) struct Batch {
     epoch: u64,
     offset: u64,
     first_lsn: Lsn,
-    lanes: Vec<(u64, u64)>,
-    lane_places: HashMap<u64, usize, QueueHash>,
     runs: Vec<Run>,
     /// Last run of each queue.
     run_places: HashMap<u64, usize, QueueHash>,
@@ -53,8 +51,6 @@ impl Batch {
             epoch,
             offset,
             first_lsn,
-            lanes: Vec::new(),
-            lane_places: HashMap::default(),
             runs: Vec::new(),
             run_places: HashMap::default(),
             last_run: 0,
@@ -63,12 +59,12 @@ impl Batch {
     }
 
     pub(super) fn is_empty(&self) -> bool {
-        self.count == 0 && self.lanes.is_empty()
+        self.count == 0
     }
 
     /// Bytes without the padding.
     pub(super) fn bytes(&self) -> usize {
-        self.used + self.lanes.len() * LANE_BYTES
+        self.used
     }
 
     /// Bytes of the records of the group, or of none.
@@ -133,20 +129,6 @@ impl Batch {
         self.runs.push(Run::new(queue, sequence, lsn, location));
     }
 
-    pub(super) fn lane(&mut self, lane: u64, position: u64) {
-        let place = match self.lanes.last() {
-            Some((last, _)) if *last == lane => Some(self.lanes.len() - 1),
-            _ => self.lane_places.get(&lane).copied(),
-        };
-        match place {
-            Some(place) => self.lanes[place].1 = position,
-            None => {
-                self.lane_places.insert(lane, self.lanes.len());
-                self.lanes.push((lane, position));
-            }
-        }
-    }
-
     pub(super) fn begin(&mut self) {
         self.group = Some(Mark { used: self.used, count: self.count });
     }
@@ -184,20 +166,12 @@ impl Batch {
 
     /// Completes the header, of which the caller gives what a batch does not know, and lets the bytes go.
     pub(super) fn seal(mut self, header: Header) -> Sealed {
-        let bytes = self.bytes();
-        self.reserve(bytes);
-        for (index, (lane, position)) in self.lanes.iter().enumerate() {
-            let at = self.used + index * LANE_BYTES;
-            self.buffer[at..at + 8].copy_from_slice(&lane.to_le_bytes());
-            self.buffer[at + 8..at + 16].copy_from_slice(&position.to_le_bytes());
-        }
         let mut header = Header {
             epoch: self.epoch,
             offset: self.offset,
             first_lsn: self.first_lsn,
             count: self.count,
-            lanes: u32::try_from(self.lanes.len()).expect("a batch is shorter than 4 GiB"),
-            length: u32::try_from(bytes).expect("a batch is shorter than 4 GiB"),
+            length: u32::try_from(self.used).expect("a batch is shorter than 4 GiB"),
             ..header
         };
         self.buffer.set_length(header.disk_bytes());

@@ -2,6 +2,7 @@
 
 use std::io;
 
+use super::cache::Origin;
 use super::engine::{Journal, Task, Written};
 use super::space::Spare;
 use super::table::file_name;
@@ -94,7 +95,7 @@ impl<D: Disk> Journal<D> {
         match buffer {
             Some(buffer) if !runs.is_empty() => {
                 let block = super::batch::block_number(header.offset);
-                self.cache.insert(header.epoch, block, buffer);
+                self.cache.insert(header.epoch, block, buffer, Origin::Written);
             }
             Some(buffer) => self.cache.recycle(buffer),
             None => {}

@@ -1,13 +1,13 @@
 //! The open journal: what is staged, what is closed, what is in flight.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::time::{Duration, Instant};
 
 use super::batch::{Batch, Sealed};
 use super::cache::Cache;
 use super::canary::{Canary, planted};
-use super::format::{self, CLEAN, FRONTIER, Header, LANE_BYTES};
+use super::format::{self, CLEAN, FRONTIER, Header};
 use super::frontier::Frontier;
 use super::index::{Index, Run};
 use super::space::{Head, Segment, Spare};
@@ -17,8 +17,6 @@ use super::types::{
 };
 use crate::disk::{BLOCK_BYTES, Completed, Disk, Durability, FileId, Operation, Ticket};
 
-/// Lanes that may turn up for the first time in one batch.
-const NEW_LANES: usize = 256;
 /// Free files that messages leave to acks when no more can be made.
 const RESERVE: usize = 3;
 /// Kept free behind the batches: the last block of a footer, and a last witness.
@@ -79,9 +77,6 @@ pub struct Journal<D: Disk> {
     pub(super) wanted_bytes: u64,
     pub(super) no_space: Option<(i32, String)>,
     pub(super) retry_at: Option<Instant>,
-    pub(super) lanes: BTreeMap<u64, u64>,
-    /// Positions told while nothing could be staged.
-    late_lanes: Vec<u64>,
     pub(super) index: Index,
     pub(super) cache: Cache,
     pub(super) damaged: HashMap<(u64, u32), Damage>,
@@ -106,7 +101,6 @@ pub(super) struct Start {
     pub(super) segments: Vec<Segment>,
     pub(super) spares: Vec<Spare>,
     pub(super) surplus: Vec<Spare>,
-    pub(super) lanes: BTreeMap<u64, u64>,
     pub(super) index: Index,
 }
 
@@ -133,8 +127,6 @@ impl<D: Disk> Journal<D> {
             wanted_bytes: config.segment_bytes,
             no_space: None,
             retry_at: None,
-            lanes: start.lanes,
-            late_lanes: Vec::new(),
             index: start.index,
             cache: Cache::new(config.cache_bytes, staging_bytes),
             damaged: HashMap::new(),
@@ -177,7 +169,7 @@ impl<D: Disk> Journal<D> {
 
     /// Whether a group of the greatest length could be appended now.
     pub fn has_room(&self) -> bool {
-        let most = self.batch_bytes_max() - self.config.group_bytes_max() - LANE_BYTES;
+        let most = self.batch_bytes_max() - self.config.group_bytes_max();
         self.failure.is_none() && self.staging.as_ref().is_some_and(|one| one.bytes() <= most)
     }
 
@@ -188,8 +180,7 @@ impl<D: Disk> Journal<D> {
 
     /// Bytes that a batch may come to have: it takes a whole group as long as it has not reached its target.
     pub(super) fn batch_bytes_max(&self) -> usize {
-        let lanes = (self.lanes.len() + NEW_LANES) * LANE_BYTES;
-        self.config.batch_bytes + self.config.group_bytes_max() + lanes
+        self.config.batch_bytes + self.config.group_bytes_max()
     }
 
     /// Begins a group: the records up to `commit` are there all or not at all. Groups do not nest.
@@ -227,30 +218,10 @@ impl<D: Disk> Journal<D> {
         let Some(length) = length.filter(|_| staging.group_bytes() + bytes <= limit_bytes) else {
             return Err(AppendError::TooLarge { limit_bytes });
         };
-        if staging.bytes() + bytes + LANE_BYTES > most {
+        if staging.bytes() + bytes > most {
             return Err(AppendError::Full);
         }
         Ok(staging.append(&record, length))
-    }
-
-    /// Everything of this lane below this position has been appended, or is not wanted. Becomes durable with the records
-    /// appended so far, never before them.
-    pub fn lane(&mut self, lane: u64, position: u64) {
-        self.lanes.insert(lane, position);
-        match &mut self.staging {
-            Some(staging) => staging.lane(lane, position),
-            None => self.late_lanes.push(lane),
-        }
-    }
-
-    /// The lane will not be asked for again.
-    pub fn lane_closed(&mut self, lane: u64) {
-        self.lanes.remove(&lane);
-    }
-
-    /// Positions of all lanes, as far as appended (after `open`: as far as durable).
-    pub fn lanes(&self) -> &BTreeMap<u64, u64> {
-        &self.lanes
     }
 
     /// Last record appended.
@@ -286,7 +257,7 @@ impl<D: Disk> Journal<D> {
     }
 
     /// Closed batches, waiting and in flight.
-    fn busy(&self) -> usize {
+    pub(super) fn busy(&self) -> usize {
         self.closed.len() + self.frontier.in_flight()
     }
 
@@ -339,13 +310,7 @@ impl<D: Disk> Journal<D> {
         }
         let (epoch, offset) = (head.epoch, head.next_offset);
         let buffer = self.cache.staging();
-        let mut batch = Batch::new(buffer, epoch, offset, self.next_lsn);
-        for lane in self.late_lanes.drain(..) {
-            if let Some(position) = self.lanes.get(&lane) {
-                batch.lane(lane, *position);
-            }
-        }
-        self.staging = Some(batch);
+        self.staging = Some(Batch::new(buffer, epoch, offset, self.next_lsn));
     }
 
     pub(super) fn ticket(&mut self, task: Task) -> Ticket {
@@ -459,8 +424,18 @@ impl<D: Disk> Journal<D> {
         &mut self.disk
     }
 
-    /// Writes and waits for everything that was appended, then a last witness. Gives the disk back.
-    pub fn close(mut self, snapshot: &dyn Snapshot) -> Result<D, Failure> {
+    /// Writes and waits for everything that was appended, then a last witness, but no longer than `patience`: the failure's
+    /// errno is then `ETIMEDOUT`. Gives the disk back.
+    pub fn close(
+        mut self,
+        snapshot: &dyn Snapshot,
+        patience: Duration,
+    ) -> (D, Result<(), Failure>) {
+        let closed = self.finish(snapshot, Instant::now() + patience);
+        (self.disk, closed)
+    }
+
+    fn finish(&mut self, snapshot: &dyn Snapshot, deadline: Instant) -> Result<(), Failure> {
         let mut said_farewell = self.head.is_none();
         loop {
             if !said_farewell && self.busy() == 0 && self.staged_nothing() {
@@ -479,12 +454,30 @@ impl<D: Disk> Journal<D> {
                 return Err(failure);
             }
             if said_farewell && self.tasks.is_empty() && self.closed.is_empty() {
-                return Ok(self.disk);
+                return Ok(());
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err(self.silence());
             }
             if !self.tasks.is_empty() {
                 // Its error has no consequence: the completion tells.
-                let _ = self.disk.wait(Some(Duration::from_millis(100)));
+                let _ = self.disk.wait(Some(left.min(Duration::from_millis(100))));
             }
+        }
+    }
+
+    /// The disk does not answer.
+    fn silence(&self) -> Failure {
+        let (file, offset) =
+            self.head.as_ref().map_or((0, 0), |head| (head.file_number, head.next_offset));
+        let error = io::Error::from_raw_os_error(libc::ETIMEDOUT);
+        Failure {
+            errno: libc::ETIMEDOUT,
+            lsn: self.frontier.durable() + 1,
+            file: super::table::file_name(file),
+            offset,
+            detail: error.to_string(),
         }
     }
 

@@ -9,8 +9,6 @@ use crate::disk::BLOCK_BYTES;
 pub const HEADER_BYTES: usize = 128;
 /// Bytes in front of the body of each record.
 pub const RECORD_HEADER_BYTES: usize = 24;
-/// Bytes of an entry of the lane table.
-pub const LANE_BYTES: usize = 16;
 /// Records begin at multiples of this many bytes.
 pub const RECORD_ALIGNMENT: usize = 8;
 /// First bytes of each batch.
@@ -57,8 +55,6 @@ pub struct Header {
     pub durable_lsn: Lsn,
     /// Records.
     pub count: u32,
-    /// Entries of the lane table.
-    pub lanes: u32,
     /// Bytes, with this header, without the zeros behind.
     pub length: u32,
     /// Length of the segment file in blocks: a file that has lost its end is noticed.
@@ -129,7 +125,6 @@ impl Header {
         bytes[72..80].copy_from_slice(&self.first_lsn.to_le_bytes());
         bytes[80..88].copy_from_slice(&self.durable_lsn.to_le_bytes());
         bytes[88..92].copy_from_slice(&self.count.to_le_bytes());
-        bytes[92..96].copy_from_slice(&self.lanes.to_le_bytes());
         bytes[96..100].copy_from_slice(&self.length.to_le_bytes());
         bytes[100..104].copy_from_slice(&self.file_blocks.to_le_bytes());
         bytes[104..112].copy_from_slice(&self.previous.to_le_bytes());
@@ -168,23 +163,27 @@ impl Header {
             first_lsn: u64_at(bytes, 72),
             durable_lsn: u64_at(bytes, 80),
             count: u32_at(bytes, 88),
-            lanes: u32_at(bytes, 92),
             length: u32_at(bytes, 96),
             file_blocks: u32_at(bytes, 100),
             previous: u64_at(bytes, 104),
             substitute: u64_at(bytes, 112),
         };
-        if u64_at(bytes, 120) != 0 || !header.is_sound() {
+        if u32_at(bytes, 92) != 0 || u64_at(bytes, 120) != 0 || !header.is_sound() {
             return Err(HeaderError::Malformed);
         }
         Ok(header)
     }
 
+    /// Where the records of a batch end, from its first bytes. They must have been decoded before: nothing is checked.
+    #[must_use]
+    pub fn records_end_of_verified(batch: &[u8]) -> usize {
+        batch.get(96..100).map_or(0, |bytes| u32_at(bytes, 0) as usize)
+    }
+
     fn is_sound(&self) -> bool {
-        let least = HEADER_BYTES as u64 + u64::from(self.lanes) * LANE_BYTES as u64;
         let records = if self.flags & (FILLER | FOOTER) == 0 { u64::from(self.count) } else { 0 };
         self.flags & !FLAGS == 0
-            && u64::from(self.length) >= least + records * RECORD_HEADER_BYTES as u64
+            && u64::from(self.length) >= HEADER_BYTES as u64 + records * RECORD_HEADER_BYTES as u64
             && self.offset.is_multiple_of(BLOCK_BYTES as u64)
             && self.end_offset_wide() <= u64::from(self.file_blocks) * BLOCK_BYTES as u64
             && (1..=u64::MAX / 2).contains(&self.first_lsn)
@@ -328,7 +327,7 @@ impl<'a> Records<'a> {
     /// `batch` begins with this header.
     #[must_use]
     pub fn new(batch: &'a [u8], header: &Header) -> Self {
-        let end = header.length as usize - header.lanes as usize * LANE_BYTES;
+        let end = header.length as usize;
         let none = header.flags & (FILLER | FOOTER) != 0;
         Self { batch, next: HEADER_BYTES, end, left: if none { 0 } else { header.count } }
     }
@@ -347,12 +346,4 @@ impl<'a> Iterator for Records<'a> {
         self.next = next;
         Some(record)
     }
-}
-
-/// The lane table of a batch: lane and position.
-pub fn lanes<'a>(batch: &'a [u8], header: &Header) -> impl Iterator<Item = (u64, u64)> + use<'a> {
-    let end = header.length as usize;
-    let start = end - header.lanes as usize * LANE_BYTES;
-    let table = batch.get(start..end).unwrap_or_default();
-    table.chunks_exact(LANE_BYTES).map(|entry| (u64_at(entry, 0), u64_at(entry, 8)))
 }

@@ -62,7 +62,29 @@ struct QueueRuns {
     /// By sequence.
     runs: VecDeque<Run>,
     /// The message found last: the next one asked for is mostly the one behind it.
-    hint: Option<Place>,
+    hint: Option<(Run, Place)>,
+    /// Those who go through messages that are on the disk only; the one that came last is the last.
+    readers: Vec<Reader>,
+}
+
+/// Readers of a queue that are known by their place; another one takes the place of the one that was silent longest.
+const READERS: usize = 8;
+
+/// Somebody who goes through far messages, and what was read for him ahead.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Reader {
+    /// The message that was asked for last.
+    pub(super) at: u64,
+    /// Everything from `at` up to this one was asked of the disk.
+    pub(super) next: u64,
+    /// Of each read that lies ahead, the sequence behind its last message, and its bytes.
+    pub(super) ahead: VecDeque<(u64, usize)>,
+}
+
+impl Reader {
+    fn ahead_bytes(&self) -> usize {
+        self.ahead.iter().map(|(_, bytes)| bytes).sum()
+    }
 }
 
 /// A place in a batch from where a message is looked for.
@@ -80,6 +102,8 @@ pub(super) struct Place {
 pub(super) struct Index {
     queues: HashMap<u64, QueueRuns, QueueHash>,
     runs: usize,
+    /// Of all readers.
+    ahead_bytes: usize,
 }
 
 impl Index {
@@ -98,6 +122,9 @@ impl Index {
             }
             _ => queue.runs.len(),
         };
+        if at < queue.runs.len() {
+            queue.hint = None;
+        }
         queue.runs.insert(at, run);
         self.runs += 1;
     }
@@ -105,31 +132,69 @@ impl Index {
     /// The run with this message, and a place in its batch at or before the message.
     pub(super) fn find(&self, queue: u64, sequence: u64) -> Option<(Run, Place)> {
         let queue = self.queues.get(&queue)?;
-        let at = queue.runs.partition_point(|run| run.first <= sequence).checked_sub(1)?;
-        let run = *queue.runs.get(at)?;
-        if sequence > run.last() || sequence < queue.floor {
+        if sequence < queue.floor {
             return None;
         }
-        let near = queue.hint.filter(|hint| {
-            let place = hint.location;
-            (run.first..=sequence).contains(&hint.sequence)
-                && (place.segment, place.batch) == (run.location.segment, run.location.batch)
-        });
+        if let Some((run, place)) = queue.hint
+            && (place.sequence..=run.last()).contains(&sequence)
+        {
+            return Some((run, place));
+        }
+        let at = queue.runs.partition_point(|run| run.first <= sequence).checked_sub(1)?;
+        let run = *queue.runs.get(at)?;
         let start = Place { sequence: run.first, lsn: run.lsn, location: run.location };
-        Some((run, near.unwrap_or(start)))
+        (sequence <= run.last()).then_some((run, start))
     }
 
     /// The message found last.
-    pub(super) fn set_hint(&mut self, queue: u64, place: Place) {
-        if let Some(queue) = self.queues.get_mut(&queue) {
-            queue.hint = Some(place);
+    pub(super) fn set_hint(&mut self, run: Run, place: Place) {
+        if let Some(queue) = self.queues.get_mut(&run.queue) {
+            queue.hint = Some((run, place));
         }
+    }
+
+    /// Runs of a queue from the one with this message on, or from the first one behind it.
+    pub(super) fn from(&self, queue: u64, sequence: u64) -> impl Iterator<Item = &Run> {
+        self.queues.get(&queue).into_iter().flat_map(move |queue| {
+            let at = queue.runs.partition_point(|run| run.last() < sequence);
+            queue.runs.range(at..)
+        })
+    }
+
+    /// Whether anybody goes through far messages of this queue.
+    pub(super) fn has_readers(&self, queue: u64) -> bool {
+        self.queues.get(&queue).is_some_and(|queue| !queue.readers.is_empty())
+    }
+
+    /// Takes the reader out who is about to ask for this message.
+    pub(super) fn take_reader(&mut self, queue: u64, sequence: u64) -> Option<Reader> {
+        let readers = &mut self.queues.get_mut(&queue)?.readers;
+        let mine = |reader: &Reader| (reader.at..=reader.next).contains(&sequence);
+        let reader = readers.iter().position(mine).map(|at| readers.remove(at))?;
+        self.ahead_bytes -= reader.ahead_bytes();
+        Some(reader)
+    }
+
+    /// Bytes that were read ahead for anybody, and that nobody has come to yet.
+    pub(super) fn ahead_bytes(&self) -> usize {
+        self.ahead_bytes
+    }
+
+    /// Puts a reader back, or a new one in.
+    pub(super) fn put_reader(&mut self, queue: u64, reader: Reader) {
+        let Some(queue) = self.queues.get_mut(&queue) else { return };
+        if queue.readers.len() >= READERS {
+            self.ahead_bytes -= queue.readers.remove(0).ahead_bytes();
+        }
+        self.ahead_bytes += reader.ahead_bytes();
+        queue.readers.push(reader);
     }
 
     pub(super) fn forget(&mut self, queue: u64, below: u64) {
         if below == u64::MAX {
             if let Some(gone) = self.queues.remove(&queue) {
                 self.runs -= gone.runs.len();
+                self.ahead_bytes -= gone.readers.iter().map(Reader::ahead_bytes).sum::<usize>();
             }
             return;
         }
@@ -147,6 +212,7 @@ impl Index {
             if let Some(entry) = self.queues.get_mut(&queue) {
                 let before = entry.runs.len();
                 entry.runs.retain(|run| run.location.segment != epoch);
+                entry.hint = None;
                 self.runs -= before - entry.runs.len();
             }
         }
@@ -190,7 +256,7 @@ mod tests {
         index.insert(run(1, 10, 9, 2));
         let location = Location { segment: 1, batch: 0, record: 500 };
         let hint = Place { sequence: 4, lsn: 4, location };
-        index.set_hint(1, hint);
+        index.set_hint(run(1, 1, 9, 1), hint);
         assert_eq!(index.find(1, 6).map(|found| found.1), Some(hint));
         assert_eq!(index.find(1, 3).map(|found| found.1.sequence), Some(1));
         assert_eq!(index.find(1, 11).map(|found| found.1.sequence), Some(10));

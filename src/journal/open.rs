@@ -1,6 +1,5 @@
 //! Opening: what the disk holds, made durable, read, decided upon and replayed. Writes nothing.
 
-use std::collections::BTreeMap;
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io;
 
@@ -256,7 +255,6 @@ fn prepare(survey: Survey, identity: Identity, config: &Config) -> Start {
         let useful = spare.bytes == config.segment_bytes && spares.len() <= config.spares;
         if useful { spares.push(spare) } else { surplus.push(spare) }
     }
-    let lanes: BTreeMap<u64, u64> = survey.recovered.lanes.clone();
     let highest = survey.files.iter().map(|facts| facts.number).max().unwrap_or(0);
     Start {
         identity,
@@ -268,7 +266,6 @@ fn prepare(survey: Survey, identity: Identity, config: &Config) -> Start {
         segments,
         spares,
         surplus,
-        lanes,
         index,
     }
 }

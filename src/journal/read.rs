@@ -1,16 +1,32 @@
 //! Messages: near ones from memory, far ones from the disk, verified.
+//!
+//! Who asks for a far message mostly wants those behind it: some reads are begun ahead, of whole batches, where the index says that
+//! the queue has messages. They come into the part of the memory that is for reads. Whoever has come near the end of the queue finds
+//! the batches that were written lately, and reads no more.
 
+use std::collections::VecDeque;
 use std::io;
 
+use super::cache::Origin;
 use super::engine::{Journal, Task};
-use super::format::{self, HEADER_BYTES, Header, LANE_BYTES};
-use super::index::Place;
+use super::format::{self, HEADER_BYTES, Header};
+use super::index::{Place, Reader, Run};
 use super::table::file_name;
 use super::types::{Damage, FLAG_MESSAGE, Fetch, Location, Lsn, Stored};
 use crate::disk::{BLOCK_BYTES, Buffer, Disk, Operation};
 
-/// Read at once: what follows is mostly wanted next.
-const READ_BYTES: usize = 128 << 10;
+/// Read at once where nothing is known of what follows.
+const READ_BYTES: usize = READ_BLOCKS as usize * BLOCK_BYTES;
+const READ_BLOCKS: u32 = 32;
+
+/// Longest read of several batches.
+const READ_BYTES_MAX: u64 = 1 << 20;
+
+/// Reads that are begun ahead for one reader.
+const READS_AHEAD: usize = 4;
+
+/// Runs that are looked at for that at a time.
+const RUNS_AHEAD: usize = 64;
 
 /// Reads in flight at the same time.
 const READS: usize = 32;
@@ -29,8 +45,19 @@ fn stored(batch: &[u8], location: Location, lsn: Lsn) -> Option<Stored<'_>> {
     Some(Stored { lsn, location, kind, flags, queue, sequence, body })
 }
 
-fn records_end(header: &Header) -> usize {
-    header.length as usize - header.lanes as usize * LANE_BYTES
+/// Looks for a message from a place in its batch on.
+fn walk(bytes: &[u8], from: Place, queue: u64, sequence: u64) -> Option<Spot> {
+    let end = Header::records_end_of_verified(bytes);
+    let (mut at, mut lsn) = (from.location.record as usize, from.lsn);
+    loop {
+        let (view, next) = format::record_at(bytes, at, end)?;
+        let is_message = view.flags & FLAG_MESSAGE != 0;
+        if is_message && (view.queue, view.sequence) == (queue, sequence) {
+            return Some(Spot { offset: at, lsn });
+        }
+        at = next;
+        lsn += 1;
+    }
 }
 
 impl<D: Disk> Journal<D> {
@@ -38,10 +65,16 @@ impl<D: Disk> Journal<D> {
     pub fn message(&mut self, queue: u64, sequence: u64) -> Fetch<'_> {
         let Some((run, place)) = self.index.find(queue, sequence) else { return Fetch::Missing };
         let (segment, batch) = (run.location.segment, run.location.batch);
-        if !self.is_near(segment, batch) {
-            return self.far(segment, batch, run.lsn);
+        // The first message of a batch that is asked for: the reads ahead go on.
+        if place.sequence == run.first
+            && self.index.has_readers(queue)
+            && self.cache.get(segment, batch).is_some()
+        {
+            self.follow(queue, sequence);
         }
-        let Some(spot) = self.walk(place, queue, sequence) else {
+        let found = self.cache.get(segment, batch).map(|bytes| walk(bytes, place, queue, sequence));
+        let Some(found) = found else { return self.far(queue, sequence, &run) };
+        let Some(spot) = found else {
             return Fetch::Failed(self.damage(
                 segment,
                 batch,
@@ -51,9 +84,9 @@ impl<D: Disk> Journal<D> {
         };
         let record = u32::try_from(spot.offset).unwrap_or(u32::MAX);
         let location = Location { segment, batch, record };
-        self.index.set_hint(queue, Place { sequence, lsn: spot.lsn, location });
-        let found = self.cache.get(segment, batch);
-        found
+        self.index.set_hint(run, Place { sequence, lsn: spot.lsn, location });
+        let bytes = self.cache.get(segment, batch);
+        bytes
             .and_then(|batch| stored(batch, location, spot.lsn))
             .map_or(Fetch::Missing, Fetch::Ready)
     }
@@ -62,14 +95,15 @@ impl<D: Disk> Journal<D> {
     pub fn read(&mut self, location: Location) -> Fetch<'_> {
         let Location { segment, batch, record } = location;
         if !self.is_near(segment, batch) {
-            return self.far(segment, batch, 0);
+            return self.read_if_whole(segment, batch, 0, READ_BYTES);
         }
         let Some(bytes) = self.cache.get(segment, batch) else { return Fetch::Pending };
         let Ok(header) = Header::decode(bytes) else { return Fetch::Missing };
+        let end = Header::records_end_of_verified(bytes);
         let mut at = HEADER_BYTES;
         let mut lsn = header.first_lsn;
         while at < record as usize {
-            let Some((_, next)) = format::record_at(bytes, at, records_end(&header)) else { break };
+            let Some((_, next)) = format::record_at(bytes, at, end) else { break };
             at = next;
             lsn += 1;
         }
@@ -88,38 +122,105 @@ impl<D: Disk> Journal<D> {
         self.cache.get(segment, batch).is_some()
     }
 
-    /// Looks for a message from a place in its batch on.
-    fn walk(&self, from: Place, queue: u64, sequence: u64) -> Option<Spot> {
-        let Location { segment, batch, record } = from.location;
-        let bytes = self.cache.get(segment, batch)?;
-        let header = Header::decode(bytes).ok()?;
-        let (mut at, mut lsn) = (record as usize, from.lsn);
-        loop {
-            let (view, next) = format::record_at(bytes, at, records_end(&header))?;
-            let is_message = view.flags & FLAG_MESSAGE != 0;
-            if is_message && (view.queue, view.sequence) == (queue, sequence) {
-                return Some(Spot { offset: at, lsn });
+    /// Begins to read a message and what lies behind it.
+    fn far(&mut self, queue: u64, sequence: u64, run: &Run) -> Fetch<'_> {
+        let (segment, batch) = (run.location.segment, run.location.batch);
+        if self.damaged.contains_key(&(segment, batch)) || self.is_being_read(segment, batch) {
+            return self.read_if_whole(segment, batch, run.lsn, READ_BYTES);
+        }
+        // While many wait, each gets a little.
+        let (bytes, next) = if self.index.ahead_bytes() < self.cache.ahead_bytes_max() {
+            self.extent(run)
+        } else {
+            (READ_BYTES, run.last() + 1)
+        };
+        let reader = Reader { at: sequence, next, ahead: VecDeque::new() };
+        // Whoever asked for this one before had it taken away from under him.
+        self.index.take_reader(queue, sequence);
+        self.index.put_reader(queue, reader);
+        let begun = matches!(self.read_if_whole(segment, batch, run.lsn, bytes), Fetch::Pending);
+        if begun {
+            self.follow(queue, sequence);
+            return Fetch::Pending;
+        }
+        Fetch::Missing
+    }
+
+    /// Bytes from the beginning of a run's batch to the end of a batch, and the sequence behind the last message of the queue there.
+    fn extent(&self, run: &Run) -> (usize, u64) {
+        let start = run.location;
+        let mut next = run.last() + 1;
+        for other in self.index.from(run.queue, next).take(RUNS_AHEAD) {
+            let place = other.location;
+            if place.segment != start.segment || place.batch < start.batch {
+                break;
             }
-            at = next;
-            lsn += 1;
+            let blocks = place.batch - start.batch;
+            if blocks >= READ_BLOCKS {
+                let bytes = u64::from(blocks) * BLOCK_BYTES as u64;
+                if bytes <= READ_BYTES_MAX {
+                    return (usize::try_from(bytes).unwrap_or(READ_BYTES), next);
+                }
+                break;
+            }
+            next = other.last() + 1;
+        }
+        (READ_BYTES, next)
+    }
+
+    /// A reader has come to this message: the reads ahead of him are begun.
+    fn follow(&mut self, queue: u64, sequence: u64) {
+        let Some(mut reader) = self.index.take_reader(queue, sequence) else { return };
+        reader.at = sequence;
+        while reader.ahead.front().is_some_and(|(end, _)| *end <= sequence) {
+            reader.ahead.pop_front();
+        }
+        let mut is_near_end = false;
+        for _ in 0..RUNS_AHEAD {
+            if reader.ahead.len() >= READS_AHEAD {
+                break;
+            }
+            let Some(run) = self.index.from(queue, reader.next).next().copied() else {
+                is_near_end = reader.ahead.is_empty();
+                break;
+            };
+            let (segment, batch) = (run.location.segment, run.location.batch);
+            if self.is_near(segment, batch) {
+                reader.next = run.last() + 1;
+                continue;
+            }
+            let (bytes, next) = self.extent(&run);
+            let ahead: usize = reader.ahead.iter().map(|(_, bytes)| bytes).sum();
+            if self.index.ahead_bytes() + ahead + bytes > self.cache.ahead_bytes_max() {
+                break;
+            }
+            if !matches!(self.read_if_whole(segment, batch, run.lsn, bytes), Fetch::Pending) {
+                break;
+            }
+            reader.next = next;
+            reader.ahead.push_back((next, bytes));
+        }
+        // Otherwise all that follows is in memory: he is no reader of far messages any more.
+        if !is_near_end {
+            self.index.put_reader(queue, reader);
         }
     }
 
+    fn is_being_read(&self, segment: u64, batch: u32) -> bool {
+        let under_way = |task: &Task| matches!(task, Task::Read { segment: s, block: b, .. } if (*s, *b) == (segment, batch));
+        self.tasks.values().any(under_way)
+    }
+
     /// Begins a read, or says what came of it.
-    fn far(&mut self, segment: u64, batch: u32, lsn: Lsn) -> Fetch<'_> {
+    fn read_if_whole(&mut self, segment: u64, batch: u32, lsn: Lsn, bytes: usize) -> Fetch<'_> {
         if let Some(damage) = self.damaged.get(&(segment, batch)) {
             return Fetch::Failed(damage.clone());
         }
-        let under_way = |task: &&Task| matches!(task, Task::Read { segment: s, block: b, .. } if (*s, *b) == (segment, batch));
         let reads = self.tasks.values().filter(|task| matches!(task, Task::Read { .. })).count();
-        if reads >= READS || self.tasks.values().any(|task| under_way(&task)) {
+        if reads >= READS || self.is_being_read(segment, batch) {
             return Fetch::Pending;
         }
-        if self.begin_read(segment, batch, lsn, READ_BYTES) {
-            Fetch::Pending
-        } else {
-            Fetch::Missing
-        }
+        if self.begin_read(segment, batch, lsn, bytes) { Fetch::Pending } else { Fetch::Missing }
     }
 
     fn begin_read(&mut self, segment: u64, block: u32, lsn: Lsn, bytes: usize) -> bool {
@@ -135,8 +236,9 @@ impl<D: Disk> Journal<D> {
         }
         self.figures.reads += 1;
         self.count_read(segment, 1);
+        let buffer = self.cache.for_reading(bytes);
         let ticket = self.ticket(Task::Read { segment, block, lsn });
-        self.disk.submit(ticket, Operation::Read { file, offset, buffer: Buffer::new(bytes) });
+        self.disk.submit(ticket, Operation::Read { file, offset, buffer });
         self.disk.flush();
         true
     }
@@ -169,7 +271,9 @@ impl<D: Disk> Journal<D> {
             (Err(error), _) => Err(error.to_string()),
         };
         match outcome {
-            Ok(Verified::Whole(buffer)) => self.cache.insert(segment, block, buffer),
+            Ok(Verified::Whole(buffer)) => {
+                self.cache.insert(segment, block, buffer, Origin::Read);
+            }
             Ok(Verified::Longer(bytes)) => {
                 return !self.begin_read(segment, block, lsn, bytes);
             }

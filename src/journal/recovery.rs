@@ -48,7 +48,6 @@ pub(super) struct Recovered {
     pub(super) witnessed: Lsn,
     pub(super) clean: bool,
     pub(super) cut_batches: u32,
-    pub(super) lanes: BTreeMap<u64, u64>,
     /// Only if loss is accepted: segments that are missing or have holes, and the file that they should be in.
     pub(super) broken: Vec<(Entry, Option<usize>)>,
 }
@@ -263,13 +262,11 @@ fn judge(
             }
         }
     }
-    let lanes = chain.batches.iter().flat_map(|batch| batch.lanes.iter().copied()).collect();
     Verdict::Usable(Box::new(Recovered {
         head: Some((file, chain.batches.len())),
         old,
         end_lsn: last.end_lsn(),
         clean: last.flags & CLEAN != 0,
-        lanes,
         broken,
         ..Recovered::default()
     }))

@@ -19,7 +19,6 @@ pub(super) struct Found {
     pub(super) entries: Vec<Entry>,
     /// Epochs, and the records that free them.
     pub(super) freed: Vec<(u64, Lsn)>,
-    pub(super) lanes: Vec<(u64, u64)>,
 }
 
 /// A segment file and what is known of its content.
@@ -222,14 +221,13 @@ impl FileFacts {
 
 impl Found {
     fn broken(header: Header, error: Option<&'static str>) -> Self {
-        let (runs, entries, freed, lanes) = Default::default();
-        Self { header, error, runs, entries, freed, lanes }
+        let (runs, entries, freed) = Default::default();
+        Self { header, error, runs, entries, freed }
     }
 
     /// `bytes` has been verified.
     fn whole(header: Header, bytes: &[u8]) -> Self {
         let mut found = Self::broken(header, None);
-        found.lanes = format::lanes(bytes, &header).collect();
         for (lsn, record) in (header.first_lsn..).zip(Records::new(bytes, &header)) {
             match record.kind {
                 KIND_SEGMENT => found.entries.extend(Entry::decode(record.body)),

@@ -89,6 +89,11 @@ impl Contents {
     }
 }
 
+/// Says that the segment of this epoch is free.
+fn freed(epoch: u64) -> RecordRef<'static> {
+    RecordRef { kind: KIND_FREED, flags: 0, queue: 0, sequence: epoch, parts: &[] }
+}
+
 /// Gathers a checkpoint.
 struct Writer<'a, D: Disk> {
     journal: &'a mut Journal<D>,
@@ -143,12 +148,18 @@ impl<D: Disk> Journal<D> {
         if self.staging.is_some() {
             return;
         }
+        // With the last file it must be known what is free: else nobody could write that down if this process died.
+        if self.head.is_some() && self.spares.len() == 1 && self.busy() > 0 {
+            return;
+        }
+        self.take_recovered();
         let Some(at) = self.spares.iter().position(|spare| spare.bytes >= self.wanted_bytes) else {
             return;
         };
         let spare = self.spares[at];
         let (lsn, chain) = (self.next_lsn, self.chain);
-        let sealed = self.write_checkpoint(snapshot, spare.bytes);
+        let useless = self.useless_segments(snapshot);
+        let sealed = self.write_checkpoint(snapshot, spare.bytes, &useless);
         let end = sealed.last().map_or(0, |sealed| sealed.header.end_offset());
         let most = self.batch_bytes_max().next_multiple_of(BLOCK_BYTES) as u64;
         if end + most + TAIL_BYTES > spare.bytes {
@@ -179,11 +190,44 @@ impl<D: Disk> Journal<D> {
             checkpoint_lsn: self.next_lsn - 1,
             contents: Contents::default(),
         });
+        for at in 0..self.segments.len() {
+            if useless.contains(&self.segments[at].entry.epoch) {
+                self.note_freed(at, self.next_lsn - 1);
+            }
+        }
         self.next_epoch += 1;
         self.figures.checkpoints += 1;
         self.closed.extend(sealed);
         self.look_for_free = true;
         self.stage();
+    }
+
+    /// Segments of which the next checkpoint says that they are free: those of which nothing is needed, as far as that is known.
+    /// Who dies before it can say so in a record leaves them to the next start: see [`Self::take_recovered`].
+    fn useless_segments(&mut self, snapshot: &dyn Snapshot) -> Vec<u64> {
+        let (durable, end_lsn) = (self.durable(), self.next_lsn);
+        let sealed = self.segments.iter_mut().filter(|segment| segment.freed.is_none());
+        let sealed = sealed.map(|one| (one.entry.epoch, one.entry.end_lsn, &mut one.contents));
+        let head = self.head.iter_mut().map(|head| (head.epoch, end_lsn, &mut head.contents));
+        let known = sealed.chain(head).filter(|(_, end_lsn, _)| *end_lsn <= durable + 1);
+        known.filter_map(|(epoch, _, it)| (!it.is_needed(snapshot)).then_some(epoch)).collect()
+    }
+
+    /// After a start without a free file: one that the journal said was free. That lacks a witness, which only a new segment could
+    /// bring; but it was made durable before it was read, so that every recovery finds it.
+    fn take_recovered(&mut self) {
+        let (durable, wanted) = (self.durable(), self.wanted_bytes);
+        let is_free = |segment: &Segment| {
+            segment.freed.is_some_and(|lsn| lsn <= durable) && segment.bytes >= wanted
+        };
+        if self.head.is_none()
+            && self.spares.iter().all(|spare| spare.bytes < wanted)
+            && let Some(at) = self.segments.iter().position(is_free)
+        {
+            let Segment { entry, file, bytes, .. } = self.segments.remove(at);
+            self.figures.freed += 1;
+            self.spares.push(Spare { file, number: entry.file_number, bytes });
+        }
     }
 
     /// What the next checkpoint says about the present last segment.
@@ -200,12 +244,17 @@ impl<D: Disk> Journal<D> {
         })
     }
 
-    fn write_checkpoint(&mut self, snapshot: &dyn Snapshot, file_bytes: u64) -> Vec<Sealed> {
+    /// Says of the segments of these epochs that they are free.
+    fn write_checkpoint(
+        &mut self,
+        snapshot: &dyn Snapshot,
+        file_bytes: u64,
+        free: &[u64],
+    ) -> Vec<Sealed> {
         let epoch = self.next_epoch;
         let live = self.segments.iter().filter(|segment| segment.freed.is_none());
         let mut entries: Vec<Entry> = live.map(|segment| segment.entry).collect();
         entries.extend(self.head_entry(self.next_lsn, self.chain));
-        let lanes: Vec<(u64, u64)> = self.lanes.iter().map(|(lane, at)| (*lane, *at)).collect();
         let mut writer = Writer {
             journal: self,
             batch: None,
@@ -214,9 +263,6 @@ impl<D: Disk> Journal<D> {
             file_bytes,
             records: 0,
         };
-        for (lane, position) in lanes {
-            writer.batch().lane(lane, position);
-        }
         for entry in entries {
             let body = entry.encode();
             writer.emit(&RecordRef {
@@ -226,6 +272,9 @@ impl<D: Disk> Journal<D> {
                 sequence: entry.epoch,
                 parts: &[&body],
             });
+        }
+        for epoch in free {
+            writer.emit(&freed(*epoch));
         }
         snapshot.write(&mut |record| writer.emit_of_owner(&record));
         writer.seal(SNAPSHOT | SNAPSHOT_END);
@@ -253,25 +302,23 @@ impl<D: Disk> Journal<D> {
                 continue;
             }
             let epoch = segment.entry.epoch;
-            let freed = self.append(RecordRef {
-                kind: KIND_FREED,
-                flags: 0,
-                queue: 0,
-                sequence: epoch,
-                parts: &[],
-            });
-            let Ok((lsn, _)) = freed else {
+            let Ok((lsn, _)) = self.append(freed(epoch)) else {
                 self.look_for_free = true;
                 return;
             };
-            let segment = &mut self.segments[at];
-            segment.freed = Some(lsn);
-            let queues: Vec<u64> = segment.contents.ranges.keys().copied().collect();
-            segment.contents = Contents::default();
-            self.index.remove_segment(epoch, queues.into_iter());
-            self.cache.remove_segment(epoch);
-            self.damaged.retain(|(segment, _), _| *segment != epoch);
+            self.note_freed(at, lsn);
         }
+    }
+
+    /// A segment is free as soon as this record counts.
+    fn note_freed(&mut self, at: usize, lsn: Lsn) {
+        let segment = &mut self.segments[at];
+        segment.freed = Some(lsn);
+        let epoch = segment.entry.epoch;
+        let contents = std::mem::take(&mut segment.contents);
+        self.index.remove_segment(epoch, contents.ranges.into_keys());
+        self.cache.remove_segment(epoch);
+        self.damaged.retain(|(segment, _), _| *segment != epoch);
     }
 
     /// A recovery that finds the record must also know, without this segment, that its own checkpoint counts: hence the witness.

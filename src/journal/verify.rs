@@ -36,6 +36,10 @@ pub struct VerifyReport {
     pub messages: u64,
     /// Bytes of all batches.
     pub bytes: u64,
+    /// Files in which nothing counts: made ahead of need, or freed.
+    pub free_files: usize,
+    /// Of these, with remains of an earlier use; the others are full of zeros.
+    pub free_files_used_before: usize,
 }
 
 /// One segment file.
@@ -76,7 +80,7 @@ pub struct Inspection {
     pub damage: Option<String>,
 }
 
-/// Checks every byte that counts.
+/// Checks every byte that counts, and reads all others: a free file may hold anything, but it must be readable.
 ///
 /// # Errors
 /// [`OpenError::Corrupt`] names the first damage; [`OpenError::Io`] and the others say why nothing can be said.
@@ -96,6 +100,9 @@ pub fn verify(disk: &mut impl Disk) -> Result<VerifyReport, OpenError> {
             let file = survey.files[old.file].name.clone();
             return Err(OpenError::Corrupt(Damage { lsn, file, offset, what: what.to_owned() }));
         }
+    }
+    for file in &mut survey.files {
+        file.scan(disk)?;
     }
     report.count_all(&survey);
     Ok(report)
@@ -138,6 +145,13 @@ impl VerifyReport {
         if let Some((file, count)) = survey.recovered.head {
             let found = survey.files[file].found.iter().flatten();
             found.take(count).for_each(|batch| self.count(batch));
+        }
+        let states = (0..survey.files.len()).map(|at| state(survey, at));
+        for (file, _) in survey.files.iter().zip(states).filter(|(_, state)| is_free(state)) {
+            let remains = file.litter || file.trailer.is_some();
+            let remains = remains || file.found.as_ref().is_some_and(|found| !found.is_empty());
+            self.free_files += 1;
+            self.free_files_used_before += usize::from(remains);
         }
     }
 
@@ -196,6 +210,10 @@ fn state(survey: &Survey, at: usize) -> &'static str {
         Some(_) => "sealed",
         None => "free",
     }
+}
+
+fn is_free(state: &str) -> bool {
+    matches!(state, "free" | "freed")
 }
 
 fn info(file: &FileFacts, state: &str) -> SegmentInfo {

@@ -7,10 +7,10 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::mpsc::Sender;
 
-use ringmain_client::protocol::{BrokeredInfo, HandleKey, Role, StartAt, WakeMode};
+use ringmain_client::protocol::{BrokeredInfo, GroupInfo, HandleKey, Role, StartAt, WakeMode};
 use ringmain_client::sys::eventfd::EventFd;
 
-use super::logic::{ControlResult, QueueDefinition, QueueEdit};
+use super::logic::{ControlResult, GroupCommand, QueueDefinition, QueueEdit};
 use super::memory::{LinkMemory, PairMemory};
 
 /// A handle for a shard to serve.
@@ -89,6 +89,28 @@ pub enum ToShard {
         /// At most so many; 0 for all.
         count: u64,
     },
+    /// Creates, resets or deletes a group. Answer: [`FromShard::Done`], of a creation or a reset with where it starts.
+    Group {
+        /// For the answer.
+        request: u64,
+        /// Of which queue.
+        queue: u64,
+        /// Which; empty for the default group.
+        group: String,
+        /// What is to be done.
+        command: GroupCommand,
+    },
+    /// Answer: [`FromShard::Groups`].
+    Groups {
+        /// For the answer.
+        request: u64,
+        /// Of which queue.
+        queue: u64,
+        /// This one only.
+        wanted: Option<String>,
+        /// Those behind this one, by name.
+        after: Option<String>,
+    },
     /// Answer: [`FromShard::Information`].
     Inform {
         /// For the answer.
@@ -135,6 +157,15 @@ pub enum ToShard {
     },
 }
 
+/// What may be wrong with a journal that is open, in words.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Trouble {
+    /// Nothing more is stored; what is durable is given out.
+    Failed(String),
+    /// No room: producers wait until there is some.
+    Full(String),
+}
+
 /// From a shard.
 #[derive(Debug)]
 pub enum FromShard {
@@ -171,6 +202,15 @@ pub enum FromShard {
         key: HandleKey,
         /// What became of it: done, or refused.
         result: ControlResult,
+        /// Its group did not exist: it was created, and is stored.
+        group_created: bool,
+    },
+    /// Groups of a queue.
+    Groups {
+        /// From the request.
+        request: u64,
+        /// By name; `None`: there is no such queue.
+        groups: Option<Vec<GroupInfo>>,
     },
     /// Nothing of a handle is in use any more.
     Released {
@@ -192,6 +232,13 @@ pub enum FromShard {
         doorbell: u32,
         /// Its bit, as the client says.
         bit: u32,
+    },
+    /// What is wrong with its journal now, for the log and for whoever asks; `None`: nothing any more.
+    Trouble {
+        /// Which shard.
+        shard: u32,
+        /// What.
+        trouble: Option<Trouble>,
     },
     /// A line for the log.
     Log {
@@ -243,6 +290,10 @@ pub struct Started {
 pub enum StartError {
     /// It is damaged.
     Damaged(String),
+    /// A right is missing.
+    Permission(String),
+    /// It cannot lie there.
+    Config(String),
     /// The operating system refused.
     Io(String),
 }
@@ -251,7 +302,9 @@ impl StartError {
     /// One line that says what to do.
     pub fn text(&self) -> &str {
         match self {
-            Self::Damaged(text) | Self::Io(text) => text,
+            Self::Damaged(text) | Self::Permission(text) | Self::Config(text) | Self::Io(text) => {
+                text
+            }
         }
     }
 }

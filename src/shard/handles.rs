@@ -1,6 +1,6 @@
 //! All handles of a shard, and what the logic says to them.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use ringmain_client::pair::LeaseEntry;
@@ -9,7 +9,7 @@ use ringmain_client::sys::eventfd::EventFd;
 use ringmain_client::wire::{DELIVERY_HEADER_BYTES, DeliveryHeader, Down, Outcome};
 
 use super::handle::{Handle, Sent};
-use super::logic::{ControlResult, Delivered, Port};
+use super::logic::{ControlResult, Delivered, NumberMap, Port};
 use super::memory::LinkMemory;
 
 /// A session as a shard knows it.
@@ -28,7 +28,7 @@ pub(super) struct Session {
 pub(super) struct Handles {
     places: Vec<Option<Handle>>,
     free: Vec<usize>,
-    by_key: HashMap<HandleKey, usize>,
+    by_key: NumberMap<HandleKey, usize>,
     pub(super) sessions: BTreeMap<u64, Session>,
     /// May have something in `up`: consumers first, their acknowledgements make room.
     consumers: VecDeque<usize>,
@@ -37,6 +37,8 @@ pub(super) struct Handles {
     touched: Vec<usize>,
     /// Answers to control requests.
     pub(super) results: Vec<(u64, ControlResult)>,
+    /// Consumers whose groups are deleted.
+    pub(super) ended: Vec<HandleKey>,
     /// Consumers whose submissions are held.
     pub(super) submitting: Vec<usize>,
     scratch: Vec<u8>,
@@ -268,6 +270,12 @@ impl Port for Handles {
         self.touch(place);
     }
 
+    fn skipped(&mut self, handle: HandleKey, messages: u64) {
+        let Some((place, handle)) = self.by_key_mut(handle) else { return };
+        handle.record(Down::Skipped { messages });
+        self.touch(place);
+    }
+
     fn drained(&mut self, handle: HandleKey) {
         let Some((place, handle)) = self.by_key_mut(handle) else { return };
         handle.record(Down::Drained);
@@ -289,5 +297,9 @@ impl Port for Handles {
 
     fn control(&mut self, request: u64, result: ControlResult) {
         self.results.push((request, result));
+    }
+
+    fn ended(&mut self, handle: HandleKey) {
+        self.ended.push(handle);
     }
 }

@@ -6,7 +6,7 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use ringmain_client::layout::pair::{link, shard_page};
-use ringmain_client::layout::{control, spsc_page};
+use ringmain_client::layout::{Geometry, control, spsc_page};
 use ringmain_client::pair::{Link, Pair, PairError, PairGeometry, ShardPage};
 use ringmain_client::protocol::{Kind, Role};
 use ringmain_client::ring::{Region, repair};
@@ -62,13 +62,17 @@ pub fn pair_bytes(geometry: &PairGeometry) -> u64 {
 /// too. The longest are some 350 bytes.
 pub const DEAD_LETTER_BYTES: usize = 512;
 
+/// Bytes that a delivery with metadata and payload of these lengths takes in a ring.
+pub fn body_bytes(metadata: usize, payload: usize) -> u64 {
+    (metadata.next_multiple_of(METADATA_ALIGNMENT) + DELIVERY_HEADER_BYTES + payload) as u64
+}
+
 /// Whether a message of these lengths fits the delivery ring of a consumer of the queue, given the lane's geometry, also as a dead
 /// letter.
 pub fn is_deliverable(lane: &PairGeometry, metadata: usize, payload: usize) -> bool {
     let geometry = lane.up();
-    let metadata = metadata.next_multiple_of(METADATA_ALIGNMENT) + DEAD_LETTER_BYTES;
-    let body = metadata + DELIVERY_HEADER_BYTES + payload;
-    geometry.slots_for(body) <= u64::from(geometry.claim_slots_max())
+    let body = body_bytes(metadata, payload) + DEAD_LETTER_BYTES as u64;
+    body <= u64::from(geometry.body_bytes(geometry.claim_slots_max()))
 }
 
 /// Metadata and payload bytes of the longest message that fits.
@@ -76,6 +80,19 @@ pub fn deliverable_bytes(lane: &PairGeometry) -> u64 {
     let geometry = lane.up();
     let most = geometry.body_bytes(geometry.claim_slots_max()) as usize;
     most.saturating_sub(DELIVERY_HEADER_BYTES + METADATA_ALIGNMENT + DEAD_LETTER_BYTES) as u64
+}
+
+/// Bytes of header, metadata and payload that the delivery rings of a queue carry at once.
+pub fn carried_bytes(slots: u32, slot_size: u32) -> u64 {
+    Geometry::new(Some(slots), Some(slot_size), Some(0))
+        .map_or(0, |geometry| u64::from(geometry.body_bytes(geometry.claim_slots_max())))
+}
+
+/// The same of the longest dead letter of a queue: as long as what its own lanes carry, or as metadata and payload may be.
+pub fn letter_bytes(slots: u32, slot_size: u32, max_message: u32) -> u64 {
+    let metadata = usize::from(u16::MAX).next_multiple_of(METADATA_ALIGNMENT);
+    let longest = (DELIVERY_HEADER_BYTES + metadata) as u64 + u64::from(max_message);
+    carried_bytes(slots, slot_size).min(longest)
 }
 
 /// The descriptors of a handle's memory, writable.

@@ -5,15 +5,19 @@ use std::os::fd::AsFd;
 
 use ringmain_client::layout::control;
 use ringmain_client::pair::LeaseEntry;
-use ringmain_client::protocol::{ErrorCode, HandleKey, Role, StartAt};
+use ringmain_client::protocol::{ErrorCode, GroupInfo, HandleKey, Role, StartAt};
 use ringmain_client::wire::Outcome;
 
 use super::control::{FromShard, HandleCounters, NewHandle, ToShard};
 use super::handle::Handle;
 use super::handles::Session;
-use super::logic::{ConsumerSpec, ControlResult, LaneRun, Refusal};
+use super::logic::{ConsumerSpec, ControlResult, GROUPS_MAX, LaneRun, Lsn, Refusal};
+use super::memory::is_deliverable;
 use super::thread::{Shard, Stopping, now, ring_doorbells};
 use crate::disk::Disk;
+
+/// Groups in one answer: their names have at most 200 bytes, an answer 64 KiB.
+const GROUPS_A_PAGE: usize = 128;
 
 impl<D: Disk> Shard<D> {
     /// Carries a request out, or gives it back if the journal has no room for it now.
@@ -34,6 +38,13 @@ impl<D: Disk> Shard<D> {
             }
             ToShard::Redrive { request, queue, count } => {
                 self.logic.redrive(&mut self.journal, request, queue, count);
+            }
+            ToShard::Group { request, queue, group, command } => {
+                self.logic.group_command(&mut self.journal, request, queue, &group, command);
+            }
+            ToShard::Groups { request, queue, wanted, after } => {
+                let groups = self.groups(queue, wanted.as_deref(), after.as_deref());
+                self.outbox.send(FromShard::Groups { request, groups });
             }
             ToShard::Inform { request, queues, handles } => {
                 self.inform(request, &queues, handles);
@@ -91,7 +102,7 @@ impl<D: Disk> Shard<D> {
     fn attach(&mut self, request: u64, new: Box<NewHandle>) -> Option<ToShard> {
         let (key, adopted) = (new.key, new.adopted);
         let opened = match new.role() {
-            Role::Produce => self.logic.open_producer(key, new.lane),
+            Role::Produce => self.logic.open_producer(key, new.lane).map(|()| false),
             Role::Consume => {
                 let status = new.memory.pair.status();
                 let credit = if adopted {
@@ -106,14 +117,27 @@ impl<D: Disk> Shard<D> {
                     credit,
                     leases: new.memory.pair.geometry().leases(),
                     browse: new.browse,
+                    adopted,
                 };
                 status.set_credit(u64::from(credit));
                 self.logic.open_consumer(&mut self.journal, key, &spec)
             }
         };
+        let group_created = opened == Ok(true);
         let result = match opened {
-            Ok(()) => self.open(*new),
-            Err(Refusal::Full) => return Some(ToShard::Attach { request, handle: new }),
+            Ok(_) => self.open(*new),
+            Err(Refusal::NoGroup) => {
+                // It ended when its group was deleted; the client still has to give it back.
+                new.memory.close(control::CLOSED_GROUP_DELETED);
+                ControlResult::Done
+            }
+            Err(Refusal::GroupLimit) => {
+                let text = format!("a queue has at most {GROUPS_MAX} groups: delete one first");
+                ControlResult::Refused(ErrorCode::Limit, text)
+            }
+            Err(Refusal::Full | Refusal::Limit) => {
+                return Some(ToShard::Attach { request, handle: new });
+            }
             Err(Refusal::JournalFailed(errno)) => ControlResult::JournalFailed(errno),
             Err(Refusal::Unknown) => {
                 new.memory.close(control::CLOSED_DELETED);
@@ -122,7 +146,12 @@ impl<D: Disk> Shard<D> {
             }
         };
         if !adopted {
-            self.outbox.send(FromShard::Attached { request, key, result });
+            let attached = FromShard::Attached { request, key, result, group_created };
+            if group_created {
+                self.attaching.push((self.journal.last_lsn(), attached));
+            } else {
+                self.outbox.send(attached);
+            }
         } else if result != ControlResult::Done {
             self.outbox.send(FromShard::Released { key });
         }
@@ -166,6 +195,7 @@ impl<D: Disk> Shard<D> {
     /// What the journal has of a lane is completed if it was not, and not taken again.
     fn adopt_lane(&mut self, place: usize) {
         let Some(handle) = self.handles.get_mut(place) else { return };
+        let rejects = self.logic.rejects(handle.key.queue);
         let runs = self.logic.lane_runs(handle.key, handle.up_position());
         let completed = handle.last_completed();
         let journaled = runs.last().map(last_of).max(completed);
@@ -189,8 +219,11 @@ impl<D: Disk> Shard<D> {
             } else if let Some(sequence) = sequence {
                 handle.completed(position, position, 1, sequence, Outcome::Done, 0);
             } else {
-                // It was refused, and its successors were not: all that is refused for good is what is too long.
-                handle.completed(position, position, 1, 0, Outcome::TooLarge, 0);
+                // It was refused, and its successors were not: it was too long, or the queue was full.
+                let geometry = handle.memory.pair.geometry();
+                let fits = is_deliverable(geometry, metadata.len(), payload.len());
+                let outcome = if rejects && fits { Outcome::QueueFull } else { Outcome::TooLarge };
+                handle.completed(position, position, 1, 0, outcome, 0);
             }
         }
         let (key, position) = (handle.key, handle.released_position());
@@ -209,6 +242,44 @@ impl<D: Disk> Shard<D> {
             let was_sent = position < sent;
             if !was_sent || !self.logic.adopt_lease(key, slot, sequence, attempt, now()) {
                 table.set(slot, None);
+            }
+        }
+    }
+
+    /// Clients that attached are answered when their new groups are stored.
+    pub(super) fn answer_attached(&mut self, durable: Lsn) {
+        if self.attaching.is_empty() {
+            return;
+        }
+        let failed = self.logic.failed().is_some();
+        for (lsn, attached) in std::mem::take(&mut self.attaching) {
+            if lsn <= durable || failed {
+                self.outbox.send(attached);
+            } else {
+                self.attaching.push((lsn, attached));
+            }
+        }
+    }
+
+    /// A page of groups, by name.
+    fn groups(
+        &self,
+        queue: u64,
+        wanted: Option<&str>,
+        after: Option<&str>,
+    ) -> Option<Vec<GroupInfo>> {
+        let mut groups = self.logic.groups(queue, wanted, now().realtime_ns)?;
+        groups.retain(|group| after.is_none_or(|after| *group.group > *after));
+        groups.sort_unstable_by(|a, b| a.group.cmp(&b.group));
+        groups.truncate(GROUPS_A_PAGE);
+        Some(groups)
+    }
+
+    /// Consumers of groups that are deleted.
+    pub(super) fn end_consumers(&mut self) {
+        for key in std::mem::take(&mut self.handles.ended) {
+            if let Some(place) = self.handles.place(key) {
+                self.end_handle(place, control::CLOSED_GROUP_DELETED);
             }
         }
     }
@@ -252,14 +323,18 @@ impl<D: Disk> Shard<D> {
         let of = self.handles.all().filter(|(_, handle)| handle.key.queue == queue);
         let places: Vec<usize> = of.map(|(place, _)| place).collect();
         for place in places {
-            let Some(handle) = self.handles.get_mut(place) else { continue };
-            let key = handle.key;
-            handle.flush();
-            handle.close(control::CLOSED_DELETED);
-            ring_doorbells(&self.outbox, handle);
-            self.logic.close_handle(&mut self.handles, key, now());
-            self.forget(place);
+            self.end_handle(place, control::CLOSED_DELETED);
         }
+    }
+
+    fn end_handle(&mut self, place: usize, why: u64) {
+        let Some(handle) = self.handles.get_mut(place) else { return };
+        let key = handle.key;
+        handle.flush();
+        handle.close(why);
+        ring_doorbells(&self.outbox, handle);
+        self.logic.close_handle(&mut self.handles, key, now());
+        self.forget(place);
     }
 }
 

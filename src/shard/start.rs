@@ -17,7 +17,7 @@ use ringmain_client::sys::kernel::HostKernel;
 use ringmain_client::sys::memory::create_sealed;
 
 use super::control::{FromShard, Outbox, StartError, Started, ToShard};
-use super::logic::Logic;
+use super::logic::{self, Logic};
 use super::memory::PageMemory;
 use super::thread::{Parts, Shard};
 use crate::daemon::JournalBackend;
@@ -42,6 +42,8 @@ pub enum Storage {
         path: PathBuf,
         /// How it is written.
         backend: JournalBackend,
+        /// An earlier broker of this daemon had it open: what that found out about the disk counts.
+        again: bool,
     },
     /// In memory files.
     Memory {
@@ -73,6 +75,19 @@ pub struct Start {
     pub bell: Arc<EventFd>,
     /// What it answers.
     pub outbox: Outbox<FromShard>,
+}
+
+/// Payload bytes of the longest message that a shard's journal takes, with new segments of this length; `None` is the default.
+#[must_use]
+pub fn message_bytes_max(durable: bool, segment_bytes: Option<u64>) -> u64 {
+    let config = config(durable, segment_bytes);
+    logic::message_bytes_max(config.group_bytes_max()) as u64
+}
+
+/// The settings of a journal that depend on where it lies.
+fn config(durable: bool, segment_bytes: Option<u64>) -> Config {
+    let default = if durable { Config::default().segment_bytes } else { MEMORY_SEGMENT_BYTES };
+    Config { segment_bytes: segment_bytes.unwrap_or(default), ..Config::default() }
 }
 
 /// Starts the thread. Whether its journal can be opened comes as [`FromShard::Started`].
@@ -184,14 +199,12 @@ fn open(
     segment_bytes: Option<u64>,
     outbox: &Outbox<FromShard>,
 ) -> Result<Opened, StartError> {
-    let mut config = Config { shard: number, cache_bytes: CACHE_BYTES, ..Config::default() };
+    let durable = matches!(storage, Storage::Folder { .. });
+    let config =
+        Config { shard: number, cache_bytes: CACHE_BYTES, ..config(durable, segment_bytes) };
     let (disk, how): (Disked, String) = match storage {
-        Storage::Folder { path, backend } => {
-            config.segment_bytes = segment_bytes.unwrap_or(config.segment_bytes);
-            open_folder(&path, backend)?
-        }
+        Storage::Folder { path, backend, again } => open_folder(&path, backend, again)?,
         Storage::Memory { files, bytes_max } => {
-            config.segment_bytes = segment_bytes.unwrap_or(MEMORY_SEGMENT_BYTES);
             let disk = memory_disk(number, files, bytes_max, outbox.clone())
                 .map_err(|error| StartError::Io(format!("shard {number}: {error}")))?;
             (Box::new(disk), "memory".to_owned())
@@ -220,13 +233,23 @@ fn open(
     );
     Ok(Opened { journal, logic, text })
 }
-fn open_folder(path: &Path, backend: JournalBackend) -> Result<(Disked, String), StartError> {
+
+fn open_folder(
+    path: &Path,
+    backend: JournalBackend,
+    again: bool,
+) -> Result<(Disked, String), StartError> {
     let failed = |error: io::Error| {
-        let what = match error.kind() {
-            io::ErrorKind::PermissionDenied => "; run as a user who may write there",
-            _ => "",
-        };
-        StartError::Io(format!("journal folder {}: {error}{what}", path.display()))
+        let text = format!("journal folder {}: {error}", path.display());
+        match error.kind() {
+            io::ErrorKind::PermissionDenied => {
+                StartError::Permission(format!("{text}; run as a user who may write there"))
+            }
+            io::ErrorKind::NotADirectory => {
+                StartError::Config(format!("{text}; move that file away"))
+            }
+            _ => StartError::Io(text),
+        }
     };
     match std::fs::create_dir(path) {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(failed(error)),
@@ -243,7 +266,8 @@ fn open_folder(path: &Path, backend: JournalBackend) -> Result<(Disked, String),
         JournalBackend::Uring => disk::Backend::Uring,
         JournalBackend::Blocking => disk::Backend::Blocking,
     };
-    let (disk, description) = disk::open_disk(path, backend).map_err(failed)?;
+    let test = if again { disk::SelfTest::Again } else { disk::SelfTest::Kept };
+    let (disk, description) = disk::open_disk_after(test, path, backend).map_err(failed)?;
     Ok((disk, format!("journal in {}, {description}", path.display())))
 }
 

@@ -98,6 +98,10 @@ impl<D: Disk> Shard<D> {
         if handle.is_blocked() && handle.closing.is_none() {
             return Next::Nothing;
         }
+        // At the limit of its queue: the logic says when it goes on.
+        if handle.is_limited {
+            return Next::Nothing;
+        }
         let (key, geometry) = (handle.key, *handle.memory.pair.geometry());
         let (position, next, flags) = match self.copy(place, taken) {
             Ok(found) => found,
@@ -124,7 +128,12 @@ impl<D: Disk> Shard<D> {
                 self.is_journal_full = true;
                 Next::Later
             }
-            Err(Refusal::Unknown) => self.is_unknown(place),
+            Err(Refusal::Limit) => {
+                handle.refused = true;
+                handle.is_limited = true;
+                Next::Nothing
+            }
+            Err(_) => self.is_unknown(place),
         }
     }
 
@@ -161,11 +170,11 @@ impl<D: Disk> Shard<D> {
                 self.handles.submitting.push(place);
                 Next::Took(taken.payload.len())
             }
-            Err(Refusal::Full | Refusal::JournalFailed(_)) => {
+            Err(Refusal::Full | Refusal::Limit | Refusal::JournalFailed(_)) => {
                 handle.refused = true;
                 Next::Later
             }
-            Err(Refusal::Unknown) => self.is_unknown(place),
+            Err(_) => self.is_unknown(place),
         }
     }
 

@@ -10,7 +10,7 @@ use ringmain_client::sys::eventfd::EventFd;
 use ringmain_client::wire::{Down, LeaseToken, Outcome, Up};
 
 use super::control::{FromShard, NewHandle, Outbox, ToShard};
-use super::logic::{ControlResult, Logic, QueueDefinition};
+use super::logic::{ControlResult, Limits, Logic, QueueDefinition};
 use super::memory::{LinkMemory, PageMemory, PairFiles, PairMemory, PairSize};
 use super::thread::{Parts, Shard};
 use crate::disk::simulated::{Fault, SimulatedDisk, Simulation, Site};
@@ -109,6 +109,7 @@ impl World {
             max_deliveries: 0,
             dead_letter: String::new(),
             lease_ms: 0,
+            limits: Limits::default(),
             ttl_ms: 0,
         };
         self.ask.send(ToShard::Create { request: 1, definition }).unwrap();

@@ -19,10 +19,10 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, TryRecvError};
 use std::time::{Duration, Instant};
 
-use super::control::{FromShard, Outbox, ToShard};
+use super::control::{FromShard, Outbox, ToShard, Trouble};
 use super::handle::Handle;
 use super::handles::Handles;
-use super::logic::{Logic, Now};
+use super::logic::{Logic, Lsn, Now};
 use super::memory::PageMemory;
 use super::spin::Spin;
 use super::take::Taken;
@@ -39,6 +39,8 @@ use ringmain_client::sys::kernel::HostKernel;
 const DISPATCHES_AT_ONCE: usize = 4;
 /// Requests of the control thread in a turn.
 const REQUESTS_AT_ONCE: usize = 64;
+/// How long the closing of the journal waits for the disk at least, whatever came before.
+const CLOSE_PATIENCE: Duration = Duration::from_secs(1);
 /// How long a stop waits for the disk.
 pub(super) const STOP_PATIENCE: Duration = Duration::from_secs(6);
 
@@ -58,6 +60,8 @@ pub(super) struct Shard<D: Disk> {
     pub(super) stalled: VecDeque<ToShard>,
     /// Deletions under way: request and queue.
     pub(super) deleting: Vec<(u64, u64)>,
+    /// Answers to clients whose groups are new, and the records that create these.
+    pub(super) attaching: Vec<(Lsn, FromShard)>,
     /// Everything is adopted.
     pub(super) is_started: bool,
     /// The journal failed, and everybody was told.
@@ -67,7 +71,10 @@ pub(super) struct Shard<D: Disk> {
     pub(super) stopping: Option<Stopping>,
     /// A wait failed, and that was logged.
     is_sleepless: bool,
+    /// While nothing is in flight: whoever was confirmed may come again at once.
     spin: Spin,
+    /// While something is: others may come, those who wait for the disk do not. One figure for both would be right for neither.
+    spin_in_flight: Spin,
     /// What was taken last.
     pub(super) taken: Taken,
     /// The journal takes nothing in this turn any more.
@@ -111,12 +118,14 @@ impl<D: Disk> Shard<D> {
             handles: Handles::default(),
             stalled: VecDeque::new(),
             deleting: Vec::new(),
+            attaching: Vec::new(),
             is_started: false,
             failed_errno: None,
             is_full: false,
             stopping: None,
             is_sleepless: false,
             spin: Spin::new(),
+            spin_in_flight: Spin::new(),
             taken: Taken::default(),
             is_journal_full: false,
         })
@@ -168,6 +177,7 @@ impl<D: Disk> Shard<D> {
         busy |= self.tend();
         self.answer_requests();
         self.tell_of_stalls();
+        self.go_on_below_limits();
         let has_work = self.handles.listed(Role::Consume) + self.handles.listed(Role::Produce) > 0;
         busy | (has_work && self.is_journal_ready())
     }
@@ -218,7 +228,8 @@ impl<D: Disk> Shard<D> {
         {
             self.failed_errno = Some(failure.errno);
             self.page.page.set_failed(failure.errno, failure.lsn);
-            self.outbox.send(FromShard::Log { text: format!("shard {}: {failure}", self.number) });
+            let text = format!("shard {}: {failure}", self.number);
+            self.tell_trouble(Some(Trouble::Failed(text)));
             self.logic.on_failed(failure.errno, &mut self.handles);
             let places: Vec<usize> = self.handles.all().map(|(place, _)| place).collect();
             for place in places {
@@ -230,6 +241,8 @@ impl<D: Disk> Shard<D> {
                 }
             }
         }
+        self.answer_attached(progress.durable);
+        self.end_consumers();
         self.tell_of_room();
         progress.advanced || progress.reads > 0
     }
@@ -244,14 +257,19 @@ impl<D: Disk> Shard<D> {
                          acknowledge messages",
                     self.number
                 );
-                self.outbox.send(FromShard::Log { text });
+                self.tell_trouble(Some(Trouble::Full(text)));
             }
             Ready::Ready if std::mem::take(&mut self.is_full) => {
                 let text = format!("shard {}: there is room for the journal again", self.number);
                 self.outbox.send(FromShard::Log { text });
+                self.tell_trouble(None);
             }
             _ => {}
         }
+    }
+
+    fn tell_trouble(&self, trouble: Option<Trouble>) {
+        self.outbox.send(FromShard::Trouble { shard: self.number, trouble });
     }
 
     /// A message that cannot be read holds up its group, and nobody would know why.
@@ -263,6 +281,17 @@ impl<D: Disk> Shard<D> {
                 self.number
             );
             self.outbox.send(FromShard::Log { text });
+        }
+    }
+
+    /// Lanes for which their queues have room again.
+    fn go_on_below_limits(&mut self) {
+        for key in self.logic.take_unblocked() {
+            let Some(place) = self.handles.place(key) else { continue };
+            if let Some(handle) = self.handles.get_mut(place) {
+                handle.is_limited = false;
+            }
+            self.handles.list(place);
         }
     }
 
@@ -298,7 +327,8 @@ impl<D: Disk> Shard<D> {
             return false;
         }
         if handle.closing.is_some() && handle.is_drained {
-            self.end_closing(place);
+            // What it held may be given out now.
+            return self.end_closing(place) | has_room;
         } else if role == Role::Consume && handle.held() > 0 {
             // Its submissions wait for the disk: looked at again in every turn until they are stored.
             self.handles.touch(place);
@@ -324,17 +354,18 @@ impl<D: Disk> Shard<D> {
         self.outbox.send(FromShard::Fault { key, what });
     }
 
-    /// Everything that a handle sent was taken.
-    fn end_closing(&mut self, place: usize) {
-        let Some(handle) = self.handles.get(place) else { return };
+    /// Everything that a handle sent was taken. Whether it has ended.
+    fn end_closing(&mut self, place: usize) -> bool {
+        let Some(handle) = self.handles.get(place) else { return false };
         let key = handle.key;
         // What was in the lane is stored before anybody forgets the lane.
         if handle.role == Role::Produce && handle.held() > 0 && self.failed_errno.is_none() {
-            return;
+            return false;
         }
         self.logic.close_handle(&mut self.handles, key, now());
         self.forget(place);
         self.outbox.send(FromShard::Released { key });
+        true
     }
 
     /// Takes a handle out of the tables.
@@ -346,7 +377,9 @@ impl<D: Disk> Shard<D> {
 
     /// Nothing to do: looks on for a moment if that has paid lately, then sleeps.
     fn idle(&mut self) {
-        if self.stopping.is_none() && self.spin.look(|| self.handles.is_ready()) {
+        let in_flight = self.journal.durable() < self.journal.last_lsn();
+        let spin = if in_flight { &mut self.spin_in_flight } else { &mut self.spin };
+        if self.stopping.is_none() && spin.look(|| self.handles.is_ready()) {
             return;
         }
         self.page.page.set_asleep(true);
@@ -410,11 +443,20 @@ impl<D: Disk> Shard<D> {
                 }
             }
         }
-        if let Err(failure) = self.journal.close(&self.logic) {
+        let left = self.stopping.as_ref().map_or(Duration::ZERO, |stopping| {
+            stopping.deadline.saturating_duration_since(Instant::now())
+        });
+        let (disk, closed) = self.journal.close(&self.logic, left.max(CLOSE_PATIENCE));
+        // A failure before was told.
+        if let Err(failure) = closed
+            && self.failed_errno.is_none()
+        {
             let text = format!("shard {}: {failure}", self.number);
             self.outbox.send(FromShard::Log { text });
         }
         self.outbox.send(FromShard::Stopped { shard: self.number, messages });
+        // Last: a disk that does not answer is waited for some more.
+        drop(disk);
     }
 }
 

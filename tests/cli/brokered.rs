@@ -3,7 +3,7 @@
 use super::*;
 
 /// Creates a durable queue and one in memory; what holds for one holds for the other.
-fn both(daemon: &Daemon, arguments: &[&str]) -> [&'static str; 2] {
+pub(super) fn both(daemon: &Daemon, arguments: &[&str]) -> [&'static str; 2] {
     daemon.create("durable", &[&["--durable"], arguments].concat());
     daemon.create("memory", &[&["--plane", "brokered"], arguments].concat());
     ["durable", "memory"]
@@ -15,7 +15,7 @@ fn brokered(daemon: &Daemon, queue: &str, name: &str) -> u64 {
 }
 
 /// Documents of `--json`, one a line.
-fn documents(text: &str) -> Vec<serde_json::Value> {
+pub(super) fn documents(text: &str) -> Vec<serde_json::Value> {
     text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
 }
 
@@ -202,20 +202,28 @@ fn a_count_takes_no_more_than_that() {
     }
 }
 
+/// What the first consumer of a group prints.
+pub(super) fn first(daemon: &Daemon, arguments: &[&str]) -> String {
+    let output = daemon.run(arguments);
+    let told = stderr(&output);
+    assert!(output.status.success() && told.contains("it was created"), "{told}");
+    stdout(&output)
+}
+
 #[test]
 fn groups_see_every_message() {
     let daemon = Daemon::durable();
     for queue in both(&daemon, &[]) {
-        assert_eq!(daemon.ok(&["consume", queue, "--group", "audit", "--drain"]), "");
+        assert_eq!(first(&daemon, &["consume", queue, "--group", "audit", "--drain"]), "");
         daemon.feed(&["publish", queue], b"a\nb\nc\n");
         assert_eq!(daemon.ok(&["consume", queue, "--group", "default", "--drain"]), "a\nb\nc\n");
         assert_eq!(brokered(&daemon, queue, "messages"), 3, "the other group has not seen them");
         assert_eq!(
-            daemon.ok(&["consume", queue, "--group", "late", "--from", "3", "--drain"]),
+            first(&daemon, &["consume", queue, "--group", "late", "--from", "3", "--drain"]),
             "c\n"
         );
         assert_eq!(
-            daemon.ok(&["consume", queue, "--group", "new", "--from", "new", "--drain"]),
+            first(&daemon, &["consume", queue, "--group", "new", "--from", "new", "--drain"]),
             ""
         );
         assert_eq!(daemon.ok(&["consume", queue, "--group", "audit", "--drain"]), "a\nb\nc\n");
@@ -468,4 +476,118 @@ fn a_clean_stop_keeps_everything() {
     daemon.stop();
     daemon.restart();
     assert_eq!(daemon.ok(&["consume", "q", "--drain"]), "b\n");
+}
+
+#[test]
+fn a_time_out_covers_confirmations() {
+    let daemon = Daemon::durable();
+    daemon.create("q", &["--durable"]);
+    let mut command = daemon.command(&["publish", "q", "--receipts", "--timeout", "500ms"]);
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut publish = Running::start(&mut command);
+    let mut stdin = publish.0.stdin.take().unwrap();
+    let receipts = lines(publish.0.stdout.take().unwrap());
+    let complaints = lines(publish.0.stderr.take().unwrap());
+    stdin.write_all(b"one\n").unwrap();
+    assert_eq!(receipts.recv_timeout(LIMIT).unwrap(), "1");
+    let broker = daemon.broker();
+    kill(broker, libc::SIGSTOP);
+    stdin.write_all(b"two\nthree\n").unwrap();
+    drop(stdin);
+    let code = publish.end();
+    kill(broker, libc::SIGCONT);
+    assert_eq!(code, 75);
+    let line = complaints.recv_timeout(LIMIT).unwrap();
+    assert!(line.contains("1 messages were confirmed, 2 more were sent and may still"), "{line}");
+    // And so they are.
+    let seen = daemon.run(&["consume", "q", "--count", "3"]);
+    assert_eq!(stdout(&seen), "one\ntwo\nthree\n");
+}
+
+#[test]
+fn a_start_beyond_the_end_is_refused() {
+    let daemon = Daemon::durable();
+    for queue in both(&daemon, &[]) {
+        daemon.feed(&["publish", queue], b"a\nb\nc\n");
+        for group in ["default", "new"] {
+            let from = ["consume", queue, "--group", group, "--from", "5", "--drain"];
+            let said = format!("--from 5: the next sequence of queue {queue} is 4");
+            assert_fails(&daemon.run(&from), 65, &said);
+        }
+        let next = ["consume", queue, "--group", "next", "--from", "4", "--drain"];
+        assert_eq!(daemon.ok(&next), "");
+    }
+}
+
+#[test]
+fn a_key_that_does_not_fit_the_rings_is_named() {
+    let daemon = Daemon::durable();
+    let key = "k".repeat(65_531);
+    for queue in both(&daemon, &[]) {
+        let output = daemon.feed(&["publish", queue, "--key", &key], b"hello\n");
+        assert_fails(&output, 65, "65535 of them --key and --header");
+    }
+}
+
+#[test]
+fn a_dead_letter_queue_must_carry_every_letter() {
+    let daemon = Daemon::durable();
+    for (plane, code) in [("--durable", 78), ("--plane=brokered", 64)] {
+        let dead = format!("dead{plane}").replace('=', "-");
+        let queue = format!("q{plane}").replace('=', "-");
+        let small = ["--max-message", "100", "--slots", "64", "--slot-size", "64"];
+        daemon.create(&dead, &[&[plane], &small[..]].concat());
+        let rules = [plane, "--max-message", "100", "--dead-letter", &dead];
+        let create = [&["queue", "create", &queue][..], &rules].concat();
+        assert_fails(&daemon.run(&create), code, "--slots 1024 --slot-size 256");
+        daemon.create(&queue, &[plane, "--max-message", "100"]);
+        let edit = ["queue", "edit", &queue, "--dead-letter", &dead];
+        assert_fails(&daemon.run(&edit), 64, "--slots 1024 --slot-size 256");
+    }
+}
+
+#[test]
+fn the_longest_message_is_one_that_the_journal_takes() {
+    let daemon = Daemon::durable();
+    let shape = ["--slots", "1024", "--slot-size", "32K", "--max-message"];
+    for (plane, code) in [("--durable", 78), ("--plane=brokered", 64)] {
+        let name = format!("q{plane}").replace('=', "-");
+        let create = [&["queue", "create", &name, plane][..], &shape, &["4193713"]].concat();
+        assert_fails(&daemon.run(&create), code, "at most 4193712 bytes");
+        daemon.create(&name, &[&[plane][..], &shape, &["4193712"]].concat());
+        let longest = daemon.feed(&["publish", &name], &vec![b'x'; 4_193_712]);
+        assert!(longest.status.success(), "{longest:?}");
+        assert_eq!(brokered(&daemon, &name, "message_bytes"), 4_193_712);
+        assert_eq!(daemon.ok(&["consume", &name, "--drain"]).len(), 4_193_713);
+    }
+    // A default is never more than that.
+    let folder = folder();
+    let arguments = ["--data-dir", path(folder.path()), "--segment-size", "64KiB"];
+    let small = Daemon::start_with(&arguments);
+    small.create("q", &["--durable"]);
+    let info = small.json(&["queue", "info", "q", "--json"]);
+    let longest = usize::try_from(info["max_message"].as_u64().unwrap()).unwrap();
+    let output = small.feed(&["publish", "q"], &vec![b'x'; longest]);
+    assert!(output.status.success(), "{longest}: {output:?}");
+}
+
+#[test]
+fn what_a_queue_uses_is_shown() {
+    let daemon = Daemon::durable();
+    for queue in both(&daemon, &[]) {
+        daemon.feed(&["publish", queue], b"12345\n");
+        let facts = daemon.ok(&["queue", "info", queue]);
+        assert!(facts.contains("none while nobody is attached"), "{facts}");
+        assert!(facts.contains("1 (5 B of the journal)"), "{facts}");
+        let list = daemon.ok(&["queue", "list"]);
+        let row = list.lines().find(|line| line.starts_with(queue)).unwrap();
+        assert!(list.contains("STORED") && row.contains("5 B"), "{list}");
+        let mut command = daemon.command(&["consume", queue]);
+        let _consumer = Running::start(command.stdout(Stdio::null()));
+        eventually("the consumer is attached", || {
+            daemon.ok(&["queue", "info", queue]).contains("in the rings of 1 handles")
+        });
+        let info = daemon.json(&["queue", "info", queue, "--json"]);
+        assert!(info["memory_bytes"].as_u64().unwrap() > 0, "{info}");
+    }
 }

@@ -212,8 +212,13 @@ fn durable_publishes_have_their_keys() {
 
 #[test]
 fn deaths_are_survived_and_measured() {
-    let table: &[(&[&str], u64)] =
-        &[(&[], 4), (&["--at-once", "3"], 6), (&["--with-broker", "--at-once", "2"], 4)];
+    let table: &[(&[&str], u64)] = &[
+        (&[], 4),
+        (&["--at-once", "3"], 6),
+        (&["--with-broker", "--at-once", "2"], 4),
+        (&["--durable", "--at-once", "3"], 6),
+        (&["--plane", "brokered", "--with-broker"], 4),
+    ];
     for (arguments, kills) in table {
         let common = ["bench", "deaths", "--kills", "4", "--json"];
         let answer = json(&clean(&[&common, *arguments].concat()));
@@ -222,6 +227,7 @@ fn deaths_are_survived_and_measured() {
         assert_eq!((&answer["kills"], &answer["verified"]), (&(*kills).into(), &true.into()));
     }
     assert_fails(&run(&["bench", "deaths", "--kind", "spsc"]), 64, "mpmc");
+    assert_fails(&run(&["bench", "deaths", "--plane", "direct", "--durable"]), 64, "brokered");
 }
 
 #[test]

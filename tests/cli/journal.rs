@@ -1,5 +1,7 @@
 //! Looking into the journal of a daemon that does not run.
 
+use nix::fcntl::{Flock, FlockArg};
+
 use super::*;
 
 /// A journal with some messages; the daemon has stopped.
@@ -140,7 +142,9 @@ fn a_running_daemons_journal_is_left_alone() {
     daemon.create("q", &["--durable"]);
     for command in ["verify", "inspect", "repair"] {
         let (code, line) = failure(&run(&["journal", command, path(&daemon.data())]));
-        assert!(code == 75 && line.contains("daemon"), "{command}: {code} {line}");
+        assert_eq!(code, 75, "{command}: {line}");
+        let who = format!("running daemon (pid {})", daemon.keeper.id());
+        assert!(line.contains(&who) && line.contains("stop it first"), "{command}: {line}");
     }
 }
 
@@ -162,4 +166,23 @@ fn folders_without_a_journal_are_named() {
     std::fs::create_dir(folder.path().join("shard-0")).unwrap();
     std::fs::write(folder.path().join("shard-0/segment-x"), "not a segment").unwrap();
     assert_fails(&run(&["journal", "verify", path(folder.path())]), 65, "no journal");
+}
+
+#[test]
+fn a_wait_for_a_lock_is_announced() {
+    let daemon = journal();
+    let lock = || {
+        let file = std::fs::File::open(&files(&daemon.data())[0]).unwrap();
+        Flock::lock(file, FlockArg::LockExclusive).map_err(|(_, errno)| errno).unwrap()
+    };
+    for command in ["verify", "inspect", "repair"] {
+        let lock = lock();
+        let mut command = daemon.command(&["journal", command, path(&daemon.data())]);
+        let mut waits = Running::start(command.stdout(Stdio::null()).stderr(Stdio::piped()));
+        let said = lines(waits.0.stderr.take().unwrap());
+        let line = said.recv_timeout(LIMIT).unwrap();
+        assert!(line.contains("waiting for another process to let go of segment-"), "{line}");
+        drop(lock);
+        assert_eq!(waits.end(), 0);
+    }
 }

@@ -2,6 +2,7 @@
 
 mod brokered;
 mod demo;
+mod groups;
 mod journal;
 mod messages;
 mod queues;

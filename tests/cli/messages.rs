@@ -325,3 +325,42 @@ fn a_deleted_queue_ends_its_consumers() {
     assert!(notices.recv_timeout(LIMIT).unwrap().contains("queue q was deleted"));
     assert_eq!(consume.end(), 65);
 }
+
+/// A command that has an end of `queue` and says something on stderr after its daemon was killed.
+fn alone(daemon: &mut Daemon, queue: &str, arguments: &[&str], role: &str) -> (i32, String) {
+    let mut command = daemon.command(arguments);
+    command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
+    let mut running = Running::start(&mut command);
+    // Enough to fill the ring, and nobody takes any of it.
+    let mut stdin = running.0.stdin.take().unwrap();
+    let feed = thread::spawn(move || drop(stdin.write_all(&b"message\n".repeat(200))));
+    let said = lines(running.0.stderr.take().unwrap());
+    eventually("it is attached, and what it can do is done", || {
+        let info = daemon.json(&["queue", "info", queue, "--json"]);
+        info[role] == 1 && (role == "consumers" || info["used_slots"] == 64)
+    });
+    daemon.kill_all();
+    let mut line = String::new();
+    while !line.contains("daemon is away") {
+        line = said.recv_timeout(LIMIT).expect("it says that the daemon is away");
+    }
+    signal(&running.0, libc::SIGTERM);
+    let code = running.end();
+    feed.join().unwrap();
+    assert!(said.recv_timeout(LIMIT).is_err(), "once is enough");
+    (code, line)
+}
+
+#[test]
+fn who_waits_for_a_dead_daemon_says_so() {
+    for (plane, queue) in [("--plane=direct", "q"), ("--durable", "q")] {
+        let mut daemon = Daemon::durable();
+        daemon.create(queue, &[plane]);
+        let (code, line) = alone(&mut daemon, queue, &["consume", queue], "consumers");
+        assert!(code == 0 && line.contains("queue q: its daemon is away"), "{code} {line}");
+    }
+    let mut daemon = Daemon::start();
+    daemon.create("q", &["--slots", "64", "--slot-size", "64"]);
+    let (_, line) = alone(&mut daemon, "q", &["publish", "q"], "producers");
+    assert!(line.contains("queue q is full and its daemon is away"), "{line}");
+}

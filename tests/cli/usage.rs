@@ -70,7 +70,20 @@ fn wrong_arguments_are_usage_errors() {
         (&["reply", "q", "--echo", "--exec", "cat"], "cannot be used with"),
         (&["reply", "q", "--echo", "--count", "x"], "invalid value 'x'"),
         (&["peek"], "<QUEUE>"),
-        (&["peek", "q", "--from", "first"], "invalid value 'first'"),
+        (&["peek", "q", "--from", "last"], "first, new or a sequence, or a time"),
+        (&["tail"], "<QUEUE>"),
+        (&["tail", "q", "-n", "-1"], "'-1'"),
+        (&["tail", "q", "-n", "some"], "invalid value 'some'"),
+        (&["group"], "a command is missing; see 'ringmain group --help'"),
+        (&["group", "list"], "<QUEUE>"),
+        (&["group", "info", "q"], "<GROUP>"),
+        (&["group", "create", "q", "a b"], "a group name has"),
+        (&["group", "create", "q", ""], "value"),
+        (&["group", "create", "q", "g", "--from", "-10"], "a time such as -10m"),
+        (&["group", "create", "q", "g", "--from", "2026-01-31"], "a time such as -10m"),
+        (&["group", "reset", "q", "g"], "--to"),
+        (&["group", "reset", "q", "g", "--to", "back"], "first, new or a sequence, or a time"),
+        (&["group", "delete", "q", "a/b"], "a group name has"),
         (&["peek", "q", "--count", "few"], "invalid value 'few'"),
         (&["dead-letter"], "a command is missing; see 'ringmain dead-letter --help'"),
         (&["dead-letter", "list"], "<QUEUE>"),
@@ -88,6 +101,8 @@ fn wrong_arguments_are_usage_errors() {
         (&["bench", "durable", "--size", "x"], "; see 'ringmain bench durable --help'"),
         (&["bench", "durable", "--receive", "--queues", "2"], "one queue"),
         (&["bench", "durable", "--receive", "--size", "7"], "at least 8 bytes"),
+        (&["bench", "durable", "--size", "10M"], "at most 4193712 bytes"),
+        (&["bench", "durable", "--size", "4193713"], "at most 4193712 bytes"),
         (&["consume", "q", "--from", "yesterday"], "first, new or a sequence"),
         (&["consume", "q", "--count", "-1"], "'-1'"),
         (&["bench"], "a command is missing"),
@@ -135,6 +150,12 @@ fn without_a_daemon_the_exit_code_is_69() {
         &["bench", "durable", "--data-dir", "/tmp"],
         &["queue", "edit", "q", "--lease", "1s"],
         &["peek", "q"],
+        &["tail", "q"],
+        &["group", "list", "q"],
+        &["group", "info", "q", "g"],
+        &["group", "create", "q", "g"],
+        &["group", "reset", "q", "g", "--to", "new"],
+        &["group", "delete", "q", "g"],
         &["dead-letter", "list", "q"],
         &["dead-letter", "redrive", "q"],
     ];
@@ -198,6 +219,13 @@ fn help_is_complete_and_goes_to_stdout() {
         &["publish"],
         &["consume"],
         &["peek"],
+        &["tail"],
+        &["group"],
+        &["group", "list"],
+        &["group", "info"],
+        &["group", "create"],
+        &["group", "reset"],
+        &["group", "delete"],
         &["dead-letter"],
         &["dead-letter", "list"],
         &["dead-letter", "redrive"],
@@ -218,7 +246,7 @@ fn help_is_complete_and_goes_to_stdout() {
         assert!(text.contains("Usage: ringmain"), "{text}");
         // Each command but the one that has a daemon of its own.
         assert_eq!(text.contains("--socket"), *arguments != ["demo"], "{text}");
-        if !matches!(arguments, ["queue" | "bench" | "dead-letter" | "journal"]) {
+        if !matches!(arguments, ["queue" | "bench" | "dead-letter" | "group" | "journal"]) {
             assert!(text.contains("Examples:\n  ringmain "), "{text}");
         }
         assert!(!text.contains("helper") && !text.contains("broker   "), "{text}");
@@ -254,4 +282,48 @@ fn a_socket_path_that_is_too_long_is_named() {
         let output = ringmain().args(arguments).env("RINGMAIN_SOCKET", &long).output().unwrap();
         assert_fails(&output, 78, "at most 107");
     }
+}
+
+#[test]
+fn keys_and_headers_that_are_too_long_are_named_with_their_limit() {
+    let long = "k".repeat(70_000);
+    let output = run(&["publish", "q", "--key", &long]);
+    assert_fails(&output, 64, "--key has 70000 bytes, the longest possible has 65531");
+    let header = format!("name={long}");
+    assert_fails(&run(&["publish", "q", "--header", &header]), 64, "at most 65535");
+    assert_fails(&run(&["publish", "q", "--header", &format!("{}=", "n".repeat(300))]), 64, "300");
+}
+
+#[test]
+fn an_edit_has_no_defaults() {
+    let help = stdout(&run(&["queue", "edit", "--help"]));
+    assert!(help.contains("--lease") && help.contains("What is not given stays"), "{help}");
+    assert!(!help.contains("default: 0") && !help.contains("default: 30s"), "{help}");
+    let help = stdout(&run(&["queue", "create", "--help"]));
+    assert!(help.contains("default: 30s"), "{help}");
+}
+
+#[test]
+fn folders_that_cannot_hold_a_journal_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join("s");
+    let serve = |data: &str| run(&["serve", "--socket", path(&socket), "--data-dir", data]);
+    std::fs::write(folder.path().join("file"), "no folder").unwrap();
+    std::fs::create_dir(folder.path().join("data")).unwrap();
+    std::fs::write(folder.path().join("data/shard-0"), "no folder").unwrap();
+    let table = [
+        (folder.path().join("missing"), "create it first"),
+        (folder.path().join("file"), "is no folder"),
+        (folder.path().join("file/below"), "is no folder"),
+        (folder.path().join("data"), "move that file away"),
+        (PathBuf::from("/proc"), "no file can be made there"),
+    ];
+    for (data, part) in table {
+        assert_fails(&serve(path(&data)), 78, part);
+    }
+    // Read-only where it is not forbidden.
+    let (code, line) = failure(&serve("/sys"));
+    assert!(code == 77 || code == 78, "{code} {line}");
+    assert!(line.contains("/sys") && line.contains("choose a"), "{line}");
+    assert!(!socket.exists());
 }

@@ -355,3 +355,70 @@ fn an_upgrade_is_not_noticed() {
         }
     }
 }
+
+fn an_spsc_hand_over_keeps_the_order(spec: ringmain_client::QueueSpec) {
+    const MESSAGES: u64 = 3000;
+    const ACKNOWLEDGED: u64 = 900;
+    let daemon = Durable::start();
+    let client = daemon.client();
+    let spec = ringmain_client::QueueSpec { kind: Some(ringmain_client::Kind::Spsc), ..spec };
+    client.create_queue("q", spec).unwrap();
+    publish(&mut producer(&client, "q"), (1..=MESSAGES).map(|n| format!("m{n}")));
+    let many = ConsumerOptions::default().credit(1000);
+    let mut first = client.brokered_consumer("q", many.clone()).unwrap();
+    let held: Vec<_> = (1..=1000).map(|_| receive(&mut first)).collect();
+    // More than are taken in one turn of the shard: its successor comes while they are.
+    for delivery in &held[..usize::try_from(ACKNOWLEDGED).unwrap()] {
+        first.ack(delivery).unwrap();
+    }
+    drop(first);
+    let mut second = client.brokered_consumer("q", many).unwrap();
+    for expected in ACKNOWLEDGED + 1..=MESSAGES {
+        let delivery = receive(&mut second);
+        assert_eq!(delivery.sequence(), expected);
+        second.ack(&delivery).unwrap();
+    }
+    second.flush(PATIENCE).unwrap();
+}
+
+#[test]
+fn a_successor_gets_what_came_back_before_anything_newer() {
+    an_spsc_hand_over_keeps_the_order(durable());
+}
+
+#[test]
+fn and_so_it_does_in_memory() {
+    an_spsc_hand_over_keeps_the_order(in_memory());
+}
+
+#[test]
+fn rings_that_are_made_in_the_background_are_admitted_once() {
+    let daemon = Durable::start();
+    let client = daemon.client();
+    let spec = ringmain_client::QueueSpec {
+        kind: Some(ringmain_client::Kind::Spsc),
+        slots: Some(16_384),
+        slot_size: Some(4096),
+        ..in_memory()
+    };
+    client.create_queue("q", spec).unwrap();
+    let attach = || {
+        let client = daemon.client();
+        client.brokered_producer("q", ProducerOptions::default())
+    };
+    let results = std::thread::scope(|scope| {
+        let others = [scope.spawn(attach), scope.spawn(attach)];
+        others.map(|other| other.join().unwrap())
+    });
+    let [one, other] = results;
+    let (mut producer, refused) = match (one, other) {
+        (Ok(producer), Err(error)) | (Err(error), Ok(producer)) => (producer, error),
+        other => panic!("one of them: {other:?}"),
+    };
+    assert_eq!(refused.code(), Some(ringmain_client::ErrorCode::Busy));
+    publish(&mut producer, ["large".to_owned()]);
+    assert_eq!(consume(&mut consumer(&client, "q"), 1)[0].1, "large");
+    // A client that does not wait for its memory leaves nothing behind.
+    drop(producer);
+    eventually("the handles are gone", || (daemon.daemon.status().handles == 0).then_some(()));
+}

@@ -2,15 +2,16 @@
 
 use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use ringmain::disk::{
-    Availability, Backend, BlockingDisk, Buffer, Disk, Durability, Operation, RawWrites, SyncMode,
-    Ticket, UringDisk, availability, errno, open_disk, probe_sync_modes,
+    Availability, Backend, BlockingDisk, Buffer, Disk, Durability, Operation, RawWrites, SelfTest,
+    SyncMode, Ticket, UringDisk, availability, errno, open_disk, open_disk_after, probe_sync_modes,
 };
 
+use crate::mounted::Mounted;
 use crate::suite::{filled, finish};
 
 type Open = fn(&Path) -> io::Result<Box<dyn Disk>>;
@@ -23,55 +24,6 @@ fn backends() -> Vec<(&'static str, Open)> {
         all.push(("uring", uring));
     }
     all
-}
-
-/// A file system of its own, gone when dropped.
-struct Mounted(PathBuf, tempfile::TempDir);
-
-impl Mounted {
-    fn tmpfs(bytes: u64) -> Option<Self> {
-        let folder = tempfile::tempdir().unwrap();
-        let options = format!("size={bytes},mode=700");
-        Self::mount(folder, &["-t", "tmpfs", "-o", &options, "tmpfs"])
-    }
-
-    fn loop_ext4(bytes: u64) -> Option<Self> {
-        let folder = tempfile::tempdir().unwrap();
-        let image = folder.path().join("image");
-        File::create(&image).unwrap().set_len(bytes).unwrap();
-        let made = Command::new("mkfs.ext4").args(["-q", "-m", "0"]).arg(&image).output();
-        if !made.is_ok_and(|made| made.status.success()) {
-            eprintln!("skipped: no mkfs.ext4 here");
-            return None;
-        }
-        let image = image.to_str().unwrap().to_owned();
-        Self::mount(folder, &["-o", "loop", &image])
-    }
-
-    fn mount(folder: tempfile::TempDir, arguments: &[&str]) -> Option<Self> {
-        let target = folder.path().join("mounted");
-        fs::create_dir(&target).unwrap();
-        let mounted = Command::new("mount").args(arguments).arg(&target).output();
-        match mounted {
-            Ok(output) if output.status.success() => Some(Self(target, folder)),
-            Ok(output) => {
-                let why = String::from_utf8_lossy(&output.stderr).into_owned();
-                eprintln!("skipped: mounting is not permitted here: {}", why.trim());
-                None
-            }
-            Err(error) => {
-                eprintln!("skipped: mount: {error}");
-                None
-            }
-        }
-    }
-}
-
-impl Drop for Mounted {
-    fn drop(&mut self) {
-        let _ = Command::new("umount").arg("--lazy").arg(&self.0).status();
-        let _ = self.1.path();
-    }
 }
 
 fn create_and_finish(disk: &mut dyn Disk, name: &str, bytes: u64) -> io::Result<()> {
@@ -116,13 +68,13 @@ fn fills_up_and_recovers(path: &Path, bytes: u64) {
 #[test]
 fn a_full_tmpfs_is_an_error_until_there_is_room() {
     let Some(mounted) = Mounted::tmpfs(1 << 20) else { return };
-    fills_up_and_recovers(&mounted.0, 600 << 10);
+    fills_up_and_recovers(mounted.path(), 600 << 10);
 }
 
 #[test]
 fn a_full_ext4_is_an_error_until_there_is_room() {
     let Some(mounted) = Mounted::loop_ext4(16 << 20) else { return };
-    fills_up_and_recovers(&mounted.0, 7 << 20);
+    fills_up_and_recovers(mounted.path(), 7 << 20);
 }
 
 #[test]
@@ -150,6 +102,38 @@ fn a_file_system_without_direct_writes_or_with_them_is_described() {
         open_disk(&folder.path().join("missing"), Backend::Auto).err().map(|error| error.kind()),
         Some(io::ErrorKind::NotFound)
     );
+}
+
+#[test]
+fn a_self_test_is_made_once_where_it_is_kept() {
+    let (journal, beside) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let open = |test, folder: &tempfile::TempDir| {
+        let (mut disk, description) = open_disk_after(test, folder.path(), Backend::Auto).unwrap();
+        assert_eq!(disk.list().unwrap(), []);
+        (description.figures, description.to_string())
+    };
+    let earlier = |line: &str| line.contains("as the self-test before found");
+    let files = |folder: &tempfile::TempDir| fs::read_dir(folder.path()).unwrap().count();
+    // Times in nanoseconds: two self-tests never find the same.
+    let (made, line) = open(SelfTest::Made, &journal);
+    assert!(!earlier(&line) && files(&journal) == 0, "{line}");
+    let (kept, line) = open(SelfTest::Kept, &journal);
+    assert!(!earlier(&line) && files(&journal) == 1 && kept != made, "{line}");
+    let (again, line) = open(SelfTest::Again, &journal);
+    assert!(earlier(&line) && again == kept, "{line}");
+    let (of, line) = open(SelfTest::Of(journal.path()), &beside);
+    assert!(earlier(&line) && of == kept && files(&beside) == 0, "{line}");
+    // Who opens it for the first time finds out anew.
+    let (anew, _) = open(SelfTest::Kept, &journal);
+    assert_ne!(anew, kept);
+    assert_eq!(open(SelfTest::Again, &journal).0, anew);
+    // Where nothing was kept, or nothing that can be understood, it is made.
+    fs::write(journal.path().join(".sync-mode"), "{").unwrap();
+    let (of, line) = open(SelfTest::Of(journal.path()), &beside);
+    assert!(!earlier(&line) && of != anew && files(&beside) == 0, "{line}");
+    let (again, line) = open(SelfTest::Again, &journal);
+    assert!(!earlier(&line) && again != anew, "{line}");
+    assert_eq!(open(SelfTest::Again, &journal).0, again);
 }
 
 #[test]

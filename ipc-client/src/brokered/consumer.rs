@@ -44,6 +44,7 @@ pub struct BrokeredConsumer {
     durable: bool,
     leases: u32,
     max_message: usize,
+    group_created: bool,
     /// Something was submitted since the last [`Self::flush`].
     pub(crate) unflushed: bool,
     /// `Send`, not `Sync`.
@@ -62,7 +63,7 @@ impl BrokeredConsumer {
             credit: options.credit,
             browse: options.browse,
         };
-        let Opened { up, down, shard, durable, leases, max_message, attachment } =
+        let Opened { up, down, shard, durable, leases, max_message, group_created, attachment } =
             open(client, queue, Role::Consume, asked, options.wait)?;
         let inbox = Inbox::new(up, down, shard, handle_number());
         Ok(Self {
@@ -71,6 +72,7 @@ impl BrokeredConsumer {
             durable,
             leases,
             max_message,
+            group_created,
             unflushed: false,
             not_sync: PhantomData,
         })
@@ -92,6 +94,12 @@ impl BrokeredConsumer {
     #[must_use]
     pub fn is_durable(&self) -> bool {
         self.durable
+    }
+
+    /// Whether its group did not exist and was created for it: a mistyped name, perhaps.
+    #[must_use]
+    pub fn created_group(&self) -> bool {
+        self.group_created
     }
 
     /// Longest payload in bytes.
@@ -314,6 +322,13 @@ impl BrokeredConsumer {
             self.unflushed = false;
         }
         Ok(())
+    }
+
+    /// How many messages a limit of the queue has discarded since the last call before anybody in this consumer's group had them:
+    /// there is a gap of so many in front of what was received last. 0 as long as the group keeps up, and always on a queue that
+    /// loses nothing. Every consumer of the group is told the same.
+    pub fn take_skipped(&mut self) -> u64 {
+        self.inbox.take_skipped()
     }
 
     /// From now on at most this many messages may be unacknowledged; 0 pauses. At most [`Self::max_credit`] count.

@@ -26,6 +26,7 @@ pub(super) struct Opened {
     pub(super) leases: u32,
     /// Longest payload in bytes.
     pub(super) max_message: usize,
+    pub(super) group_created: bool,
     pub(super) attachment: Attachment,
 }
 
@@ -35,6 +36,7 @@ struct Parts {
     durable: bool,
     leases: u32,
     max_message: u32,
+    group_created: bool,
 }
 
 pub(super) fn open(
@@ -60,6 +62,7 @@ pub(super) fn open(
         durable: parts.durable,
         leases: parts.leases,
         max_message: parts.max_message as usize,
+        group_created: parts.group_created,
         attachment,
     })
 }
@@ -108,6 +111,7 @@ fn map(
         durable: brokered.durable,
         leases: brokered.leases,
         max_message: attached.max_message,
+        group_created: brokered.group_created,
     };
     Ok((geometry.up(), vec![client_file, shard_file], parts))
 }

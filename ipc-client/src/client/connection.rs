@@ -374,16 +374,21 @@ impl Inner {
         Err(self.unavailable(source))
     }
 
+    /// Whether there is a connection that the daemon has not closed. Never waits: while a request is under way there is one, as far
+    /// as anybody knows.
+    pub(super) fn is_connected(&self) -> bool {
+        match self.state.try_lock() {
+            Ok(mut state) => state.connected(),
+            Err(_) => true,
+        }
+    }
+
     /// Has a lost connection taken up again in the background. Never waits: a request may be under way.
     pub(crate) fn look_after_connection(self: &Arc<Self>) {
         if self.mark.is_forked() {
             return;
         }
-        let lost = match self.state.try_lock() {
-            Ok(mut state) => !state.connected(),
-            Err(_) => false,
-        };
-        if lost {
+        if !self.is_connected() {
             self.background.reconnect(self);
         }
     }

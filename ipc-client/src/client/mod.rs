@@ -8,6 +8,7 @@ mod connection;
 mod consumer;
 mod doorbell;
 mod error;
+mod groups;
 mod guard;
 mod producer;
 mod reservation;
@@ -33,6 +34,7 @@ use std::sync::Arc;
 
 pub use consumer::{Consumer, Received};
 pub use error::{ClientError, ReceiveError, SendError};
+pub use groups::ResetOptions;
 pub use guard::{Guard, Message, ReadMetadataError};
 pub use producer::Producer;
 pub use reservation::Reservation;
@@ -116,6 +118,13 @@ impl Client {
     #[must_use]
     pub fn socket(&self) -> &Path {
         self.inner.socket_path()
+    }
+
+    /// Whether there is a connection that the daemon has not closed, as far as can be told without asking it. A lost one is taken
+    /// up again by the next request, and by every handle that waits.
+    #[must_use]
+    pub fn is_connected(&self) -> bool {
+        self.inner.is_connected()
     }
 
     pub(crate) fn inner(&self) -> &Arc<Inner> {

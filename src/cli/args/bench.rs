@@ -6,10 +6,12 @@ use std::time::Duration;
 use clap::{Args, Subcommand};
 use ringmain_client::WaitPolicy;
 
-use super::examples::{DEATHS_EXAMPLES, DURABLE_EXAMPLES, RTT_EXAMPLES, THROUGHPUT_EXAMPLES};
-use super::queue::KindArg;
+use super::examples::{
+    DEATHS_EXAMPLES, DURABLE_EXAMPLES, REPLAY_EXAMPLES, RTT_EXAMPLES, THROUGHPUT_EXAMPLES,
+};
+use super::queue::{KindArg, PlaneArg};
 use super::{BackendArg, Format};
-use crate::cli::units::{parse_run_duration, parse_size_u32};
+use crate::cli::units::{parse_run_duration, parse_size, parse_size_u32};
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum BenchCommand {
@@ -21,6 +23,8 @@ pub(crate) enum BenchCommand {
     Deaths(DeathsArgs),
     /// Confirmed publishes to durable queues, over raw durable writes of the same run
     Durable(DurableArgs),
+    /// One consumer through a backlog that lies on the disk only, over raw reading of the same run
+    Replay(ReplayArgs),
 }
 
 #[derive(Debug, Args)]
@@ -103,6 +107,12 @@ pub(crate) struct DeathsArgs {
     /// Kill the broker at the same instant
     #[arg(long)]
     pub(crate) with_broker: bool,
+    /// Plane of the queue [default: direct, with --durable brokered]
+    #[arg(long, value_enum)]
+    pub(crate) plane: Option<PlaneArg>,
+    /// The queue is durable
+    #[arg(long)]
+    pub(crate) durable: bool,
     #[command(flatten)]
     pub(crate) format: Format,
 }
@@ -125,6 +135,31 @@ pub(crate) struct DurableArgs {
     /// Another process consumes and acknowledges, and the time from publish to receive is measured as well
     #[arg(long)]
     pub(crate) receive: bool,
+    /// How the journal reaches the disk [default: auto]
+    #[arg(long, value_name = "BACKEND", value_enum)]
+    pub(crate) journal_backend: Option<BackendArg>,
+    /// Folder on the disk to measure; a temporary folder is made in it [default: the folder of temporary files]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) data_dir: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) format: Format,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = REPLAY_EXAMPLES)]
+pub(crate) struct ReplayArgs {
+    /// Bytes per message, at least 8
+    #[arg(long, value_name = "BYTES", default_value = "256", value_parser = parse_size_u32)]
+    pub(crate) size: u32,
+    /// Payload bytes of the backlog
+    #[arg(long, value_name = "BYTES", default_value = "1GiB", value_parser = parse_size)]
+    pub(crate) backlog: u64,
+    /// Publish to another queue meanwhile, so many messages on the way; 0: do not
+    #[arg(long, value_name = "N", default_value_t = 0, value_parser = clap::value_parser!(u32).range(0..=65_536))]
+    pub(crate) beside: u32,
+    /// How long that is measured without the replay, once before it and once after it
+    #[arg(long, value_name = "DURATION", default_value = "2s", value_parser = parse_run_duration)]
+    pub(crate) alone: Duration,
     /// How the journal reaches the disk [default: auto]
     #[arg(long, value_name = "BACKEND", value_enum)]
     pub(crate) journal_backend: Option<BackendArg>,

@@ -85,6 +85,9 @@ Examples:
   ringmain queue create shared --mode 770 --group staff
   ringmain queue create jobs --durable --max-deliveries 5 --dead-letter jobs-dead --lease 1m
   ringmain queue create tasks --plane brokered
+  ringmain queue create inbox --durable --max-messages 100000 --overflow reject
+  ringmain queue create events --durable --retention stream --max-bytes 10GiB --max-age 7d
+  ringmain queue create prices --plane brokered --max-messages 1000 --overflow drop-oldest
   ringmain queue create news --durable --ttl 1h
 
 A brokered queue gives each message to one consumer, waits for its acknowledgement, and gives it to another one if the \
@@ -156,6 +159,7 @@ Examples:
   ringmain bench deaths
   ringmain bench deaths --kills 1000 --at-once 4 --json
   ringmain bench deaths --with-broker
+  ringmain bench deaths --durable
 
 A daemon of its own, a queue of 64 slots, one process that sends and one that receives without a pause. In each round \
 other processes attach and hold a slot: in turn consumers that took a message in place, and producers that reserved a \
@@ -163,6 +167,9 @@ slot and do not commit it. The two go on until the ring is full up to the held s
 checked by their counts. Then the holders are killed with SIGKILL, with --with-broker the broker just before them. \
 kill_to_success_us is the time from just before the first kill until a send or a receive of the two has succeeded \
 again, by the monotonic clock; one figure a round. The two wait as handles do by default (adaptive) and are not pinned.
+
+On a brokered queue (--durable, --plane brokered) consumers die, each with a message that it has not acknowledged, and the \
+time ends when another consumer, which was asleep, has the last of their messages.
 
 Exits with 65 if a message that was held does not come again exactly once and marked as redelivered, or if a slot \
 that was never committed shows up as a message. An spsc queue has no second member of a role that could go on; it is \
@@ -173,6 +180,8 @@ Examples:
   ringmain queue edit jobs --max-deliveries 5 --dead-letter jobs-dead
   ringmain queue edit jobs --lease 10m
   ringmain queue edit jobs --no-dead-letter
+  ringmain queue edit events --max-age 30d
+  ringmain queue edit inbox --max-messages 0 --overflow block
 
 What is not given stays as it is.";
 
@@ -184,6 +193,56 @@ Examples:
 
 Shows what no group has done with: messages that wait, that are with a consumer, and that are delayed. Takes and \
 changes nothing.";
+
+pub(super) const TAIL_EXAMPLES: &str = "\
+Examples:
+  ringmain tail jobs
+  ringmain tail jobs -n 0 --follow
+  ringmain tail jobs -n 100 --with-sequence --follow
+
+Takes and changes nothing. With --follow a message is shown as it is stored, also one that is consumed at once; where \
+the output is not read fast enough, messages that every group has acknowledged meanwhile are left out.";
+
+pub(super) const GROUP_LIST_EXAMPLES: &str = "\
+Examples:
+  ringmain group list jobs
+  ringmain group list jobs --json | jq '.[] | select(.lag_seconds > 60).group'
+
+The lag is what a group has not acknowledged, and the age of the oldest of it. Lag bytes are an estimate where the \
+length of single messages is not known any more.";
+
+pub(super) const GROUP_INFO_EXAMPLES: &str = "\
+Examples:
+  ringmain group info jobs audit
+  ringmain group info jobs default --json | jq .lag_messages";
+
+pub(super) const GROUP_CREATE_EXAMPLES: &str = "\
+Examples:
+  ringmain group create jobs audit --from first
+  ringmain group create jobs audit --from new
+  ringmain group create jobs audit --from -10m
+  ringmain group create jobs audit --from 2026-01-31T08:00:00+01:00
+
+A group gets what is there: messages that some group has not acknowledged. The answer says where it starts. Consuming \
+creates a group as well.";
+
+pub(super) const GROUP_RESET_EXAMPLES: &str = "\
+Examples:
+  ringmain group reset jobs audit --to first --dry-run
+  ringmain group reset jobs audit --to new
+  ringmain group reset jobs audit --to 1000 --force
+
+Back it reaches messages that some group has not acknowledged; forward, what lies between is done with for this group. \
+The answer says where it really starts. With --force leases of attached consumers are lost: their messages may come \
+again.";
+
+pub(super) const GROUP_DELETE_EXAMPLES: &str = "\
+Examples:
+  ringmain group delete jobs audit
+  ringmain group delete jobs audit --force
+  ringmain group delete jobs audit --if-exists
+
+What only this group had not acknowledged is gone. The default group cannot be deleted.";
 
 pub(super) const DEAD_LETTER_LIST_EXAMPLES: &str = "\
 Examples:
@@ -237,6 +296,16 @@ as many bytes as the journal wrote per batch; bare futex round trips between two
 half of one is wake_us. ratio_p50 is the median of confirm over probe, each window over the two probes around it; pairs \
 whose probes differ by more than 10 % are dropped and counted. With the socket of a running daemon (--socket) its queues \
 are used, and --data-dir must be a folder on the disk of its journal.";
+
+pub(super) const REPLAY_EXAMPLES: &str = "\
+Examples:
+  ringmain bench replay --data-dir /var/tmp
+  ringmain bench replay --backlog 256MiB --beside 64 --json
+
+A daemon of its own with its journal in a temporary folder. The backlog is published, keeper and broker are killed and started \
+anew, so that nothing of it is in memory, and another process receives, checks and acknowledges every message. The segment files \
+are read raw before and after that. With --beside another queue is published to, for a while without the replay, then \
+during it, then without it again.";
 
 pub(super) const REQUEST_EXAMPLES: &str = "\
 Examples:

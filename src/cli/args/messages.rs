@@ -4,13 +4,14 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Subcommand, ValueEnum};
-use ringmain_client::WaitPolicy;
+use ringmain_client::{StartAt, WaitPolicy};
 
 use super::Format;
 use super::examples::{
     CONSUME_EXAMPLES, DEAD_LETTER_LIST_EXAMPLES, PEEK_EXAMPLES, PUBLISH_EXAMPLES, REDRIVE_EXAMPLES,
 };
 use super::queue::parse_queue_name;
+use super::start::parse_start;
 use crate::cli::units::parse_duration;
 
 /// What a confirmation promises.
@@ -46,13 +47,14 @@ pub(crate) struct PublishArgs {
     /// How to wait for room: spin, adaptive or park
     #[arg(long, value_name = "POLICY", default_value = "adaptive")]
     pub(crate) wait: WaitPolicy,
-    /// Give up when there was no room for this long (exit code 75) [default: wait on]
+    /// Give up when there was no room, or no confirmation of what was sent, for this long (exit code 75) [default: wait
+    /// on]
     #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
     pub(crate) timeout: Option<Duration>,
     /// A header for every message; may be given several times
     #[arg(long, value_name = "NAME=VALUE", value_parser = parse_header)]
     pub(crate) header: Vec<(String, String)>,
-    /// A key for every message
+    /// A key for every message, at most 65,531 bytes long
     #[arg(long, value_name = "KEY")]
     pub(crate) key: Option<String>,
     /// Brokered: how long after its publishing each message is given out; the queue's own, if shorter, counts
@@ -74,9 +76,10 @@ pub(crate) struct ConsumeArgs {
     /// Consumer group: each group sees every message. Direct queues have the default group only
     #[arg(long, value_name = "GROUP")]
     pub(crate) group: Option<String>,
-    /// Where a group starts that does not exist yet: first, new or a sequence; a direct queue gives what is there
-    #[arg(long, value_name = "first|new|SEQ", value_parser = parse_from)]
-    pub(crate) from: Option<Start>,
+    /// Where a group starts that does not exist yet: first, new, a sequence, or a time: RFC 3339 or a duration ago such as
+    /// -10m; a direct queue gives what is there
+    #[arg(long, value_name = "first|new|SEQ|TIME", value_parser = parse_start, allow_hyphen_values = true)]
+    pub(crate) from: Option<StartAt>,
     /// End after this many messages
     #[arg(long, value_name = "N")]
     pub(crate) count: Option<u64>,
@@ -99,14 +102,6 @@ pub(crate) struct ConsumeArgs {
     pub(crate) format: Format,
 }
 
-/// Where a consumer group starts.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Start {
-    First,
-    New,
-    Sequence(u64),
-}
-
 #[derive(Debug, Args)]
 #[command(after_help = PEEK_EXAMPLES)]
 pub(crate) struct PeekArgs {
@@ -116,9 +111,9 @@ pub(crate) struct PeekArgs {
     /// At most this many messages; 0 for all
     #[arg(long, value_name = "N", default_value_t = 10)]
     pub(crate) count: u64,
-    /// The first message to show [default: the oldest one that is there]
-    #[arg(long, value_name = "SEQ")]
-    pub(crate) from: Option<u64>,
+    /// The first message to show: a sequence or a time as with consume [default: the oldest one that is there]
+    #[arg(long, value_name = "first|SEQ|TIME", value_parser = parse_start, allow_hyphen_values = true)]
+    pub(crate) from: Option<StartAt>,
     /// Print the sequence and a tab in front of each message
     #[arg(long)]
     pub(crate) with_sequence: bool,
@@ -164,17 +159,6 @@ fn parse_time(text: &str) -> Result<Duration, String> {
     match parse_duration(text)? {
         Duration::ZERO => Err("expected more than nothing; leave it out instead".to_string()),
         time => Ok(time),
-    }
-}
-
-fn parse_from(text: &str) -> Result<Start, String> {
-    match text {
-        "first" => Ok(Start::First),
-        "new" => Ok(Start::New),
-        _ => text
-            .parse()
-            .map(Start::Sequence)
-            .map_err(|_| "expected first, new or a sequence number".to_string()),
     }
 }
 

@@ -2,10 +2,12 @@
 
 mod bench;
 mod examples;
+mod group;
 mod journal;
 mod messages;
 mod queue;
 mod request;
+mod start;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -18,17 +20,23 @@ use examples::{
     DEMO_EXAMPLES, DOCTOR_EXAMPLES, SERVE_EXAMPLES, STATUS_EXAMPLES, TOP_EXAMPLES, UPGRADE_EXAMPLES,
 };
 
-pub(crate) use bench::{BenchCommand, DeathsArgs, DurableArgs, RttArgs, ThroughputArgs};
+pub(crate) use bench::{
+    BenchCommand, DeathsArgs, DurableArgs, ReplayArgs, RttArgs, ThroughputArgs,
+};
+pub(crate) use group::{
+    GroupCommand, GroupCreateArgs, GroupDeleteArgs, GroupInfoArgs, GroupListArgs, GroupName,
+    GroupResetArgs, TailArgs,
+};
 pub(crate) use journal::{
     JournalCommand, JournalInspectArgs, JournalRepairArgs, JournalVerifyArgs,
 };
 pub(crate) use messages::{
     Confirm, ConsumeArgs, DeadLetterCommand, DeadLetterListArgs, DeadLetterRedriveArgs, PeekArgs,
-    PublishArgs, Start,
+    PublishArgs,
 };
 pub(crate) use queue::{
-    DeliveryArgs, QueueCommand, QueueCreateArgs, QueueDeleteArgs, QueueEditArgs, QueueInfoArgs,
-    QueueListArgs, QueuePurgeArgs,
+    DeliveryArgs, PlaneArg, QueueCommand, QueueCreateArgs, QueueDeleteArgs, QueueEditArgs,
+    QueueInfoArgs, QueueListArgs, QueuePurgeArgs,
 };
 pub(crate) use request::{ReplyArgs, RequestArgs};
 
@@ -63,6 +71,11 @@ pub(crate) enum Command {
     Consume(ConsumeArgs),
     /// Shows messages of a brokered queue without taking them
     Peek(PeekArgs),
+    /// Shows the last messages of a brokered queue, and what comes, without taking them
+    Tail(TailArgs),
+    /// Manages the consumer groups of brokered queues
+    #[command(subcommand)]
+    Group(GroupCommand),
     /// Shows dead letters, and sends them back to where they came from
     #[command(subcommand)]
     DeadLetter(DeadLetterCommand),

@@ -1,4 +1,7 @@
-//! `ringmain bench deaths`: how long a queue stands still after a process died that held a slot.
+//! `ringmain bench deaths`: how long a queue stands still after a process died that held a slot; on brokered queues, how long the
+//! messages of a dead consumer are on their way to another.
+
+pub(crate) mod brokered;
 
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::PathBuf;
@@ -6,7 +9,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use ringmain_client::raw::layout::PAGE_BYTES;
-use ringmain_client::raw::protocol::Kind;
+use ringmain_client::raw::protocol::{Kind, Plane};
 use ringmain_client::raw::ring::Region;
 use ringmain_client::raw::sync::atomic::{AtomicU64, Ordering};
 use ringmain_client::raw::sys::clock::monotonic_ns;
@@ -24,6 +27,7 @@ use crate::cli::helper::{Order, Parent, Task};
 use crate::cli::host::Host;
 use crate::cli::output::{Facts, Progress, Style, bar, print, print_json};
 use crate::cli::private::PrivateBroker;
+use crate::cli::queue::plane_of;
 use crate::cli::signals;
 use crate::cli::statistics::{Samples, curve};
 use crate::cli::units;
@@ -97,8 +101,12 @@ enum Field {
     Pause,
     /// Not zero: it pauses.
     Paused,
-    /// Zero: the time of the next success is asked for and goes here.
+    /// Zero: the time of the next success is asked for and goes here. Brokered: the time of the last one.
     Success,
+    /// Brokered only: the count after which the process looks for a pause.
+    Expected,
+    /// Brokered only: messages of which the acknowledgement is stored.
+    Acknowledged,
 }
 
 impl Board {
@@ -317,6 +325,7 @@ impl Times {
 }
 
 pub(crate) fn run(socket: &Socket, args: &DeathsArgs) -> Outcome {
+    let plane = plane_of(args.plane, args.durable)?;
     if Kind::from(args.kind) != Kind::Mpmc {
         return Err(Failure::usage(
             "--kind spsc: nobody goes on next to a member that died; only mpmc is supported",
@@ -328,6 +337,9 @@ pub(crate) fn run(socket: &Socket, args: &DeathsArgs) -> Outcome {
         ));
     }
     signals::catch()?;
+    if plane == Plane::Brokered {
+        return brokered::run(args);
+    }
     let rounds = args.kills.div_ceil(args.at_once);
     let mut bench = Bench::start(args)?;
     let mut samples = Side::ALL.map(|_| Samples::new());
@@ -453,7 +465,7 @@ impl Bench {
         let nanos = self.kill(&ids, stopped)?;
         self.verify(side, &mut held, stopped[0])?;
         if let Some(broker) = broker {
-            self.wait_for_another(broker)?;
+            wait_for_another(&self.client, broker)?;
         }
         Ok(nanos)
     }
@@ -485,15 +497,7 @@ impl Bench {
         if counts(&self.board) != stopped {
             return Err(bad("a process went on although the slot was still held"));
         }
-        let start_ns = monotonic_ns();
-        for id in ids {
-            let id = libc::pid_t::try_from(*id).map_err(Failure::internal)?;
-            // SAFETY: kill takes no pointer. The holders were not waited for, so their ids are their own; the broker's
-            // was read while it ran.
-            if unsafe { libc::kill(id, libc::SIGKILL) } != 0 {
-                return Err(Failure::system("kill", std::io::Error::last_os_error()));
-            }
-        }
+        let start_ns = kill_all(ids)?;
         let success = |board: &Board| Side::ALL.map(|side| board.get(side, Field::Success));
         self.until("nobody went on after the kill", |board| success(board) != [0, 0])?;
         // The other one may have been first and not have said so yet.
@@ -532,21 +536,36 @@ impl Bench {
         self.survivors.listen(&mut |_, _| again += 1)?;
         if again == 0 { Ok(()) } else { Err(bad("a message came again that nobody held")) }
     }
+}
 
-    fn wait_for_another(&self, broker: u32) -> Outcome {
-        let start = Instant::now();
-        loop {
-            signals::check()?;
-            match self.client.status() {
-                Ok(status) if status.broker_pid != broker => return Ok(()),
-                Err(error) if start.elapsed() > STEP_LIMIT => return Err(error.into()),
-                _ if start.elapsed() > STEP_LIMIT => {
-                    return Err(Failure::internal("the broker was killed and is still there"));
-                }
-                _ => thread::sleep(LOOK),
+/// Waits for the broker that comes after this one.
+fn wait_for_another(client: &Client, broker: u32) -> Outcome {
+    let start = Instant::now();
+    loop {
+        signals::check()?;
+        match client.status() {
+            Ok(status) if status.broker_pid != broker => return Ok(()),
+            Err(error) if start.elapsed() > STEP_LIMIT => return Err(error.into()),
+            _ if start.elapsed() > STEP_LIMIT => {
+                return Err(Failure::internal("the broker was killed and is still there"));
             }
+            _ => thread::sleep(LOOK),
         }
     }
+}
+
+/// Kills processes that nobody has waited for; returns the time just before.
+fn kill_all(ids: &[u32]) -> Outcome<u64> {
+    let start_ns = monotonic_ns();
+    for id in ids {
+        let id = libc::pid_t::try_from(*id).map_err(Failure::internal)?;
+        // SAFETY: kill takes no pointer. The holders were not waited for, so their ids are their own; the broker's
+        // was read while it ran.
+        if unsafe { libc::kill(id, libc::SIGKILL) } != 0 {
+            return Err(Failure::system("kill", std::io::Error::last_os_error()));
+        }
+    }
+    Ok(start_ns)
 }
 
 /// Messages that were sent and received.

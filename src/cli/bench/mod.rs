@@ -1,4 +1,4 @@
-//! `ringmain bench rtt|throughput|deaths|durable`: figures between processes, with their conditions.
+//! `ringmain bench rtt|throughput|deaths|durable|replay`: figures between processes, with their conditions.
 
 pub(crate) mod deaths;
 pub(crate) mod durable;
@@ -8,6 +8,7 @@ pub(crate) mod load;
 pub(crate) mod pair;
 pub(crate) mod pairs;
 pub(crate) mod queues;
+pub(crate) mod replay;
 pub(crate) mod rtt;
 pub(crate) mod throughput;
 
@@ -21,5 +22,6 @@ pub(crate) fn run(socket: &Socket, command: BenchCommand) -> Outcome {
         BenchCommand::Throughput(args) => throughput::run(socket, &args),
         BenchCommand::Deaths(args) => deaths::run(socket, &args),
         BenchCommand::Durable(args) => durable::run(socket, &args),
+        BenchCommand::Replay(args) => replay::run(socket, &args),
     }
 }

@@ -4,15 +4,16 @@ use std::io;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use ringmain::shard::logic::headers::WITHHELD;
 use ringmain_client::raw::protocol::QueueInfo;
 use ringmain_client::{
     AckError, BrokeredConsumer, Client, ConsumerOptions, Delivery, ReceiveError, StartAt,
 };
 
 use super::rendering::{Format, Shown};
-use super::{Config, DRAIN_SLICE, NOTICE_AFTER, SLICE, write_as_far};
-use crate::cli::args::Start;
+use super::{Absence, Config, DRAIN_SLICE, NOTICE_AFTER, SLICE, write_as_far};
 use crate::cli::exit::{Exit, Failure, Outcome};
+use crate::cli::group::called;
 use crate::cli::output::notice;
 use crate::cli::signals;
 
@@ -30,15 +31,34 @@ pub(super) fn run(client: &Client, info: &QueueInfo, config: &Config) -> Outcome
     let options = ConsumerOptions::default()
         .wait(config.wait)
         .group(group(config))
-        .from(start(config.from))
+        .from(config.from.unwrap_or_default())
         // A credit of 0 would be the daemon's default.
         .credit(credit.max(1));
     if config.count == Some(0) {
         return Ok(());
     }
+    if let (Some(StartAt::Sequence(from)), Some(info)) = (config.from, &info.brokered)
+        && from > info.next_sequence
+    {
+        return Err(Failure::new(
+            Exit::Data,
+            format_args!(
+                "--from {from}: the next sequence of queue {} is {}; use --from new, or a sequence up to that",
+                config.queue, info.next_sequence
+            ),
+        ));
+    }
     let consumer = client
         .brokered_consumer(&config.queue, options)
         .map_err(|error| Failure::queue(&config.queue, error))?;
+    if consumer.created_group() {
+        notice(&format!(
+            "queue {} had no group {}: it was created; see 'ringmain group list {}'",
+            config.queue,
+            called(&group(config)),
+            config.queue
+        ));
+    }
     signals::catch()?;
     let mut taker = Taker {
         client,
@@ -53,6 +73,9 @@ pub(super) fn run(client: &Client, info: &QueueInfo, config: &Config) -> Outcome
         again: 0,
         idle_since: None,
         noticed: false,
+        absence: Absence::default(),
+        skipped: 0,
+        skipped_told: 0,
     };
     let result = taker.take_all();
     // What was written is acknowledged, however the command ends.
@@ -63,6 +86,12 @@ pub(super) fn run(client: &Client, info: &QueueInfo, config: &Config) -> Outcome
             taker.again
         ));
     }
+    if taker.skipped > taker.skipped_told {
+        notice(&format!(
+            "{} messages in all were discarded by a limit of queue {} before they were delivered",
+            taker.skipped, config.queue
+        ));
+    }
     debug_assert_eq!(info.plane, ringmain_client::Plane::Brokered);
     result.and(flushed)
 }
@@ -70,14 +99,6 @@ pub(super) fn run(client: &Client, info: &QueueInfo, config: &Config) -> Outcome
 /// `default` is what the group without a name is called, here as on direct queues.
 fn group(config: &Config) -> String {
     config.group.clone().filter(|group| group != "default").unwrap_or_default()
-}
-
-fn start(from: Option<Start>) -> StartAt {
-    match from {
-        None | Some(Start::First) => StartAt::First,
-        Some(Start::New) => StartAt::New,
-        Some(Start::Sequence(sequence)) => StartAt::Sequence(sequence),
-    }
 }
 
 fn limit_u32(value: u64) -> u32 {
@@ -108,6 +129,10 @@ struct Taker<'a> {
     again: u64,
     idle_since: Option<Instant>,
     noticed: bool,
+    absence: Absence,
+    /// Messages that a limit discarded before this group had them; how many of them were told.
+    skipped: u64,
+    skipped_told: u64,
 }
 
 impl Taker<'_> {
@@ -116,10 +141,10 @@ impl Taker<'_> {
             match self.gather()? {
                 Got::Messages => {
                     self.idle_since = None;
+                    self.absence.over();
                     self.write()?;
                 }
-                Got::Drained if self.config.drain && self.drained()? => return Ok(()),
-                Got::Nothing if self.config.drain && self.empty()? => return Ok(()),
+                Got::Drained | Got::Nothing if self.config.drain && self.empty()? => return Ok(()),
                 Got::Drained | Got::Nothing => self.check_idle()?,
             }
         }
@@ -156,7 +181,20 @@ impl Taker<'_> {
             self.ends.push(self.line.len());
             self.filled += 1;
         }
+        self.tell_of_skipped();
         Ok(if self.filled > 0 { Got::Messages } else { Got::Nothing })
+    }
+
+    /// A gap is told when it is seen first; at the end comes the sum.
+    fn tell_of_skipped(&mut self) {
+        self.skipped += self.consumer.take_skipped();
+        if self.skipped > 0 && self.skipped_told == 0 {
+            self.skipped_told = self.skipped;
+            notice(&format!(
+                "{} messages were discarded by a limit of queue {} before they were delivered",
+                self.skipped, self.config.queue
+            ));
+        }
     }
 
     /// Writes the lines and acknowledges those that were written as a whole.
@@ -212,25 +250,15 @@ impl Taker<'_> {
         )
     }
 
-    /// The daemon says that there is nothing more for this group. Consumers of the default group wait until the others
-    /// have acknowledged what they hold: it may come back.
-    fn drained(&mut self) -> Outcome<bool> {
-        if !group(self.config).is_empty() {
-            return Ok(true);
-        }
-        self.empty()
-    }
-
+    /// The daemon says that there is nothing more for this group now. What others hold may come back: that is waited for.
     fn empty(&mut self) -> Outcome<bool> {
         self.flush()?;
-        let info = self.client.queue_info(&self.config.queue);
-        let info = info.map_err(|error| Failure::queue(&self.config.queue, error))?;
-        let Some(brokered) = info.brokered.filter(|_| group(self.config).is_empty()) else {
-            return Ok(false);
-        };
-        if brokered.ready == 0 && brokered.unacknowledged == 0 {
-            if brokered.delayed > 0 {
-                notice(&format!("{} messages stay until their delay is over", brokered.delayed));
+        let queue = &self.config.queue;
+        let info = self.client.group_info(queue, &group(self.config));
+        let info = info.map_err(|error| Failure::queue(queue, error))?;
+        if info.lag_messages <= info.delayed {
+            if info.delayed > 0 {
+                notice(&format!("{} messages stay until their delay is over", info.delayed));
             }
             return Ok(true);
         }
@@ -239,7 +267,7 @@ impl Taker<'_> {
             self.noticed = true;
             notice(&format!(
                 "waiting for {} messages of queue {} that are with other consumers",
-                brokered.unacknowledged, self.config.queue
+                info.unacknowledged, self.config.queue
             ));
         }
         thread::sleep(DRAIN_SLICE);
@@ -247,6 +275,7 @@ impl Taker<'_> {
     }
 
     fn check_idle(&mut self) -> Outcome {
+        self.absence.look(self.client, &self.config.queue);
         let since = *self.idle_since.get_or_insert_with(Instant::now);
         match self.config.timeout {
             Some(limit) if since.elapsed() >= limit => Err(Failure::new(
@@ -262,16 +291,16 @@ impl Taker<'_> {
     }
 }
 
-/// Shows messages without taking them, oldest first; each is handed to `show`, which says whether it wants more.
+/// Shows messages without taking them, oldest first, up to the last one that is there or on and on; each is handed to `show`,
+/// which says whether it wants more.
 pub(crate) fn browse(
     client: &Client,
     queue: &str,
-    from: Option<u64>,
+    from: StartAt,
+    follow: bool,
     mut show: impl FnMut(&Delivery) -> Outcome<bool>,
 ) -> Outcome {
-    let options = ConsumerOptions::default()
-        .browse(true)
-        .from(from.map_or(StartAt::First, StartAt::Sequence));
+    let options = ConsumerOptions::default().browse(true).from(from);
     let mut consumer =
         client.brokered_consumer(queue, options).map_err(|error| Failure::queue(queue, error))?;
     let mut delivery = Delivery::default();
@@ -279,14 +308,30 @@ pub(crate) fn browse(
         signals::check()?;
         match consumer.receive_or_drained(&mut delivery, Some(SLICE)) {
             Ok(true) => {
+                report_withheld(queue, &delivery);
                 if !show(&delivery)? {
                     return Ok(());
                 }
             }
-            Ok(false) => return Ok(()),
+            Ok(false) if !follow => return Ok(()),
+            Ok(false) => {}
             Err(ReceiveError::Empty | ReceiveError::Timeout) => {}
             Err(error) => return Err(Failure::receive(queue, &error)),
         }
+    }
+}
+
+/// A message that fits no ring of its queue comes without its payload.
+fn report_withheld(queue: &str, delivery: &Delivery) {
+    let metadata = delivery.metadata().unwrap_or_default();
+    let found = metadata.headers.iter().find(|(name, _)| name == WITHHELD);
+    if let Some((_, bytes)) = found {
+        notice(&format!(
+            "message {} of queue {queue} has {} bytes and fits no ring of this queue: no consumer can take it; \
+             move it with 'ringmain dead-letter redrive {queue}', or purge the queue",
+            delivery.sequence(),
+            String::from_utf8_lossy(bytes)
+        ));
     }
 }
 

@@ -1,14 +1,62 @@
 //! Which journals a folder has.
 
-use std::fs;
+use std::fs::{self, OpenOptions};
 use std::io;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
+use nix::errno::Errno;
+use nix::fcntl::{Flock, FlockArg};
+
 use crate::cli::exit::{Exit, Failure, Outcome};
+use crate::cli::output::notice;
 
 /// Of one journal.
 pub(super) struct Folder {
     pub(super) path: PathBuf,
+}
+
+impl Folder {
+    /// Before its files are opened, which waits for their locks: refuses at once what a running daemon has, and says who is waited
+    /// for otherwise. A killed daemon's locks end when its last writes have landed.
+    pub(super) fn look_for_holder(&self) -> Outcome {
+        let Some(busy) = self.busy_file() else { return Ok(()) };
+        let path = self.path.display();
+        if let Some(pid) = self.path.parent().and_then(daemon_of) {
+            return Err(Failure::new(
+                Exit::Temporary,
+                format_args!("{path} belongs to a running daemon (pid {pid}): stop it first"),
+            ));
+        }
+        notice(&format!("{path}: waiting for another process to let go of {busy}"));
+        Ok(())
+    }
+
+    /// A file that somebody has locked. What cannot be looked at is for whoever opens it to report.
+    fn busy_file(&self) -> Option<String> {
+        let entries = fs::read_dir(&self.path).ok()?;
+        let mut names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+        names.find(|name| is_segment(name) && is_locked(&self.path.join(name)))
+    }
+}
+
+/// The process that holds the lock of a data folder.
+fn daemon_of(data: &Path) -> Option<u32> {
+    let lock = data.join("ringmain.lock");
+    if !is_locked(&lock) {
+        return None;
+    }
+    fs::read_to_string(lock).ok()?.trim().parse().ok()
+}
+
+/// Whether another process has this lock: nobody who takes it waits in vain for the moment that this one takes.
+fn is_locked(path: &Path) -> bool {
+    let file = OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK | libc::O_CLOEXEC)
+        .open(path);
+    let locked = file.map(|file| Flock::lock(file, FlockArg::LockSharedNonblock));
+    matches!(locked, Ok(Err((_, Errno::EWOULDBLOCK))))
 }
 
 /// The journals of a daemon's data folder, or the one that this folder is.

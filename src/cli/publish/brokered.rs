@@ -13,13 +13,17 @@ use ringmain_client::{
 use serde_json::json;
 
 use super::lines::Lines;
-use super::{Config, NOTICE_AFTER, Source, bad_input};
+use super::{Config, NOTICE_AFTER, Source, bad_input, send_failure};
 use crate::cli::args::Confirm;
 use crate::cli::exit::{Exit, Failure, Outcome};
 use crate::cli::output::{notice, print_json};
+use crate::cli::units;
 
 /// How long a wait for confirmations goes on before the input is looked at again.
 const SLICE: Duration = Duration::from_millis(5);
+
+/// The client gives a daemon that is there this long for an answer.
+const ANSWER_LIMIT: Duration = Duration::from_secs(5);
 
 /// Lines that are taken off the input at once.
 const LINES_AT_ONCE: usize = 256;
@@ -46,6 +50,7 @@ pub(super) fn run(client: Client, info: &QueueInfo, config: Config, input: Sourc
         last: None,
         noticed: false,
         quiet_since: None,
+        asked: None,
     };
     publisher.publish_all(input)?;
     publisher.summary()
@@ -66,6 +71,8 @@ struct Publisher {
     noticed: bool,
     /// Since when nothing was confirmed although something is due.
     quiet_since: Option<Instant>,
+    /// When the daemon was asked since then.
+    asked: Option<Instant>,
 }
 
 impl Publisher {
@@ -92,13 +99,24 @@ impl Publisher {
 
     /// What was sent is in the lane: it arrives, whatever becomes of this process. Whoever wants to know more waits.
     fn finish(&mut self) -> Outcome {
-        if self.confirm == Confirm::Received && !self.config.receipts {
+        if !self.wants_confirmations() {
             return Ok(());
         }
         while self.unsettled() > 0 {
-            self.collect(NOTICE_AFTER)?;
+            self.collect(self.patience())?;
         }
         Ok(())
+    }
+
+    /// How long one wait for a confirmation may take: until it is time to look after the daemon, or to give up.
+    fn patience(&self) -> Duration {
+        let waited = self.quiet_since.map_or(Duration::ZERO, |since| since.elapsed());
+        let left = self.config.timeout.map_or(NOTICE_AFTER, |limit| limit.saturating_sub(waited));
+        left.clamp(SLICE, NOTICE_AFTER)
+    }
+
+    fn wants_confirmations(&self) -> bool {
+        self.confirm == Confirm::Durable || self.config.receipts
     }
 
     fn unsettled(&self) -> u64 {
@@ -118,7 +136,10 @@ impl Publisher {
             match sent {
                 Ok(_) => break,
                 Err(SendError::Full | SendError::Timeout) => self.wait_for_room(start)?,
-                Err(error) => return Err(self.failed(Failure::send(&self.config.queue, &error))),
+                Err(error) => {
+                    let metadata = self.config.metadata.as_ref();
+                    return Err(self.failed(send_failure(&self.config.queue, metadata, &error)));
+                }
             }
         }
         self.sent += 1;
@@ -153,7 +174,7 @@ impl Publisher {
         };
         match next {
             Ok(Some(run)) => {
-                self.quiet_since = None;
+                (self.quiet_since, self.asked) = (None, None);
                 self.confirmed(&run)?;
                 Ok(true)
             }
@@ -190,27 +211,52 @@ impl Publisher {
         write().map_err(|error| Failure::stdout(&error))
     }
 
-    /// When confirmations stay away: is there still somebody who could give them?
+    /// When confirmations stay away: is there still somebody who could give them, and are they still waited for?
     fn look_after_daemon(&mut self, waited: Duration) -> Outcome {
         if waited.is_zero() || self.unsettled() == 0 {
             return Ok(());
         }
-        let since = *self.quiet_since.get_or_insert_with(Instant::now);
-        if since.elapsed() < NOTICE_AFTER {
+        let now = Instant::now();
+        // The wait that has just ended belongs to it.
+        let begun = || now.checked_sub(waited).unwrap_or(now);
+        let since = *self.quiet_since.get_or_insert_with(begun);
+        if let Some(limit) = self.config.timeout
+            && self.wants_confirmations()
+            && now - since >= limit
+        {
+            return Err(self.unconfirmed_for(limit));
+        }
+        if now - self.asked.unwrap_or(since) < NOTICE_AFTER || !self.may_ask(now - since) {
             return Ok(());
         }
-        self.quiet_since = None;
+        self.asked = Some(now);
         let asked = self.client.queue_info(&self.config.queue);
-        asked.map_err(|error| self.failed(Failure::queue(&self.config.queue, error)))?;
+        let info = asked.map_err(|error| self.failed(Failure::queue(&self.config.queue, error)))?;
         if !self.noticed {
             self.noticed = true;
-            notice(&format!(
-                "queue {} confirms nothing for now; if its disk is full it goes on as soon as there is \
-                 room, see the daemon's log",
-                self.config.queue
-            ));
+            notice(&why_nothing_is_confirmed(&info));
         }
         Ok(())
+    }
+
+    /// Whether the time that is left allows for a question to a daemon that is there and may not answer.
+    fn may_ask(&self, waited: Duration) -> bool {
+        let left = self.config.timeout.map(|limit| limit.saturating_sub(waited));
+        left.is_none_or(|left| left >= ANSWER_LIMIT) || !self.client.is_connected()
+    }
+
+    fn unconfirmed_for(&self, limit: Duration) -> Failure {
+        Failure::new(
+            Exit::Temporary,
+            format_args!(
+                "queue {} confirmed nothing for {}; {} messages were confirmed, {} more were sent and may still be \
+                 stored; wait longer with --timeout, or see the daemon's log",
+                self.config.queue,
+                humantime::format_duration(limit),
+                self.settled,
+                self.unsettled()
+            ),
+        )
     }
 
     fn unconfirmed(&self, error: ConfirmError) -> Failure {
@@ -252,6 +298,27 @@ impl Publisher {
             "first_sequence": self.first,
             "last_sequence": self.last,
         }))
+    }
+}
+
+fn why_nothing_is_confirmed(info: &QueueInfo) -> String {
+    let queue = &info.name;
+    match &info.brokered {
+        Some(brokered) if brokered.blocked_producers > 0 => {
+            let limit = match brokered.blocked_by.as_str() {
+                "max-bytes" => units::bytes(brokered.max_bytes),
+                _ => format!("{} messages", units::count(brokered.max_messages)),
+            };
+            format!(
+                "queue {queue} is full ({}: {limit}): waiting until messages are acknowledged, or 'ringmain queue \
+                 edit {queue}' raises the limit",
+                brokered.blocked_by
+            )
+        }
+        _ => format!(
+            "queue {queue} confirms nothing for now; if its disk is full it goes on as soon as there is \
+             room, see the daemon's log"
+        ),
     }
 }
 

@@ -1,6 +1,8 @@
 //! Queues as people see them.
 
-use ringmain_client::raw::protocol::{BrokeredInfo, HandleInfo, Kind, Plane, QueueInfo, Role};
+use ringmain_client::raw::protocol::{
+    BrokeredInfo, HandleInfo, Kind, Overflow, Plane, QueueInfo, Retention, Role,
+};
 
 use crate::cli::output::{Facts, Table};
 use crate::cli::units;
@@ -32,11 +34,38 @@ pub(super) fn rules(info: &BrokeredInfo) -> String {
         (most, "") => format!("at most {most} deliveries, then discarded"),
         (most, queue) => format!("at most {most} deliveries, then to {queue}"),
     };
+    let limits = match limits(info).as_str() {
+        "" => String::new(),
+        limits => format!("; {limits}"),
+    };
     let ttl = match info.ttl_ms {
         0 => String::new(),
         ms => format!("; time to live {}", units::duration_ms(ms)),
     };
-    format!("{deliveries}; lease {}{ttl}", lease(info))
+    format!("{deliveries}; lease {}{ttl}{limits}", lease(info))
+}
+
+/// What it keeps, and what happens at a limit; empty if everything is as usual.
+fn limits(info: &BrokeredInfo) -> String {
+    let mut bounds = Vec::new();
+    if info.max_messages > 0 {
+        bounds.push(format!("{} messages", units::count(info.max_messages)));
+    }
+    if info.max_bytes > 0 {
+        bounds.push(units::bytes(info.max_bytes));
+    }
+    if info.max_age_ms > 0 {
+        bounds.push(units::duration_ms(info.max_age_ms));
+    }
+    let bounds = bounds.join(", ");
+    match (info.retention, info.overflow) {
+        (Retention::Stream, _) if bounds.is_empty() => "a stream without limits".to_string(),
+        (Retention::Stream, _) => format!("a stream of at most {bounds}"),
+        _ if bounds.is_empty() => String::new(),
+        (_, Overflow::Block) => format!("at most {bounds}, then producers wait"),
+        (_, Overflow::Reject) => format!("at most {bounds}, then messages are refused"),
+        (_, Overflow::DropOldest) => format!("at most {bounds}, then the oldest are discarded"),
+    }
 }
 
 fn lease(info: &BrokeredInfo) -> String {
@@ -58,6 +87,7 @@ pub(super) fn list(queues: &[QueueInfo]) -> Table {
         "MESSAGES",
         "READY",
         "UNACKED",
+        "STORED",
         "MEMORY",
         "PRODUCERS",
         "CONSUMERS",
@@ -79,6 +109,10 @@ pub(super) fn list(queues: &[QueueInfo]) -> Table {
             brokered(|info| info.messages),
             brokered(|info| info.ready),
             brokered(|info| info.unacknowledged),
+            queue
+                .brokered
+                .as_ref()
+                .map_or_else(|| "-".to_string(), |info| units::bytes(info.message_bytes)),
             units::bytes(queue.memory_bytes),
             queue.producers.to_string(),
             queue.consumers.to_string(),
@@ -106,7 +140,18 @@ pub(super) fn facts(info: &QueueInfo) -> Facts {
     facts.add("state", &info.state);
     facts.add("slots", format!("{} of {}", info.slots, units::bytes(info.slot_size.into())));
     facts.add("longest message", units::bytes(info.max_message.into()));
-    facts.add("shared memory", units::bytes(info.memory_bytes));
+    let handles = info.handles.len();
+    facts.add(
+        "shared memory",
+        match info.plane {
+            Plane::Direct => units::bytes(info.memory_bytes),
+            // Its rings come and go with its handles.
+            Plane::Brokered if handles == 0 => "none while nobody is attached".to_string(),
+            Plane::Brokered => {
+                format!("{} in the rings of {handles} handles", units::bytes(info.memory_bytes))
+            }
+        },
+    );
     facts.add(
         "rights",
         format!("{:03o}, user {}, group {}", info.mode, info.owner_uid, info.group_gid),
@@ -128,7 +173,7 @@ fn brokered(facts: &mut Facts, info: &BrokeredInfo) {
     facts.add(
         "messages",
         format!(
-            "{} ({}); next sequence {}",
+            "{} ({} of the journal); next sequence {}",
             units::count(info.messages),
             units::bytes(info.message_bytes),
             info.next_sequence
@@ -141,6 +186,22 @@ fn brokered(facts: &mut Facts, info: &BrokeredInfo) {
     facts.add("dead letters", units::count(info.dead_lettered));
     facts.add("discarded", units::count(info.discarded));
     facts.add("expired", units::count(info.expired));
+    if !limits(info).is_empty() || info.first_sequence > 1 {
+        facts.add("first sequence", info.first_sequence);
+    }
+    if info.retention == Retention::Stream || info.trimmed > 0 {
+        facts.add("left the stream", units::count(info.trimmed));
+    }
+    if info.overflow == Overflow::DropOldest || info.dropped > 0 {
+        facts.add("dropped for room", units::count(info.dropped));
+    }
+    if info.skipped > 0 {
+        facts.add("skipped by consumers", units::count(info.skipped));
+    }
+    if info.blocked_producers > 0 {
+        let producers = units::count(info.blocked_producers.into());
+        facts.add("waiting producers", format!("{producers}, for {}", info.blocked_by));
+    }
     facts.add("rules", rules(info));
     facts.add("shard", info.shard);
 }

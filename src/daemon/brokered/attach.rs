@@ -6,23 +6,24 @@ use std::sync::Arc;
 
 use ringmain_client::layout::pair::{lease, link};
 use ringmain_client::layout::{HANDLE_MAX, LAYOUT_VERSION};
+use ringmain_client::pair::PairGeometry;
 use ringmain_client::protocol::{
     AttachOptions, Attached, BrokeredHandle as Terms, ErrorCode, HandleKey, Kind, Memory, Reply,
     Role,
 };
 use ringmain_client::sys::eventfd::EventFd;
-use ringmain_client::sys::memory::reopen_read_only;
+use ringmain_client::sys::memory::{MemoryError, reopen_read_only};
 
-use super::super::broker::{Broker, bug};
+use super::super::background;
+use super::super::broker::{Allocated, Broker, bug};
 use super::super::connections::{Answer, Failure, refuse};
 use super::super::entries::{BrokeredHandleEntry, Key, LinkEntry, encode};
 use super::super::host_memory;
 use super::super::link::{Item, LinkLost};
 use super::super::peer::Credentials;
-use super::super::queues::{clone_descriptor, memory_failure, no_room};
-use super::{
-    BrokeredHandle, BrokeredQueue, SHARDS, SessionLink, State, Waiting, failure, no_right,
-};
+use super::super::queues::{ALLOCATED_AT_ONCE, clone_descriptor, memory_failure, no_room};
+use super::groups::check_group_name;
+use super::{BrokeredHandle, BrokeredQueue, SHARDS, SessionLink, Waiting, failure, no_right};
 use crate::shard::control::{NewHandle, ToShard};
 use crate::shard::logic::ControlResult;
 use crate::shard::memory::{LinkMemory, PairFiles, PairMemory, PairSize, pair_bytes};
@@ -31,45 +32,100 @@ use crate::shard::memory::{LinkMemory, PairFiles, PairMemory, PairSize, pair_byt
 const RECORD_SLOTS: u32 = 1024;
 /// Unacknowledged messages of a consumer that does not say.
 const CREDIT_DEFAULT: u32 = 256;
-/// Longest name of a group in bytes.
-const GROUP_BYTES_MAX: usize = 200;
 
 impl Broker {
     /// `None`: the answer comes when the shard serves the handle.
     pub(in super::super) fn attach_brokered(
         &mut self,
-        number: u64,
-        session: u64,
-        user: &Credentials,
-        id: u64,
-        role: Role,
-        options: &AttachOptions,
+        wanted: WantedHandle,
     ) -> Result<Option<Answer>, Failure> {
-        let size = self.check_attach(user, id, role, options)?;
-        self.look_at_brokered_holder(id, role)?;
-        let Some(queue) = self.brokered.queues.get(&id) else {
+        let (size, geometry) = self.admit(&wanted)?;
+        let bytes = pair_bytes(&geometry);
+        self.check_memory_limit(wanted.payer, bytes)?;
+        host_memory::check(bytes).or_else(|reason| refuse(ErrorCode::Limit, reason))?;
+        let name = self.brokered.queues[&wanted.queue].entry.name.clone();
+        let queue = wanted.queue;
+        let allocate = move || NewPair::create(&name, queue, geometry);
+        if bytes <= ALLOCATED_AT_ONCE {
+            let pair = allocate().map_err(|error| memory_failure(&error))?;
+            self.attach_with(&wanted, size, pair)?;
+            return Ok(None);
+        }
+        let ticket = self.brokered.next_allocation;
+        self.brokered.next_allocation += 1;
+        self.brokered.allocating.insert(ticket, PendingPair { wanted, bytes });
+        self.allocated.compute("allocate", move || Allocated::Pair { ticket, pair: allocate() });
+        Ok(None)
+    }
+
+    /// Memory that was allocated in the background: what has changed meanwhile counts.
+    pub(in super::super) fn on_pair_allocated(
+        &mut self,
+        ticket: u64,
+        pair: Result<NewPair, MemoryError>,
+    ) -> Result<(), LinkLost> {
+        let Some(PendingPair { wanted, .. }) = self.brokered.allocating.remove(&ticket) else {
+            return Ok(());
+        };
+        if !self.connections.contains_key(&wanted.connection) {
+            // Nobody waits for it: as if it had never been asked for.
+            background::run("free", move || drop(pair));
+            return Ok(());
+        }
+        let connection = wanted.connection;
+        let admitted = match self.brokered.queues.contains_key(&wanted.queue) {
+            true => self.admit(&wanted),
+            false => refuse(ErrorCode::NotFound, "the queue was deleted meanwhile"),
+        };
+        let attached = match (admitted, pair) {
+            (Ok((size, _)), Ok(pair)) => self.attach_with(&wanted, size, pair),
+            (Ok(_), Err(error)) => Err(memory_failure(&error)),
+            (Err(failure), pair) => {
+                background::run("free", move || drop(pair));
+                Err(failure)
+            }
+        };
+        match attached {
+            Ok(()) => Ok(()),
+            Err(failure) => self.answer(connection, Err(failure)),
+        }
+    }
+
+    /// Whether the queue and the user can have such a handle now, whatever its memory.
+    fn admit(&mut self, wanted: &WantedHandle) -> Result<(PairSize, PairGeometry), Failure> {
+        let WantedHandle { user, queue: id, role, options, .. } = wanted;
+        let size = self.check_attach(user, *id, *role, options)?;
+        self.look_at_brokered_holder(*id, *role)?;
+        let Some(queue) = self.brokered.queues.get(id) else {
             return Err(bug("queue without entry").into());
         };
-        let Some(index) = free_index(queue, role, options.browse) else {
-            return self.no_index(id, role);
-        };
-        let uid = self.sessions.get(&session).map_or(user.uid, |session| session.uid);
-        self.check_handle_limit(uid)?;
+        if free_index(queue, *role, options.browse).is_none() {
+            return self.no_index(*id, *role);
+        }
+        self.check_handle_limit(wanted.payer)?;
         let geometry =
             size.geometry().or_else(|error| refuse(ErrorCode::Invalid, error.to_string()))?;
-        self.check_memory_limit(uid, pair_bytes(&geometry))?;
-        host_memory::check(pair_bytes(&geometry))
-            .or_else(|reason| refuse(ErrorCode::Limit, reason))?;
-        self.open_link(session)?;
-        let ready_index = self.free_ready_index(session)?;
-        let name = &self.brokered.queues[&id].entry.name;
-        let files = PairFiles::create(name, &geometry).map_err(|error| memory_failure(&error))?;
-        let memory = PairMemory::map(geometry, &files).map_err(|error| memory_failure(&error))?;
-        memory.initialise(id);
+        Ok((size, geometry))
+    }
+
+    /// Hands out a handle that was admitted.
+    fn attach_with(
+        &mut self,
+        wanted: &WantedHandle,
+        size: PairSize,
+        pair: NewPair,
+    ) -> Result<(), Failure> {
+        let WantedHandle { connection, session, queue: id, role, options, .. } = wanted;
+        let found = self.brokered.queues.get(id);
+        let Some(index) = found.and_then(|queue| free_index(queue, *role, options.browse)) else {
+            return self.no_index(*id, *role);
+        };
+        self.open_link(*session)?;
+        let ready_index = self.free_ready_index(*session)?;
         let epoch = self.counters.epoch(&mut self.keeper)?;
         let entry = BrokeredHandleEntry {
             epoch,
-            session,
+            session: *session,
             layout_version: LAYOUT_VERSION,
             wake_mode: self.wake_mode,
             size,
@@ -80,14 +136,8 @@ impl Broker {
             credit: credit(options, size.leases),
             browse: options.browse,
         };
-        self.hand_out_brokered(
-            number,
-            HandleKey { queue: id, handle: index, epoch },
-            entry,
-            files,
-            memory,
-        )?;
-        Ok(None)
+        let key = HandleKey { queue: *id, handle: index, epoch };
+        self.hand_out_brokered(*connection, key, entry, pair)
     }
 
     /// Stores a handle and gives it to its shard.
@@ -96,9 +146,9 @@ impl Broker {
         number: u64,
         key: HandleKey,
         entry: BrokeredHandleEntry,
-        files: PairFiles,
-        memory: PairMemory,
+        pair: NewPair,
     ) -> Result<(), Failure> {
+        let NewPair { files, memory } = pair;
         let Some(queue) = self.brokered.queues.get(&key.queue) else {
             return Err(bug("queue without entry").into());
         };
@@ -173,6 +223,8 @@ impl Broker {
                 leases: entry.size.leases,
                 ready_index: entry.ready_index,
                 shard,
+                // The shard's answer says it.
+                group_created: false,
             }),
             descriptors: vec![
                 Memory::ClientFile,
@@ -201,28 +253,12 @@ impl Broker {
         if !queue.rights(user).may_attach(Kind::Spsc, role) {
             return no_right(queue, if role == Role::Produce { "write" } else { "read" });
         }
-        match queue.state {
-            State::Open => {}
-            State::Creating => {
-                let text = format!("queue {} is being created: try again later", entry.name);
-                return refuse(ErrorCode::Busy, text);
-            }
-            State::Deleting => {
-                let text = format!("queue {} is being deleted", entry.name);
-                return refuse(ErrorCode::Closed, text);
-            }
-        }
+        self.open_shard(queue)?;
         if role == Role::Produce && *options != AttachOptions::default() {
             let text = "group, start, credit and browse are for consumers";
             return refuse(ErrorCode::Invalid, text);
         }
-        let good = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-');
-        if options.group.len() > GROUP_BYTES_MAX || !options.group.bytes().all(good) {
-            let text = format!(
-                "group name: at most {GROUP_BYTES_MAX} characters of A-Z a-z 0-9 . _ - are allowed"
-            );
-            return refuse(ErrorCode::Invalid, text);
-        }
+        check_group_name(&options.group)?;
         self.check_shard(entry.shard)?;
         let most = u32::try_from(lease::LEASES_MAX).unwrap_or(u32::MAX);
         let leases = match role {
@@ -353,20 +389,69 @@ impl Broker {
         request: u64,
         key: HandleKey,
         result: ControlResult,
+        group_created: bool,
     ) -> Result<(), LinkLost> {
         let waiting = self.brokered.waiting.remove(&request);
         let refused = failure(&result);
         if refused.is_some() {
             self.on_released(key)?;
         }
-        let Some(Waiting::Attach { connection, attached, descriptors }) = waiting else {
+        let Some(Waiting::Attach { connection, mut attached, descriptors }) = waiting else {
             return Ok(());
         };
+        if let Some(terms) = &mut attached.brokered {
+            terms.group_created = group_created;
+        }
         let outcome = match refused {
             Some(failure) => Err(failure),
             None => Ok(Some(Answer { descriptors, ..Answer::of(Reply::Attached(attached)) })),
         };
         self.answer(connection, outcome)
+    }
+}
+
+/// A handle that somebody asks for.
+#[derive(Debug)]
+pub(in super::super) struct WantedHandle {
+    /// Who gets the answer.
+    pub(in super::super) connection: u64,
+    pub(in super::super) session: u64,
+    /// Who asks.
+    pub(in super::super) user: Credentials,
+    /// User of the session: its limits count.
+    pub(in super::super) payer: u32,
+    pub(in super::super) queue: u64,
+    pub(in super::super) role: Role,
+    pub(in super::super) options: AttachOptions,
+}
+
+/// A handle whose memory is being allocated.
+#[derive(Debug)]
+pub(super) struct PendingPair {
+    wanted: WantedHandle,
+    bytes: u64,
+}
+
+impl PendingPair {
+    /// Bytes that it will take, if it is this user's.
+    pub(super) fn bytes_of(&self, uid: u32) -> u64 {
+        if self.wanted.payer == uid { self.bytes } else { 0 }
+    }
+}
+
+/// Memory for a new handle.
+#[derive(Debug)]
+pub(in super::super) struct NewPair {
+    files: PairFiles,
+    memory: PairMemory,
+}
+
+impl NewPair {
+    fn create(name: &str, queue: u64, geometry: PairGeometry) -> Result<Self, MemoryError> {
+        let files = PairFiles::create(name, &geometry)?;
+        let memory = PairMemory::map(geometry, &files)?;
+        memory.initialise(queue);
+        Ok(Self { files, memory })
     }
 }
 

@@ -14,8 +14,9 @@ use super::super::peer::Credentials;
 use super::super::queues::{check_name, checked_mode, group_of, no_room};
 use super::{BrokeredQueue, SHARD_DURABLE, SHARD_MEMORY, State, Waiting, failure, no_right};
 use crate::shard::control::ToShard;
-use crate::shard::logic::{ControlResult, QueueDefinition};
+use crate::shard::logic::{ControlResult, Limits, QueueDefinition};
 use crate::shard::memory::DEAD_LETTER_BYTES;
+use crate::shard::start::message_bytes_max;
 
 /// Slots of the rings with messages if nothing else is asked for.
 const SLOTS_DEFAULT: u32 = 1024;
@@ -24,7 +25,7 @@ const LEASE_DEFAULT_MS: u64 = 30_000;
 /// A year; beyond it 0 is meant.
 const LEASE_MAX_MS: u64 = 366 * 24 * 3600 * 1000;
 /// A hundred years; beyond it 0 is meant.
-const TTL_MAX_MS: u64 = 100 * LEASE_MAX_MS;
+const AGE_MAX_MS: u64 = 100 * LEASE_MAX_MS;
 
 /// No connection.
 const NOBODY: u64 = u64::MAX;
@@ -64,8 +65,9 @@ impl Broker {
             group_gid: entry.group_gid,
             mode: entry.mode,
             max_deliveries: delivery.max_deliveries.unwrap_or(0),
-            dead_letter: delivery.dead_letter.unwrap_or_default(),
             lease_ms: delivery.lease_ms.unwrap_or(LEASE_DEFAULT_MS),
+            limits: Limits::asked(&delivery),
+            dead_letter: delivery.dead_letter.unwrap_or_default(),
             ttl_ms: delivery.ttl_ms.unwrap_or(0),
         };
         let shard = entry.shard;
@@ -96,9 +98,19 @@ impl Broker {
             Ok(geometry) => geometry.body_bytes(geometry.claim_slots_max()).saturating_sub(header),
             Err(error) => return refuse(ErrorCode::Invalid, error.to_string()),
         };
-        let max_message =
-            spec.max_message.unwrap_or_else(|| Geometry::MAX_MESSAGE_DEFAULT.min(limit));
+        let stored = message_bytes_max(spec.durable, self.brokered.config.shards.segment_bytes);
+        let max_message = spec.max_message.unwrap_or_else(|| {
+            let most = limit.min(u32::try_from(stored).unwrap_or(u32::MAX));
+            Geometry::MAX_MESSAGE_DEFAULT.min(most)
+        });
         let slot_size = spec.slot_size.unwrap_or(Geometry::SLOT_SIZE_DEFAULT);
+        if u64::from(max_message) > stored {
+            let text = format!(
+                "max-message={max_message}: the journal takes messages of at most {stored} bytes, key and headers included; \
+                 ask for shorter ones, or start the daemon with a longer --segment-size (4 MiB is the end)"
+            );
+            return refuse(ErrorCode::Invalid, text);
+        }
         if max_message > limit {
             let text = format!(
                 "max-message={max_message}: at most a quarter of a ring less {header} bytes, {limit} bytes with \
@@ -161,7 +173,8 @@ impl Broker {
         }
     }
 
-    /// Delivery rules with everything that they refer to.
+    /// Delivery rules with everything that they refer to. Whether the dead-letter queue takes what this queue takes is for the
+    /// shard to say.
     pub(super) fn checked_delivery(
         &self,
         user: &Credentials,
@@ -175,11 +188,12 @@ impl Broker {
             let text = format!("lease={lease_ms} ms: at most {LEASE_MAX_MS} ms, or 0 for no end");
             return refuse(ErrorCode::Invalid, text);
         }
-        if let Some(ttl_ms) = delivery.ttl_ms
-            && ttl_ms > TTL_MAX_MS
-        {
-            let text = format!("ttl={ttl_ms} ms: at most {TTL_MAX_MS} ms, or 0 for none");
-            return refuse(ErrorCode::Invalid, text);
+        for (name, value_ms) in [("max-age", delivery.max_age_ms), ("ttl", delivery.ttl_ms)] {
+            if let Some(value_ms) = value_ms.filter(|value_ms| *value_ms > AGE_MAX_MS) {
+                let text =
+                    format!("{name}={value_ms} ms: at most {AGE_MAX_MS} ms, or 0 for no end");
+                return refuse(ErrorCode::Invalid, text);
+            }
         }
         let Some(target) = delivery.dead_letter.as_deref().filter(|name| !name.is_empty()) else {
             return Ok(delivery.clone());
@@ -209,14 +223,6 @@ impl Broker {
             let text = format!(
                 "dead-letter queue {target} is {}durable and this queue is not so: name one of the same durability",
                 if queue.is_durable() { "" } else { "not " }
-            );
-            return refuse(ErrorCode::Invalid, text);
-        }
-        if queue.entry.max_message < entry.max_message {
-            let text = format!(
-                "dead-letter queue {target} takes messages of at most {} bytes, this queue {}: name one that takes as long \
-                 ones",
-                queue.entry.max_message, entry.max_message
             );
             return refuse(ErrorCode::Invalid, text);
         }

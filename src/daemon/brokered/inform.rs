@@ -25,12 +25,6 @@ pub(super) struct Informing {
     created: Option<u64>,
 }
 
-impl Informing {
-    pub(super) fn connection(&self) -> u64 {
-        self.connection
-    }
-}
-
 impl Broker {
     pub(in super::super) fn brokered_queue_info(
         &mut self,
@@ -120,6 +114,27 @@ impl Broker {
         }
     }
 
+    /// What is asked for under this request is shown without what this shard knows.
+    pub(super) fn inform_without(&mut self, request: u64, shard: u32) -> Result<(), LinkLost> {
+        match self.brokered.waiting.remove(&request) {
+            Some(Waiting::Inform(mut informing)) => {
+                informing.missing.retain(|_, of| *of != shard);
+                for info in &mut informing.infos {
+                    let queue = self.brokered.queues.get(&info.id);
+                    if queue.is_some_and(|queue| queue.entry.shard == shard) {
+                        "fault".clone_into(&mut info.state);
+                    }
+                }
+                self.go_on_informing(*informing)
+            }
+            Some(other) => {
+                self.brokered.waiting.insert(request, other);
+                Ok(())
+            }
+            None => Ok(()),
+        }
+    }
+
     pub(super) fn on_information(
         &mut self,
         request: u64,
@@ -177,7 +192,7 @@ impl Broker {
             wake_mode: self.wake_mode,
             state: match queue.state {
                 State::Deleting => "deleted",
-                _ if self.check_shard(entry.shard).is_err() => "fault",
+                _ if !self.brokered.is_sound(entry.shard) => "fault",
                 _ => "open",
             }
             .to_owned(),

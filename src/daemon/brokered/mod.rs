@@ -8,6 +8,7 @@ mod adopt;
 mod attach;
 mod create;
 mod departure;
+mod groups;
 mod inform;
 mod manage;
 mod shards;
@@ -29,11 +30,13 @@ use super::log::log;
 use super::peer::Credentials;
 use super::permissions::Rights;
 use super::sessions::Session;
-use crate::shard::control::{FromShard, HandleCounters, Outbox, ToShard};
+use crate::shard::control::{FromShard, HandleCounters, Outbox, ToShard, Trouble};
 use crate::shard::logic::ControlResult;
 use crate::shard::memory::LinkMemory;
 
 pub(super) use adopt::Adopting;
+use attach::PendingPair;
+pub(super) use attach::{NewPair, WantedHandle};
 pub(super) use shards::{SHARD_DURABLE, SHARD_MEMORY, SHARDS};
 
 /// Requests to shards that are under way at a time, from everybody.
@@ -51,6 +54,9 @@ pub(super) struct Brokered {
     inbox: Results<FromShard>,
     waiting: BTreeMap<u64, Waiting>,
     next_request: u64,
+    /// Handles whose memory is being allocated.
+    allocating: BTreeMap<u64, PendingPair>,
+    next_allocation: u64,
     /// Sessions whose processes are dead, until nothing of their handles is in use.
     departing: BTreeMap<u64, Departing>,
     segments: shards::Segments,
@@ -119,9 +125,11 @@ enum Waiting {
     Create { connection: u64, queue: u64 },
     Delete { connection: u64, queue: u64 },
     Edit { connection: u64, queue: u64 },
-    Count { connection: u64 },
+    Count { connection: u64, queue: u64 },
     Attach { connection: u64, attached: Box<Attached>, descriptors: Vec<OwnedFd> },
     Inform(Box<inform::Informing>),
+    Group { connection: u64, queue: u64 },
+    Groups { connection: u64, queue: u64, one: Option<String> },
 }
 
 impl BrokeredQueue {
@@ -168,6 +176,8 @@ impl Brokered {
             inbox: Results::new()?,
             waiting: BTreeMap::new(),
             next_request: 1,
+            allocating: BTreeMap::new(),
+            next_allocation: 1,
             departing: BTreeMap::new(),
             segments: shards::Segments::default(),
         })
@@ -182,16 +192,19 @@ impl Brokered {
         self.inbox.outbox()
     }
 
-    /// Bytes of shared memory of a user's handles.
+    /// Bytes of shared memory of a user's handles, those included that are being allocated.
     pub(super) fn memory_of(&self, sessions: &BTreeMap<u64, Session>, uid: u32) -> u64 {
-        self.queues
+        let pending: u64 = self.allocating.values().map(|pending| pending.bytes_of(uid)).sum();
+        let handles: u64 = self
+            .queues
             .values()
             .flat_map(|queue| queue.handles.values())
             .filter(|handle| {
                 sessions.get(&handle.entry.session).is_some_and(|session| session.uid == uid)
             })
             .map(BrokeredHandle::memory_bytes)
-            .sum()
+            .sum();
+        pending.saturating_add(handles)
     }
 
     fn handle_mut(&mut self, key: HandleKey) -> Option<&mut BrokeredHandle> {
@@ -206,6 +219,16 @@ impl Brokered {
         if let Some(shard) = self.shards.get(&shard) {
             shard.outbox.send(message);
         }
+    }
+
+    /// Whether messages can be stored in this shard.
+    fn is_sound(&self, shard: u32) -> bool {
+        self.shards.get(&shard).is_none_or(shards::Shard::is_sound)
+    }
+
+    /// What does not work, in words.
+    pub(super) fn troubles(&self) -> Vec<String> {
+        self.shards.values().filter_map(shards::Shard::trouble_in_words).collect()
     }
 
     /// A number for a request to a shard.
@@ -260,7 +283,10 @@ impl Broker {
             FromShard::Information { request, queues, handles, .. } => {
                 self.on_information(request, queues, &handles)
             }
-            FromShard::Attached { request, key, result } => self.on_attached(request, key, result),
+            FromShard::Attached { request, key, result, group_created } => {
+                self.on_attached(request, key, result, group_created)
+            }
+            FromShard::Groups { request, groups } => self.on_groups(request, groups),
             FromShard::Released { key } => self.on_released(key),
             FromShard::Fault { key, what } => {
                 self.on_brokered_fault(key, &what);
@@ -268,6 +294,13 @@ impl Broker {
             }
             FromShard::Ring { key, doorbell, bit } => {
                 self.ring_brokered(key, doorbell, bit);
+                Ok(())
+            }
+            FromShard::Trouble { shard, trouble } => {
+                if let Some(Trouble::Failed(text) | Trouble::Full(text)) = &trouble {
+                    log!("{text}");
+                }
+                self.brokered.in_trouble(shard, trouble);
                 Ok(())
             }
             FromShard::Log { text } => {
@@ -299,7 +332,7 @@ impl Broker {
                 Some(failure) => self.answer(connection, Err(failure)),
                 None => self.answer_with_info(connection, queue, None),
             },
-            Some(Waiting::Count { connection }) => {
+            Some(Waiting::Count { connection, .. }) => {
                 let outcome = match (&result, failure(&result)) {
                     (_, Some(failure)) => Err(failure),
                     (ControlResult::Redriven(messages), None) => {
@@ -312,7 +345,10 @@ impl Broker {
                 };
                 self.answer(connection, outcome)
             }
-            Some(Waiting::Attach { .. } | Waiting::Inform(_)) | None => Ok(()),
+            Some(Waiting::Group { connection, .. }) => self.on_group_done(connection, &result),
+            Some(Waiting::Attach { .. } | Waiting::Inform(_) | Waiting::Groups { .. }) | None => {
+                Ok(())
+            }
         }
     }
 }
@@ -320,7 +356,10 @@ impl Broker {
 /// As an answer, if it is a refusal.
 fn failure(result: &ControlResult) -> Option<Failure> {
     match result {
-        ControlResult::Done | ControlResult::Purged(_) | ControlResult::Redriven(_) => None,
+        ControlResult::Done
+        | ControlResult::Purged(_)
+        | ControlResult::Redriven(_)
+        | ControlResult::Group(_) => None,
         ControlResult::Refused(code, text) => Some(Failure::Refused(*code, text.clone())),
         ControlResult::JournalFailed(errno) => {
             let error = io::Error::from_raw_os_error(*errno);

@@ -17,9 +17,9 @@ use super::super::entries::{BrokeredQueueEntry, Key, SegmentEntry, ShardEntry, e
 use super::super::link::{Item, LinkLost};
 use super::super::log::log;
 use super::super::queues::{memory_failure, no_room};
-use super::{BrokeredQueue, State};
-use crate::shard::control::{Outbox, StartError, Started, ToShard};
-use crate::shard::logic::QueueDefinition;
+use super::{BrokeredQueue, State, Waiting};
+use crate::shard::control::{Outbox, StartError, Started, ToShard, Trouble};
+use crate::shard::logic::{ControlResult, QueueDefinition};
 use crate::shard::memory::PageMemory;
 use crate::shard::start::{self, Start, Storage};
 
@@ -39,6 +39,8 @@ pub(super) struct Shard {
     progress: Progress,
     /// Whether the keeper has all its queues.
     known: bool,
+    /// Of the journal, while it is open.
+    in_trouble: Option<Trouble>,
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -56,6 +58,19 @@ impl Shard {
             Progress::Opening | Progress::Open => None,
             Progress::Unavailable(text) => Some(text.clone()),
             Progress::Stopped { .. } => Some("the daemon is stopping".to_owned()),
+        }
+    }
+
+    /// Whether messages can be stored, now or later.
+    pub(super) fn is_sound(&self) -> bool {
+        self.trouble().is_none() && !matches!(self.in_trouble, Some(Trouble::Failed(_)))
+    }
+
+    /// What does not work.
+    pub(super) fn trouble_in_words(&self) -> Option<String> {
+        match &self.in_trouble {
+            Some(Trouble::Failed(text) | Trouble::Full(text)) => Some(text.clone()),
+            None => self.trouble(),
         }
     }
 }
@@ -84,6 +99,12 @@ impl super::Brokered {
             && !matches!(shard.progress, Progress::Unavailable(_))
         {
             shard.progress = Progress::Stopped { messages };
+        }
+    }
+
+    pub(super) fn in_trouble(&mut self, shard: u32, trouble: Option<Trouble>) {
+        if let Some(shard) = self.shards.get_mut(&shard) {
+            shard.in_trouble = trouble;
         }
     }
 
@@ -145,6 +166,7 @@ impl Broker {
             Storage::Folder {
                 path: folder.ok_or("no data folder")?,
                 backend: config.shards.backend,
+                again: known,
             }
         } else {
             let files = self.brokered.segments.found.remove(&shard).unwrap_or_default();
@@ -164,7 +186,9 @@ impl Broker {
         start::start(start).map_err(|error| error.to_string())?;
         let outbox = Outbox::new(sender, bell);
         let progress = Progress::Opening;
-        self.brokered.shards.insert(shard, Shard { outbox, page, progress, known });
+        self.brokered
+            .shards
+            .insert(shard, Shard { outbox, page, progress, known, in_trouble: None });
         Ok(())
     }
 
@@ -216,17 +240,38 @@ impl Broker {
     }
 
     /// Nobody waits for a shard that will not answer.
-    fn fail_waiting(&mut self, _shard: u32, text: &str) -> Result<(), LinkLost> {
-        for (_, waiting) in std::mem::take(&mut self.brokered.waiting) {
-            let connection = match waiting {
-                super::Waiting::Create { connection, .. }
-                | super::Waiting::Delete { connection, .. }
-                | super::Waiting::Edit { connection, .. }
-                | super::Waiting::Count { connection }
-                | super::Waiting::Attach { connection, .. } => connection,
-                super::Waiting::Inform(informing) => informing.connection(),
+    fn fail_waiting(&mut self, shard: u32, text: &str) -> Result<(), LinkLost> {
+        let requests: Vec<u64> = self.brokered.waiting.keys().copied().collect();
+        for request in requests {
+            let queue = match self.brokered.waiting.get(&request) {
+                Some(
+                    Waiting::Create { queue, .. }
+                    | Waiting::Delete { queue, .. }
+                    | Waiting::Edit { queue, .. }
+                    | Waiting::Count { queue, .. }
+                    | Waiting::Group { queue, .. }
+                    | Waiting::Groups { queue, .. },
+                ) => *queue,
+                Some(Waiting::Attach { attached, .. }) => attached.key.queue,
+                Some(Waiting::Inform(_)) => {
+                    self.inform_without(request, shard)?;
+                    continue;
+                }
+                None => continue,
             };
-            self.answer(connection, refuse(ErrorCode::Io, text))?;
+            let queues = &self.brokered.queues;
+            if queues.get(&queue).is_none_or(|queue| queue.entry.shard != shard) {
+                continue;
+            }
+            let refused = ControlResult::Refused(ErrorCode::Io, text.to_owned());
+            match self.brokered.waiting.get(&request) {
+                Some(Waiting::Attach { attached, .. }) => {
+                    let key = attached.key;
+                    self.on_attached(request, key, refused, false)?;
+                }
+                Some(Waiting::Groups { .. }) => self.on_groups_refused(request, text)?,
+                _ => self.on_done(request, refused)?,
+            }
         }
         Ok(())
     }
@@ -245,7 +290,7 @@ impl Broker {
             .waiting
             .values()
             .filter_map(|waiting| match waiting {
-                super::Waiting::Create { queue, .. } => Some(*queue),
+                Waiting::Create { queue, .. } => Some(*queue),
                 _ => None,
             })
             .collect();

@@ -91,9 +91,18 @@ impl Simulation {
         self.state().held = true;
     }
 
+    /// From now on nothing completes, whatever is waited for: the disk does not answer any more.
+    pub fn fall_silent(&self) {
+        let mut state = self.state();
+        (state.held, state.silent) = (true, true);
+    }
+
     /// Ends that: what is held completes, and what comes completes when it is flushed.
     pub fn flow(&self) {
-        self.state().held = false;
+        {
+            let mut state = self.state();
+            (state.held, state.silent) = (false, false);
+        }
         self.release_all();
     }
 

@@ -2,8 +2,9 @@
 
 use std::collections::VecDeque;
 
+use super::canary;
 use super::expiry::NEVER_NS;
-use super::types::HandleId;
+use super::types::{HandleId, Port};
 
 /// What an entry of a lease table is used for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -65,6 +66,8 @@ pub(super) struct Consumer {
     pub(super) armed_ns: Option<u64>,
     /// Leases that are held.
     pub(super) held: u32,
+    /// Messages that a limit discarded and that it has not been told of.
+    pub(super) skipped: u64,
     leases: Vec<Lease>,
     free: Vec<u32>,
     leases_max: u32,
@@ -83,6 +86,7 @@ impl Consumer {
             drained_wanted: true,
             armed_ns: None,
             held: 0,
+            skipped: 0,
             leases: Vec::new(),
             free: Vec::new(),
             leases_max: 0,
@@ -174,6 +178,13 @@ impl Consumer {
         }
         *lease = FREE;
         self.free.push(slot);
+    }
+
+    /// In front of what it gets next.
+    pub(super) fn tell_skipped(&mut self, port: &mut dyn Port) {
+        if self.skipped > 0 && !canary::planted(canary::Canary::SkipInSilence) {
+            port.skipped(self.handle, std::mem::take(&mut self.skipped));
+        }
     }
 
     /// Held leases with their entries.

@@ -3,16 +3,16 @@
 use ringmain_client::protocol::ErrorCode;
 use ringmain_client::wire::Outcome;
 
-use super::consumer::LeaseState;
-use super::effects::{Effect, Item, NO_SLOT};
-use super::group::Waiter;
+use super::effects::Effect;
 use super::handles::NO_QUEUE;
+use super::limits::LimitsEdit;
 use super::queue::Queue;
 use super::record::{self, kind};
 use super::redrive::RedriveJob;
 use super::time::Timer;
 use super::types::{ControlResult, Lsn, Port, QueueDefinition, QueueEdit, RecordRef};
-use super::{AppendError, Log, Logic};
+use super::{AppendError, GroupCommand, Log, Logic};
+use crate::shard::memory::{carried_bytes, letter_bytes};
 
 /// A request that is not in the log yet.
 #[derive(Debug)]
@@ -28,10 +28,11 @@ pub(super) enum What {
     Delete(u64),
     Purge(u64),
     Redrive(u64, u64),
+    Group(u64, String, GroupCommand),
 }
 
 /// Why a command ended without a record.
-enum Stop {
+pub(super) enum Stop {
     /// No room: later.
     Later,
     Answer(ControlResult),
@@ -47,8 +48,18 @@ impl From<AppendError> for Stop {
     }
 }
 
+fn invalid(message: &str) -> Stop {
+    refused(ErrorCode::Invalid, message)
+}
+
+impl Stop {
+    pub(super) fn refused(code: ErrorCode, message: impl Into<String>) -> Self {
+        Self::Answer(ControlResult::Refused(code, message.into()))
+    }
+}
+
 fn refused(code: ErrorCode, message: impl Into<String>) -> Stop {
-    Stop::Answer(ControlResult::Refused(code, message.into()))
+    Stop::refused(code, message)
 }
 
 impl Logic {
@@ -76,6 +87,18 @@ impl Logic {
     /// nobody knows where they came from stay.
     pub fn redrive(&mut self, log: &mut dyn Log, request: u64, queue: u64, count: u64) {
         self.command(log, request, What::Redrive(queue, count));
+    }
+
+    /// Creates, resets or deletes a group. What a reset or a deletion gives up is needed until that is durable.
+    pub fn group_command(
+        &mut self,
+        log: &mut dyn Log,
+        request: u64,
+        queue: u64,
+        group: &str,
+        command: GroupCommand,
+    ) {
+        self.command(log, request, What::Group(queue, group.to_owned(), command));
     }
 
     fn command(&mut self, log: &mut dyn Log, request: u64, what: What) {
@@ -114,6 +137,9 @@ impl Logic {
             What::Edit(queue, edit) => self.edit(log, request, *queue, edit),
             What::Delete(queue) => self.delete(log, request, *queue),
             What::Purge(queue) => self.purge_now(log, request, *queue),
+            What::Group(queue, name, command) => {
+                self.run_group_command(log, request, (*queue, name), command)
+            }
             What::Redrive(queue, count) => {
                 let index = self.live(*queue)?;
                 let end = self.queues.get(index).map_or(0, |queue| queue.durable_end);
@@ -125,7 +151,7 @@ impl Logic {
         }
     }
 
-    fn live(&self, id: u64) -> Result<u32, Stop> {
+    pub(super) fn live(&self, id: u64) -> Result<u32, Stop> {
         self.by_id
             .get(&id)
             .copied()
@@ -148,6 +174,7 @@ impl Logic {
             return Err(refused(ErrorCode::Exists, message));
         }
         self.check_dead_letter(definition)?;
+        definition.limits.check(definition.durable).map_err(invalid)?;
         let body = record::encode(definition);
         let lsn = self.append(log, kind::QUEUE_CREATED, definition.id, &body)?;
         self.add_queue(Queue::new(definition.clone()));
@@ -155,7 +182,13 @@ impl Logic {
         Ok(())
     }
 
-    fn append(&self, log: &mut dyn Log, kind: u8, queue: u64, body: &[u8]) -> Result<Lsn, Stop> {
+    pub(super) fn append(
+        &self,
+        log: &mut dyn Log,
+        kind: u8,
+        queue: u64,
+        body: &[u8],
+    ) -> Result<Lsn, Stop> {
         let record = RecordRef { kind, flags: 0, queue, sequence: 0, parts: &[body] };
         Ok(log.append(record)?.0)
     }
@@ -194,6 +227,16 @@ impl Logic {
             );
             return Err(refused(ErrorCode::Invalid, message));
         }
+        let QueueDefinition { slots, slot_size, max_message, .. } = *definition;
+        let carried = carried_bytes(target.definition.slots, target.definition.slot_size);
+        let longest = letter_bytes(slots, slot_size, max_message);
+        if carried < longest {
+            let message = format!(
+                "dead-letter={name}: its rings carry letters of at most {carried} bytes, those of this queue may have \
+                 {longest} with key and headers; create it with --slots {slots} --slot-size {slot_size}"
+            );
+            return Err(refused(ErrorCode::Invalid, message));
+        }
         Ok(())
     }
 
@@ -220,16 +263,27 @@ impl Logic {
         if let Some(ttl_ms) = edit.ttl_ms {
             definition.ttl_ms = ttl_ms;
         }
+        edit.limits.apply(&mut definition.limits, queue.next_sequence);
+        if edit.limits != LimitsEdit::default() {
+            definition.limits.check(definition.durable).map_err(invalid)?;
+        }
         let lsn = self.append(log, kind::QUEUE_EDITED, id, &record::encode(&definition))?;
         let mut groups = 0;
         if let Some(queue) = self.queues.get_mut(index) {
-            queue.define(definition);
+            let other = queue.is_stream() != definition.limits.is_stream();
+            queue.redefine(definition);
             groups = queue.groups.len();
+            if other {
+                // What is not kept any more is needed until that is durable.
+                queue.purging += 1;
+                self.effects.push(lsn, Effect::Purged { queue: index, items: 0 });
+            }
         }
         for group in 0..groups {
             self.doom_exhausted(index, group);
         }
         self.mark(index);
+        self.may_be_overfull(index);
         self.effects.push(lsn, Effect::Control { request, result: ControlResult::Done });
         Ok(())
     }
@@ -273,6 +327,10 @@ impl Logic {
             }
         }
         self.dirty.retain(|dirty| *dirty != index);
+        self.overfull.retain(|overfull| *overfull != index);
+        if let Some(armed_ns) = queue.armed_ns {
+            self.timers.remove(&(armed_ns, Timer::Age(index)));
+        }
         for (_, producer) in self.producers.iter_mut().filter(|(_, one)| one.queue == index) {
             producer.queue = NO_QUEUE;
         }
@@ -289,6 +347,7 @@ impl Logic {
                 job.queue = NO_QUEUE;
             }
         }
+        self.searches.retain(|(id, _), _| *id != queue.definition.id);
         log.forget(queue.definition.id, u64::MAX);
     }
 
@@ -297,7 +356,7 @@ impl Logic {
         let below = self.queues.get(index).map_or(1, |queue| queue.next_sequence);
         let lsn = self.append(log, kind::PURGED, id, &below.to_le_bytes())?;
         let messages = self.messages(index, below);
-        let items = self.discard_all(index, below);
+        let items = self.discard_below(index, below, None);
         if let Some(queue) = self.queues.get_mut(index) {
             queue.purging += 1;
         }
@@ -306,39 +365,5 @@ impl Logic {
         let result = ControlResult::Purged(messages);
         self.effects.push_behind(Effect::Control { request, result });
         Ok(())
-    }
-
-    /// Everything below is done with, for all groups: leases are lost, who waits for a rejection is answered when it is durable.
-    fn discard_all(&mut self, index: u32, below: u64) -> u32 {
-        let mut items = 0;
-        let Some(queue) = self.queues.get_mut(index) else { return 0 };
-        for group in &mut queue.groups {
-            for (sequence, doomed) in &group.doomed {
-                if let Some(waiter) = doomed.waiter {
-                    let item = Item { queue: index, sequence: *sequence, waiter, slot: NO_SLOT };
-                    self.effects.items.push_back(item);
-                    items += 1;
-                }
-            }
-            group.discard_below(below);
-            group.leased = 0;
-            group.bytes = 0;
-            for number in &group.consumers {
-                let Some(consumer) = self.consumers.get_mut(*number) else { continue };
-                let held: Vec<_> = consumer
-                    .held_leases()
-                    .filter(|(_, lease)| lease.state == LeaseState::Held)
-                    .collect();
-                for (slot, lease) in held {
-                    consumer.settle(slot);
-                    let generation = consumer.generation;
-                    let waiter = Waiter { consumer: *number, generation, request: 0 };
-                    let sequence = lease.sequence;
-                    self.effects.items.push_back(Item { queue: index, sequence, waiter, slot });
-                    items += 1;
-                }
-            }
-        }
-        items
     }
 }

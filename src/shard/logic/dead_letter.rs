@@ -242,6 +242,7 @@ impl Logic {
         to.appended(body.published_ns, self.scratch.len());
         to.expires(sequence, body.published_ns, None);
         self.effects.push_stored(stored, transfer.to, sequence, None, 0, 0);
+        self.may_be_overfull(transfer.to);
         self.effects.push(settled, Effect::Settled { queue: transfer.from, items: 1 });
         Ok(())
     }

@@ -1,5 +1,6 @@
 //! Who gets what.
 
+use ringmain_client::protocol::Kind;
 use ringmain_client::wire::{DeliveryHeader, LeaseToken};
 
 use super::canary::Canary;
@@ -11,7 +12,7 @@ use super::record::MessageBody;
 use super::returns::NS_PER_MS;
 use super::slab::Slab;
 use super::types::{Delivered, HandleId, Now, Port};
-use super::{Log, Logic, Message, canary};
+use super::{Log, Logic, Message, canary, headers};
 
 /// Messages that one call gives out at most.
 const BUDGET: u32 = 1024;
@@ -74,7 +75,9 @@ impl Logic {
             if let Some(queue) = self.queues.get_mut(index) {
                 queue.dirty = false;
             }
-            match self.dispatch_queue(index, log, port, &mut budget) {
+            let step = self.dispatch_queue(index, log, port, &mut budget);
+            self.unblock(index);
+            match step {
                 Step::Done => {}
                 Step::Later => self.mark(index),
                 Step::More => {
@@ -103,6 +106,9 @@ impl Logic {
         let mut whole = self.look_for_expired(index, log, budget);
         for number in 0..groups {
             let group = first.wrapping_add(number) % groups;
+            if self.queues.get(index).is_none_or(|queue| queue.groups[group].deleted) {
+                continue;
+            }
             let mut share = SHARE.min(*budget);
             *budget -= share;
             let given = self.give_out(index, group, log, port, &mut share);
@@ -129,7 +135,7 @@ impl Logic {
             let end = Self::dispatch_end(queue);
             let limit = queue.definition.max_deliveries;
             let group = &mut queue.groups[group_index];
-            if group.stalled.is_some() {
+            if group.stalled.is_some() || waits_for_predecessor(queue.definition.kind, group) {
                 return Step::Done;
             }
             let (sequence, count) = match group.ready.first_key_value() {
@@ -207,6 +213,7 @@ impl Logic {
                 && u64::from(consumer.held) == group.leased
             {
                 consumer.drained_wanted = false;
+                consumer.tell_skipped(port);
                 port.drained(consumer.handle);
             }
         }
@@ -228,6 +235,12 @@ impl Logic {
         }
         whole
     }
+}
+
+/// On an `spsc` queue a second consumer is there only while the first is on its way out: what that one holds comes back before
+/// anything newer is given out. Closing it marks the queue.
+fn waits_for_predecessor(kind: Kind, group: &super::group::Group) -> bool {
+    kind == Kind::Spsc && group.consumers.len() > 1
 }
 
 /// The consumer whose turn it is, of those that can take a message.
@@ -277,6 +290,7 @@ fn give(
     }
     let Some(consumer) = consumers.get_mut(number) else { return Given::Blocked };
     let handle = consumer.handle;
+    consumer.tell_skipped(port);
     let slot = consumer.claim();
     let attempt = count + 1;
     port.lease(handle, slot, Some((attempt, sequence)));
@@ -332,10 +346,11 @@ fn show(
         }
         *budget -= 1;
         // What was purged meanwhile is not shown, nor what cannot be read.
-        let gone = queue
-            .groups
-            .iter()
-            .all(|group| sequence < group.fresh && group.leased == 0 && !group.has_back(sequence));
+        let kept = queue.is_stream() && sequence >= queue.first;
+        let gone = !kept
+            && queue.groups.iter().all(|group| {
+                sequence < group.fresh && group.leased == 0 && !group.has_back(sequence)
+            });
         let message = if gone {
             Message::Lost(String::new())
         } else {
@@ -351,8 +366,14 @@ fn show(
                         published_ns: body.published_ns,
                         lease_ms: 0,
                     };
-                    let given =
+                    let mut given =
                         port.deliver(handle, header, body.flags, body.metadata, body.payload);
+                    if given == Delivered::TooLarge {
+                        let mut metadata = Vec::new();
+                        let bytes = body.payload.len().to_string();
+                        headers::push(&mut metadata, headers::WITHHELD, &bytes);
+                        given = port.deliver(handle, header, 0, &metadata, &[]);
+                    }
                     if given == Delivered::Full {
                         consumer.blocked = true;
                         return Step::Done;

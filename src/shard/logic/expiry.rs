@@ -129,6 +129,17 @@ impl Queue {
         }
     }
 
+    /// A group has got messages that may have been looked at while it did not have them: while they were with consumers of other groups,
+    /// or, in a stream, acknowledged.
+    pub(super) fn look_again(&mut self, group: usize) {
+        let Some(group) = self.groups.get(group).filter(|_| self.uses_ttl) else { return };
+        let first = group.ready.first_key_value().map_or(group.fresh, |(first, _)| *first);
+        let end = if self.is_stream() { self.next_sequence } else { group.fresh };
+        if first < end {
+            self.looks.add(UNKNOWN_NS, first, end - 1);
+        }
+    }
+
     /// The first message from a place on that some group may still give out.
     fn next_back(&self, first: u64, last: u64) -> Option<u64> {
         let next = |group: &Group| {
@@ -137,13 +148,13 @@ impl Queue {
             let fresh = Some(group.fresh.max(first)).filter(|fresh| *fresh <= last);
             [ready, delayed, fresh].into_iter().flatten().min()
         };
-        self.groups.iter().filter_map(next).min()
+        self.live_groups().filter_map(next).min()
     }
 
     /// Takes an expired message out of each group that does not have it with a consumer.
     fn expire(&mut self, sequence: u64) {
         for group in &mut self.groups {
-            if group.doomed.contains_key(&sequence) {
+            if group.deleted || group.doomed.contains_key(&sequence) {
                 continue;
             }
             if sequence.saturating_sub(group.fresh) >= REACH {
@@ -207,7 +218,7 @@ impl Logic {
                 // The queue is looked at again when it is durable.
                 return Step::Done;
             }
-            if queue.groups.iter().any(|group| group.doomed.len() >= DOOMED_MAX) {
+            if queue.live_groups().any(|group| group.doomed.len() >= DOOMED_MAX) {
                 return Step::Later;
             }
             if *budget == 0 {
@@ -239,10 +250,10 @@ impl Logic {
         let at_ns = queue.looks.first().map(|(at_ns, _)| {
             now.monotonic_ns.saturating_add(at_ns.saturating_sub(now.realtime_ns))
         });
-        if queue.armed_ns == at_ns {
+        if queue.looks_armed_ns == at_ns {
             return;
         }
-        if let Some(armed_ns) = std::mem::replace(&mut queue.armed_ns, at_ns) {
+        if let Some(armed_ns) = std::mem::replace(&mut queue.looks_armed_ns, at_ns) {
             self.timers.remove(&(armed_ns, Timer::Queue(index)));
         }
         if let Some(at_ns) = at_ns {

@@ -11,6 +11,9 @@ pub const ORIGIN_SEQUENCE: &str = "ringmain-origin-sequence";
 /// Deliveries, decimal.
 pub const DELIVERIES: &str = "ringmain-deliveries";
 
+/// Of a message that a browser cannot be shown because it fits no ring of its queue: its payload bytes, decimal.
+pub const WITHHELD: &str = "ringmain-withheld";
+
 const OURS: [&str; 4] = [REASON, ORIGIN_QUEUE, ORIGIN_SEQUENCE, DELIVERIES];
 
 /// Appends a header; what does not fit into metadata is left out.

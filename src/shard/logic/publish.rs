@@ -1,15 +1,24 @@
 //! The way of a message into the log.
 
 use ringmain_client::layout::metadata::{Times, times};
+use ringmain_client::protocol::Overflow;
 use ringmain_client::wire::Outcome;
 
 use super::effects::Effect;
 use super::handles::{HandleRef, NO_QUEUE, push_lane};
+use super::limits::WaitingLane;
 use super::record::{MESSAGE_HEADER_BYTES, MessageBody, kind};
 use super::types::{FLAG_MESSAGE, HandleId, Now, RecordRef, Refusal};
 use super::{AppendError, Log, Logic};
 use crate::journal::format::RECORD_HEADER_BYTES;
 use crate::shard::memory::DEAD_LETTER_BYTES;
+
+/// Metadata and payload bytes of the longest message that a journal takes whose groups have at most so many bytes. It must fit
+/// beside the record that takes it out of its queue, too, with what is added to it as a dead letter.
+pub fn message_bytes_max(group_bytes_max: usize) -> usize {
+    let headers = MESSAGE_HEADER_BYTES + 2 * RECORD_HEADER_BYTES + DEAD_LETTER_BYTES;
+    group_bytes_max.saturating_sub(headers)
+}
 
 impl Logic {
     /// A message from a lane that the caller will not have stored, with the reason. As [`Self::publish`] otherwise.
@@ -21,7 +30,7 @@ impl Logic {
     /// [`super::Port::completed`], in the order of the lane, from [`Self::on_durable`] or [`Self::on_failed`].
     ///
     /// # Errors
-    /// [`Refusal::Full`]: it was not taken and stays in the lane. [`Refusal::Unknown`]: no such producer.
+    /// [`Refusal::Full`], [`Refusal::Limit`]: it was not taken and stays in the lane. [`Refusal::Unknown`]: no such producer.
     #[allow(clippy::too_many_arguments)]
     pub fn publish(
         &mut self,
@@ -59,12 +68,26 @@ impl Logic {
             self.effects.push_behind(refused(Outcome::Invalid, 0));
             return Ok(());
         };
-        // It must fit beside the record that takes it out of its queue, too, with what is added to it as a dead letter.
-        let headers = MESSAGE_HEADER_BYTES + 2 * RECORD_HEADER_BYTES + DEAD_LETTER_BYTES;
-        let limit = log.group_bytes_max().saturating_sub(headers);
+        let limit = message_bytes_max(log.group_bytes_max());
         if metadata.len() + payload.len() > limit {
             self.effects.push_behind(refused(Outcome::TooLarge, limit as u64));
             return Ok(());
+        }
+        let length = (metadata.len() + payload.len()) as u64;
+        if !queue.has_room(1, length) {
+            match queue.definition.limits.overflow {
+                Overflow::Block => {
+                    if !std::mem::replace(&mut producer.waits, true) {
+                        queue.waiting.push_back(WaitingLane { handle, bytes: length });
+                    }
+                    return Err(Refusal::Limit);
+                }
+                Overflow::Reject => {
+                    self.effects.push_behind(refused(Outcome::QueueFull, 0));
+                    return Ok(());
+                }
+                Overflow::DropOldest => {}
+            }
         }
         let span = next_position.wrapping_sub(position);
         let body = MessageBody {
@@ -91,6 +114,7 @@ impl Logic {
                 push_lane(&mut producer.runs, position, span, sequence);
                 let queue = producer.queue;
                 self.effects.push_stored(lsn, queue, sequence, Some(handle), position, span);
+                self.may_be_overfull(queue);
             }
             Err(AppendError::Full) => return Err(Refusal::Full),
             Err(AppendError::TooLarge { .. }) => {

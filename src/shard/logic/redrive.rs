@@ -5,8 +5,9 @@ use super::effects::{Effect, Item, NO_SLOT};
 use super::group::Waiter;
 use super::headers;
 use super::record::kind;
-use super::types::ControlResult;
+use super::types::{ControlResult, QueueDefinition};
 use super::{Log, Logic};
+use crate::shard::memory::{body_bytes, carried_bytes};
 
 /// A request to move messages back, under way.
 #[derive(Debug)]
@@ -80,7 +81,12 @@ impl Logic {
             return Ok(false);
         };
         let fits = self.queues.get(to).is_some_and(|origin| {
-            !origin.deleted && body.payload.len() <= origin.definition.max_message as usize
+            let QueueDefinition { slots, slot_size, max_message, .. } = origin.definition;
+            // Whoever sends to the dead-letter queue can name any origin.
+            !origin.deleted
+                && body.payload.len() <= max_message as usize
+                && body_bytes(body.metadata.len(), body.payload.len())
+                    <= carried_bytes(slots, slot_size)
         });
         if !fits || to == index {
             return Ok(false);

@@ -53,7 +53,7 @@ impl<T> Slab<T> {
 
 /// Mixes numbers; no defence against chosen keys, which these are not.
 #[derive(Debug, Default, Clone, Copy)]
-pub(super) struct NumberHasher(u64);
+pub(in crate::shard) struct NumberHasher(u64);
 
 impl NumberHasher {
     fn mix(&mut self, value: u64) {
@@ -87,4 +87,4 @@ impl Hasher for NumberHasher {
 }
 
 /// Keyed by numbers of the daemon.
-pub(super) type NumberMap<K, V> = HashMap<K, V, BuildHasherDefault<NumberHasher>>;
+pub(in crate::shard) type NumberMap<K, V> = HashMap<K, V, BuildHasherDefault<NumberHasher>>;

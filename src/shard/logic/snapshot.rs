@@ -49,6 +49,13 @@ impl Snapshot for Logic {
         if queue.deleted || queue.purging > 0 {
             return true;
         }
+        // A stream keeps everything; what a limit cancels is needed until that is durable.
+        let kept = queue.is_stream() && last >= queue.first;
+        let early = canary::planted(canary::Canary::GiveUpEarly);
+        let oldest = queue.cancelling.front().filter(|_| !early);
+        if kept || oldest.is_some_and(|oldest| last >= *oldest && first < queue.first) {
+            return true;
+        }
         let range = first..=last;
         let in_group = |group: &Group| {
             last >= group.fresh
@@ -85,16 +92,21 @@ impl Logic {
             redelivered: queue.redelivered,
             dead_lettered: queue.dead_lettered,
             discarded: queue.discarded,
+            first: queue.first,
+            trimmed: queue.trimmed,
+            dropped: queue.dropped,
             expired: queue.expired,
         };
         put(emit, kind::QUEUE_STATE, id, &record::encode(&state));
-        for group in &queue.groups {
+        queue.marks.write(|body| put(emit, kind::MARKS, id, body));
+        for group in queue.live_groups() {
             let mut fresh = group.fresh;
             if canary::planted(canary::Canary::Resurrect) {
                 fresh = fresh.saturating_sub(3).max(1);
             }
             let (name, bytes) = (group.name.clone(), group.bytes);
-            let state = GroupState { group: group.id, name, fresh, bytes };
+            let (resets, skipped) = (group.resets, group.skipped);
+            let state = GroupState { group: group.id, name, fresh, bytes, resets, skipped };
             put(emit, kind::GROUP_STATE, id, &record::encode(&state));
             self.write_open(id, group, emit);
         }

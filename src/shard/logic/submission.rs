@@ -61,6 +61,11 @@ impl Logic {
             self.answer(waiter, port, Outcome::QueueDeleted, 0);
             return Ok(());
         }
+        let group = self.queues.get(asked.queue).and_then(|queue| queue.groups.get(asked.group));
+        if group.is_some_and(|group| group.deleted) {
+            self.answer(waiter, port, Outcome::LeaseLost, 0);
+            return Ok(());
+        }
         let Some(lease) = found else {
             self.without_lease(port, asked, up, token, again);
             return Ok(());
@@ -167,10 +172,18 @@ impl Logic {
                 if count + 1 == token.attempt =>
             {
                 // The entry was freed, but the count is not in the journal.
-                let taken = self
+                let group = self
                     .queues
                     .get_mut(asked.queue)
-                    .and_then(|queue| queue.groups.get_mut(asked.group)?.take(token.sequence));
+                    .and_then(|queue| queue.groups.get_mut(asked.group));
+                let Some(group) = group else { return };
+                let doomed = group.doomed.get(&token.sequence);
+                let superseded = doomed.and_then(|doomed| doomed.waiter);
+                let taken = group.take(token.sequence);
+                if let Some(waiter) = superseded {
+                    // It was rejected before it was delivered again.
+                    self.answer(waiter, port, Outcome::Done, 0);
+                }
                 if taken.is_some() {
                     self.give_back(port, asked, back(up, token, UNKNOWN_NS));
                 }

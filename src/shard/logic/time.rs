@@ -10,6 +10,8 @@ pub(super) enum Timer {
     Consumer(u32),
     /// The first delay of this queue's group.
     Group(u32, usize),
+    /// The oldest messages of this queue have had their time.
+    Age(u32),
     /// Messages of this queue may expire.
     Queue(u32),
 }
@@ -47,9 +49,10 @@ impl Logic {
             match timer {
                 Timer::Consumer(index) => self.consumer_time(port, index, now),
                 Timer::Group(queue, group) => self.group_time(queue, group, now),
+                Timer::Age(queue) => self.age_time(queue),
                 Timer::Queue(index) => {
                     if let Some(queue) = self.queues.get_mut(index) {
-                        queue.armed_ns = None;
+                        queue.looks_armed_ns = None;
                         self.mark(index);
                     }
                 }

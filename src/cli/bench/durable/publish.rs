@@ -8,6 +8,7 @@ use ringmain_client::{
     BrokeredProducer, Client, ConfirmError, ProducerOptions, SendError, SettledRun,
 };
 
+use super::placement::Placement;
 use crate::cli::exit::{Exit, Failure, Outcome};
 use crate::cli::signals;
 use crate::cli::statistics::Samples;
@@ -20,12 +21,12 @@ const LIMIT: Duration = Duration::from_secs(30);
 
 /// What passed through all windows.
 #[derive(Debug, Clone, Copy, Default)]
-pub(super) struct Totals {
-    pub(super) messages: u64,
+pub(in crate::cli::bench) struct Totals {
+    pub(in crate::cli::bench) messages: u64,
     /// From the first send to the last confirmation of each window.
-    pub(super) nanoseconds: u64,
+    pub(in crate::cli::bench) nanoseconds: u64,
     /// Times that this thread slept meanwhile.
-    pub(super) sleeps: u64,
+    pub(in crate::cli::bench) sleeps: u64,
 }
 
 struct Lane {
@@ -37,7 +38,7 @@ struct Lane {
 }
 
 /// All producers.
-pub(super) struct Load {
+pub(in crate::cli::bench) struct Load {
     lanes: Vec<Lane>,
     /// Lane and number of each message on the way, in the order of sending.
     order: VecDeque<(usize, u64)>,
@@ -47,7 +48,7 @@ pub(super) struct Load {
 }
 
 impl Load {
-    pub(super) fn attach(
+    pub(in crate::cli::bench) fn attach(
         client: &Client,
         queues: &[String],
         size: u32,
@@ -73,7 +74,12 @@ impl Load {
     }
 
     /// Publishes for this long and waits for the last confirmation; the median of this window, if it has one.
-    pub(super) fn run(&mut self, duration: Duration, all: &mut Samples) -> Outcome<Option<u64>> {
+    pub(in crate::cli::bench) fn run(
+        &mut self,
+        duration: Duration,
+        placement: &mut Placement,
+        all: &mut Samples,
+    ) -> Outcome<Option<u64>> {
         let mut samples = Samples::new();
         let sleeps = own_sleeps();
         let start_ns = monotonic_ns();
@@ -100,6 +106,7 @@ impl Load {
                 let sent_ns = lane.sent_ns.pop_front().unwrap_or(last_ns);
                 samples.record(last_ns - sent_ns);
             }
+            placement.look(last_ns);
         }
         self.totals.messages += samples.count();
         self.totals.nanoseconds += last_ns - start_ns;
@@ -151,11 +158,11 @@ impl Load {
         }
     }
 
-    pub(super) fn reset_totals(&mut self) {
+    pub(in crate::cli::bench) fn reset_totals(&mut self) {
         self.totals = Totals::default();
     }
 
-    pub(super) fn totals(&self) -> Totals {
+    pub(in crate::cli::bench) fn totals(&self) -> Totals {
         self.totals
     }
 }

@@ -1,11 +1,13 @@
 //! One thing at a time.
 
 use ringmain_client::layout::metadata::Metadata;
+use ringmain_client::protocol::Kind;
 use ringmain_client::wire::{LeaseToken, Outcome, Up};
 
 use super::memory::{Event, MemoryLog, MemoryPort, at_ms, definition, handle};
 use crate::shard::logic::{
-    ConsumerSpec, ControlResult, HandleId, Logic, QueueDefinition, Refusal, Snapshot, StartAt,
+    ConsumerSpec, ControlResult, HandleId, Logic, QueueDefinition, QueueEdit, Refusal, Snapshot,
+    StartAt, headers,
 };
 
 pub(super) struct World {
@@ -17,7 +19,14 @@ pub(super) struct World {
 }
 
 pub(super) fn consumer(credit: u32) -> ConsumerSpec {
-    ConsumerSpec { group: String::new(), from: StartAt::First, credit, leases: 64, browse: false }
+    ConsumerSpec {
+        group: String::new(),
+        from: StartAt::First,
+        credit,
+        leases: 64,
+        browse: false,
+        adopted: false,
+    }
 }
 
 impl World {
@@ -100,7 +109,7 @@ pub(super) fn deliveries(events: &[Event]) -> Vec<(HandleId, LeaseToken, Vec<u8>
         .collect()
 }
 
-fn sequences(events: &[Event]) -> Vec<u64> {
+pub(super) fn sequences(events: &[Event]) -> Vec<u64> {
     deliveries(events).iter().map(|(_, lease, _)| lease.sequence).collect()
 }
 
@@ -472,4 +481,98 @@ fn no_group_waits_for_another_one() {
     let events = std::mem::take(&mut world.port.events);
     assert!(deliveries(&events).iter().any(|(to, _, _)| *to == audit));
     assert_eq!(deliveries(&events).len() + deliveries(&world.turn()).len(), 4000);
+}
+
+#[test]
+fn on_an_spsc_queue_nothing_overtakes_what_comes_back() {
+    let mut orders = definition(1, "orders");
+    orders.kind = Kind::Spsc;
+    let mut world = World::new(&[orders]);
+    let producer = world.producer(1);
+    let first = world.consumer(1, 2, &consumer(4));
+    for _ in 0..8 {
+        world.send(producer, b"m");
+    }
+    assert_eq!(sequences(&world.turn()), [1, 2, 3, 4]);
+    // Its successor is there before everything that the first one sent has been taken.
+    let second = world.consumer(1, 3, &consumer(16));
+    assert!(sequences(&world.turn()).is_empty());
+    let now = at_ms(world.ms);
+    world.logic.close_handle(&mut world.port, first, now);
+    let events = world.turn();
+    assert!(deliveries(&events).iter().all(|(to, _, _)| *to == second));
+    assert_eq!(sequences(&events), (1..=8).collect::<Vec<_>>());
+}
+
+#[test]
+fn a_dead_letter_queue_carries_every_letter() {
+    let mut dead = definition(1, "dead");
+    (dead.slots, dead.slot_size, dead.max_message) = (64, 64, 100);
+    let mut orders = definition(2, "orders");
+    (orders.max_message, orders.dead_letter) = (100, "dead".to_owned());
+    let mut world = World::new(&[dead.clone()]);
+    let refused = |events: &[Event]| match events {
+        [Event::Control { result: ControlResult::Refused(_, text), .. }] => text.clone(),
+        other => panic!("{other:?}"),
+    };
+    world.logic.create_queue(&mut world.log, 1, orders.clone());
+    let text = refused(&world.turn());
+    assert!(text.contains("--slots 1024 --slot-size 256"), "{text}");
+    // Nor by an edit.
+    orders.dead_letter = String::new();
+    world.logic.create_queue(&mut world.log, 2, orders);
+    world.turn();
+    let edit = QueueEdit { dead_letter: Some("dead".to_owned()), ..QueueEdit::default() };
+    world.logic.edit_queue(&mut world.log, 3, 2, edit);
+    assert!(refused(&world.turn()).contains("carry letters"));
+    // One of the same shape does.
+    let mut small = definition(3, "small");
+    (small.slots, small.slot_size, small.max_message) = (64, 64, 100);
+    small.dead_letter = "dead".to_owned();
+    world.logic.create_queue(&mut world.log, 4, small);
+    let done = Event::Control { request: 4, result: ControlResult::Done };
+    assert_eq!(world.turn(), [done]);
+}
+
+#[test]
+fn who_looks_is_told_of_what_fits_no_ring() {
+    let mut world = World::new(&[definition(1, "orders")]);
+    let producer = world.producer(1);
+    world.send(producer, &[0; 61_000]);
+    world.send(producer, b"fits");
+    let mut spec = consumer(0);
+    spec.browse = true;
+    world.consumer(1, 9, &spec);
+    let shown: Vec<_> = world
+        .turn()
+        .into_iter()
+        .filter_map(|event| match event {
+            Event::Delivered { header, metadata, payload, .. } => {
+                let metadata = Metadata::decode(&metadata).expect("ours");
+                Some((header.lease.sequence, metadata.headers, payload))
+            }
+            _ => None,
+        })
+        .collect();
+    let withheld = vec![(headers::WITHHELD.to_owned(), b"61000".to_vec())];
+    assert_eq!(shown, [(1, withheld, vec![]), (2, vec![], b"fits".to_vec())]);
+}
+
+#[test]
+fn nothing_goes_back_to_where_it_fits_no_ring() {
+    let mut orders = definition(2, "orders");
+    (orders.slots, orders.slot_size) = (64, 64);
+    let mut world = World::new(&[definition(1, "dead"), orders]);
+    let producer = world.producer(1);
+    let origin = (headers::ORIGIN_QUEUE.to_owned(), b"orders".to_vec());
+    let metadata = Metadata { headers: vec![origin], ..Metadata::default() };
+    let mut encoded = Vec::new();
+    metadata.encode(&mut encoded).expect("short");
+    world.send_with(producer, &encoded, &[0; 2000]);
+    world.send_with(producer, &encoded, b"fits");
+    world.turn();
+    world.logic.redrive(&mut world.log, 5, 1, 0);
+    let done = Event::Control { request: 5, result: ControlResult::Redriven(1) };
+    assert!(world.turn().contains(&done));
+    assert_eq!(world.logic.info(1).expect("queue").messages, 1);
 }

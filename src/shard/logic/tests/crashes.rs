@@ -3,15 +3,16 @@
 use std::collections::VecDeque;
 
 use super::cases::consumer;
-use super::memory::{at_ms, handle};
+use super::memory::at_ms;
 use super::model::State;
 use super::programs::{Check, LEASE_MS, Program, QUEUES};
+use crate::shard::logic::Refusal;
 
 impl Program {
     pub(super) fn crash(&mut self, adopt: bool) -> Check {
         self.log.full = false;
         if self.history.back().is_none_or(|(lsn, _)| *lsn < self.durable) {
-            self.note();
+            self.note()?;
         }
         let durable = self.durable;
         self.history.retain(|(lsn, _)| *lsn >= durable);
@@ -21,11 +22,14 @@ impl Program {
         self.durable = lsn;
         self.seen_records = self.log.records.len();
         self.model = model;
+        self.check_needed()?;
         self.model.crashed(self.ms);
         self.history = VecDeque::from([(lsn, self.model.clone())]);
         self.completions.clear();
+        self.limited.clear();
+        self.consumers.values_mut().for_each(|client| client.skipped = 0);
         self.answers.clear();
-        self.purges.clear();
+        self.controls.clear();
         self.port.events.clear();
         let (with_checkpoint, overlap) = (self.random.below(2) == 0, self.random.below(4));
         self.logic = self.log.replay(with_checkpoint, overlap)?;
@@ -55,8 +59,8 @@ impl Program {
 
     /// What the lane has in the journal is completed, the rest is taken anew.
     pub(super) fn adopt_lane(&mut self, queue: u64) -> Check {
-        let producer = handle(queue, 1);
-        self.logic.open_producer(producer, queue).map_err(|refusal| format!("{refusal:?}"))?;
+        let (producer, lane) = self.producer(queue);
+        self.logic.open_producer(producer, lane).map_err(|refusal| format!("{refusal:?}"))?;
         let from = self.released.get(&queue).copied().unwrap_or(0);
         let runs = self.logic.lane_runs(producer, from);
         let found: Vec<_> = runs
@@ -66,7 +70,7 @@ impl Program {
                     .map(|at| (run.first_position + at * run.stride, run.first_sequence + at))
             })
             .collect();
-        let lane = self.model.lanes.get(&queue).cloned().unwrap_or_default();
+        let lane = self.model.lanes.get(&lane).cloned().unwrap_or_default();
         let expected: Vec<_> =
             lane.iter().copied().filter(|(position, _)| *position >= from).collect();
         if found != expected {
@@ -86,11 +90,18 @@ impl Program {
         for (handle, client) in clients {
             let mut spec = consumer(client.credit);
             spec.group.clone_from(&client.group);
-            // Its creation may have been lost.
-            self.model.queues.get_mut(&handle.queue).expect("queue").add_group(&client.group, 1);
-            self.logic
-                .open_consumer(&mut self.log, handle, &spec)
-                .map_err(|refusal| format!("{refusal:?}"))?;
+            spec.adopted = true;
+            let opened = self.logic.open_consumer(&mut self.log, handle, &spec);
+            // The group was deleted, or its creation was lost and nobody was told of it.
+            let is_there = self.model.queues[&handle.queue].groups.contains_key(&client.group);
+            let expected = if is_there { Ok(false) } else { Err(Refusal::NoGroup) };
+            if opened != expected {
+                return Err(format!("{handle:?} was adopted: {opened:?}"));
+            }
+            match self.consumers.get_mut(&handle) {
+                Some(client) if is_there => client.ending = false,
+                _ => self.gone(handle),
+            }
         }
         for ((handle, slot), (attempt, sequence)) in self.port.leases.clone() {
             let now = at_ms(self.ms);
@@ -98,7 +109,10 @@ impl Program {
             let group = &self.consumers[&handle].group;
             let queue = self.model.queues.get_mut(&handle.queue).expect("queue");
             let open = &mut queue.group(group).open;
-            if taken != open.contains_key(&sequence) {
+            // Behind a reset that was lost two consumers may have it.
+            let is_free =
+                matches!(open.get(&sequence), Some(State::Back { .. } | State::Doomed { .. }));
+            if taken != is_free {
                 return Err(format!("adopted {sequence}: {taken}"));
             }
             if taken {

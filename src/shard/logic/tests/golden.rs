@@ -4,10 +4,14 @@
 use std::fmt::Write as _;
 use std::path::PathBuf;
 
+use ringmain_client::protocol::{Overflow, Retention};
+
 use super::memory::definition;
+use crate::shard::logic::Limits;
+use crate::shard::logic::marks::Mark;
 use crate::shard::logic::record::{
-    self, GroupCreated, GroupState, LaneState, List, LooksState, MessageBody, OpenRun, QueueState,
-    Returned, ShardState, kind,
+    self, GroupCreated, GroupReset, GroupState, LaneState, List, LooksState, MarkList, MessageBody,
+    OpenRun, QueueState, Returned, ShardState, TrimReason, kind,
 };
 
 fn list(fill: impl FnOnce(&mut List)) -> Vec<u8> {
@@ -27,8 +31,19 @@ const OPEN: [OpenRun; 2] = [
     OpenRun { first: 1 << 40, messages: 1, count: 0, rejected: true, delay_ms: 9 },
 ];
 
+fn marks() -> Vec<u8> {
+    let mut list = MarkList::default();
+    list.begin(70_000);
+    for (sequence, published_ns, bytes_below) in
+        [(1, 1_700_000_000_000_000_000, 0), (499, 1_700_000_000_250_000_000, 65_536)]
+    {
+        list.mark(&Mark { sequence, published_ns, bytes_below });
+    }
+    list.as_bytes().to_vec()
+}
+
 /// One of each.
-fn records() -> Vec<(&'static str, u8, Vec<u8>)> {
+pub(super) fn bodies() -> Vec<(&'static str, u8, Vec<u8>)> {
     let message = MessageBody {
         published_ns: 1_700_000_000_000_000_000,
         lane: 9,
@@ -44,8 +59,17 @@ fn records() -> Vec<(&'static str, u8, Vec<u8>)> {
     assert_eq!(MessageBody::parse(&body), Some(message));
     let mut orders = definition(5, "orders");
     orders.dead_letter = "dead".to_owned();
+    orders.limits = Limits {
+        retention: Retention::Stream,
+        max_messages: 1_000_000,
+        max_bytes: 1 << 30,
+        max_age_ms: 86_400_000,
+        overflow: Overflow::Block,
+        stream_from: 1,
+    };
     orders.ttl_ms = 3_600_000;
     let created = GroupCreated { group: 1, name: "audit".to_owned(), from: 400 };
+    let reset = GroupReset { group: 300, number: 2, to: 7 };
     let shard = ShardState { shard: 1, next_queue_id: 6 };
     let queue = QueueState {
         definition: orders.clone(),
@@ -55,9 +79,19 @@ fn records() -> Vec<(&'static str, u8, Vec<u8>)> {
         redelivered: 1,
         dead_lettered: 2,
         discarded: 3,
-        expired: 4,
+        first: 400,
+        trimmed: 4,
+        dropped: 5,
+        expired: 7,
     };
-    let group = GroupState { group: 1, name: "audit".to_owned(), fresh: 450, bytes: 12_800 };
+    let group = GroupState {
+        group: 1,
+        name: "audit".to_owned(),
+        fresh: 450,
+        bytes: 12_800,
+        resets: 2,
+        skipped: 6,
+    };
     let looks = LooksState { looks: vec![(0, 3, 9), (1_700_000_000_000_000_000, 450, 499)] };
     let lane = LaneState { lane: 9, runs: vec![(4096, 3, 2, 498)] };
     vec![
@@ -76,6 +110,9 @@ fn records() -> Vec<(&'static str, u8, Vec<u8>)> {
             list(|list| RETURNED.iter().for_each(|one| list.returned(one))),
         ),
         ("purged", kind::PURGED, 500u64.to_le_bytes().to_vec()),
+        ("trimmed", kind::TRIMMED, record::encode_trimmed(500, TrimReason::Age).to_vec()),
+        ("group-deleted", kind::GROUP_DELETED, record::encode(&300u32)),
+        ("group-reset", kind::GROUP_RESET, record::encode(&reset)),
         ("shard-state", kind::SHARD_STATE, record::encode(&shard)),
         ("queue-state", kind::QUEUE_STATE, record::encode(&queue)),
         ("group-state", kind::GROUP_STATE, record::encode(&group)),
@@ -85,6 +122,7 @@ fn records() -> Vec<(&'static str, u8, Vec<u8>)> {
             list(|list| OPEN.iter().for_each(|one| list.open_run(one))),
         ),
         ("lane-state", kind::LANE_STATE, record::encode(&lane)),
+        ("marks", kind::MARKS, marks()),
         (
             "expired",
             kind::EXPIRED,
@@ -97,7 +135,7 @@ fn records() -> Vec<(&'static str, u8, Vec<u8>)> {
 #[test]
 fn the_bytes_of_records_stay() {
     let mut text = String::new();
-    for (name, kind, body) in records() {
+    for (name, kind, body) in bodies() {
         let hex: Vec<String> = body.iter().map(|byte| format!("{byte:02x}")).collect();
         writeln!(text, "{name} {kind}: {}", hex.join(" ")).expect("memory");
     }
@@ -155,7 +193,7 @@ fn damaged_records_are_errors() {
         let definition = definition(id, &format!("q{id}"));
         logic.create_queue(&mut log, 0, definition);
     }
-    for (_, kind, body) in records() {
+    for (_, kind, body) in bodies() {
         for at in 0..body.len() {
             for flip in [1u8, 0x80, 0xff] {
                 let mut body = body.clone();

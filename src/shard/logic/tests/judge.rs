@@ -3,11 +3,10 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use ringmain_client::layout::metadata::{Times, times};
-use ringmain_client::wire::Outcome;
 
-use super::memory::{Event, Record};
+use super::memory::{Event, Record, at_ms};
 use super::model::State;
-use super::programs::{Check, ORIGIN, Program};
+use super::programs::{Check, Client, ORIGIN, Program};
 use crate::shard::logic::record::{self, MessageBody, kind};
 use crate::shard::logic::{ControlResult, headers};
 
@@ -59,6 +58,11 @@ impl Program {
                         }
                     }
                 }
+                kind::TRIMMED => {
+                    let (id, body) = (record.queue, record.body.clone());
+                    let (below, reason) = record::decode_trimmed(&body).ok_or("malformed")?;
+                    self.trimmed(id, below, reason)?;
+                }
                 _ => {}
             }
         }
@@ -86,7 +90,7 @@ impl Program {
             return Err(format!("dead letter of {sequence}: {letter:?}"));
         }
         let dead = self.model.queues.get_mut(&letter.queue).expect("queue");
-        if dead.stored(payload, (None, None), self.ms) != letter.sequence {
+        if dead.stored(payload, (None, None), body.published_ns) != letter.sequence {
             return Err("a sequence is not dense".to_owned());
         }
         Ok(())
@@ -98,11 +102,17 @@ impl Program {
                 Event::Completed { handle, position, sequence, outcome } => {
                     let expected =
                         self.completions.get_mut(&handle.queue).and_then(VecDeque::pop_front);
-                    if expected != Some((position, sequence)) || outcome != Outcome::Done {
-                        return Err(format!("{position}: {sequence} instead of {expected:?}"));
+                    if expected != Some((position, sequence, outcome)) {
+                        return Err(format!(
+                            "{position}: {sequence}, {outcome:?} instead of {expected:?}"
+                        ));
                     }
                 }
+                Event::Skipped { handle, messages } => self.told_of_skipped(handle, messages)?,
                 Event::Delivered { handle, header, payload, .. } => {
+                    if self.consumers[&handle].skipped > 0 {
+                        return Err(format!("{handle:?} was not told of what it skips"));
+                    }
                     let group = &self.consumers[&handle].group;
                     let queue = self.model.queues.get_mut(&handle.queue).expect("queue");
                     queue.delivered(group, handle, header.lease, &payload, self.ms)?;
@@ -119,7 +129,10 @@ impl Program {
                     }
                 }
                 Event::Drained { handle } => {
-                    let group = &self.consumers[&handle].group;
+                    let Client { group, skipped, .. } = &self.consumers[&handle];
+                    if *skipped > 0 {
+                        return Err(format!("{handle:?} was not told of what it skips"));
+                    }
                     let queue = &self.model.queues[&handle.queue];
                     let durable = queue.durable;
                     let left = queue.groups[group].open.iter().find(|(sequence, state)| {
@@ -136,10 +149,24 @@ impl Program {
                     }
                 }
                 Event::Control { request, result } => {
-                    let expected = self.purges.remove(&request).map(ControlResult::Purged);
-                    if expected.is_some_and(|expected| expected != result) {
-                        return Err(format!("{request}: {result:?}"));
+                    let same = |expected: &ControlResult| match (expected, &result) {
+                        (ControlResult::Refused(code, _), ControlResult::Refused(found, _)) => {
+                            code == found
+                        }
+                        (expected, result) => expected == result,
+                    };
+                    let expected = self.controls.remove(&request);
+                    if expected.as_ref().is_some_and(|expected| !same(expected)) {
+                        return Err(format!("{request}: {result:?}, not {expected:?}"));
                     }
+                }
+                Event::Ended { handle } => {
+                    let client = self.consumers.get(&handle).ok_or("nobody was to end")?;
+                    if !client.ending {
+                        return Err(format!("{handle:?} ended, its group is there"));
+                    }
+                    self.logic.close_handle(&mut self.port, handle, at_ms(self.ms));
+                    self.gone(handle);
                 }
             }
         }
@@ -152,14 +179,15 @@ impl Program {
         let mut rounds = 0;
         while rounds < 4 {
             let far = self.log.far.len();
-            self.note();
+            self.note()?;
             self.durable_to(self.log.last())?;
             self.dispatch()?;
             // One far message a call is asked for.
             rounds = if self.log.far.len() < far { 0 } else { rounds + 1 };
         }
-        self.note();
+        self.note()?;
         self.durable_to(self.log.last())?;
+        self.check_limits()?;
         for (id, queue) in &self.model.queues {
             for (name, group) in &queue.groups {
                 // Looks are at most about a millisecond late, and at most 1/128 of these TTLs.
@@ -193,13 +221,20 @@ impl Program {
             let info = self.logic.info(*id).expect("queue");
             let open = &queue.groups[""].open;
             let with = open.values().filter(|state| matches!(state, State::With { .. })).count();
-            if (info.messages, info.unacknowledged) != (queue.there(u64::MAX), with as u64) {
+            if (info.messages, info.unacknowledged) != (queue.there().len() as u64, with as u64) {
                 return Err(format!("{info:?} of {id}, {:?}", queue.groups));
             }
         }
+        super::marks::check(&self.logic, &self.log)?;
         let held: BTreeMap<_, _> = self.held().collect();
         if held != self.port.leases {
             return Err(format!("leases {:?} instead of {held:?}", self.port.leases));
+        }
+        if let Some((request, expected)) = self.controls.pop_first() {
+            return Err(format!("{request} is not answered, {expected:?}"));
+        }
+        if let Some(left) = self.consumers.iter().find(|(_, client)| client.ending) {
+            return Err(format!("{left:?} did not end"));
         }
         if let Some((request, outcome)) = self.answers.pop_first() {
             return Err(format!("{request} is not answered, {outcome:?}"));

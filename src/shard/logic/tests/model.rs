@@ -1,10 +1,13 @@
 //! A plain broker: every message has a state in every group, and that is all. It is told what is asked for, and judges
 //! everything that comes out.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
+use ringmain_client::protocol::{GroupPlace, StartAt};
 use ringmain_client::wire::{LeaseToken, Outcome, Up};
 
+use super::keeps::Keeps;
+use super::memory::at_ms;
 use crate::shard::logic::HandleId;
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -31,20 +34,25 @@ pub(super) enum State {
 pub(super) struct Group {
     /// Messages that are not done with.
     pub(super) open: BTreeMap<u64, State>,
+    /// Messages that a limit took from it.
+    pub(super) skipped: u64,
 }
 
 #[derive(Debug, Clone, Default)]
 pub(super) struct Queue {
     pub(super) payloads: BTreeMap<u64, Vec<u8>>,
+    /// When each message was published.
+    pub(super) times: BTreeMap<u64, u64>,
     pub(super) next: u64,
     /// Messages below it are durable.
     pub(super) durable: u64,
     pub(super) groups: BTreeMap<String, Group>,
     pub(super) max_deliveries: u32,
     pub(super) lease_ms: u64,
+    pub(super) keeps: Keeps,
     pub(super) ttl_ms: u64,
     /// When a message expires and when its delay is over, if ever.
-    pub(super) times: BTreeMap<u64, (u64, u64)>,
+    pub(super) windows: BTreeMap<u64, (u64, u64)>,
 }
 
 /// What a crash brings back. Who is attached and who waits is the test's.
@@ -58,23 +66,37 @@ pub(super) struct Model {
 impl Queue {
     pub(super) fn new(max_deliveries: u32, lease_ms: u64, ttl_ms: u64) -> Self {
         let groups = BTreeMap::from([(String::new(), Group::default())]);
-        Self { next: 1, durable: 1, groups, max_deliveries, lease_ms, ttl_ms, ..Self::default() }
+        let keeps = Keeps { first: 1, ..Keeps::default() };
+        Self {
+            next: 1,
+            durable: 1,
+            groups,
+            max_deliveries,
+            lease_ms,
+            ttl_ms,
+            keeps,
+            ..Self::default()
+        }
     }
 
-    /// With a TTL of its own and a delay, at this time.
+    /// With a TTL of its own and a delay. Programs look at the clock in whole milliseconds.
     pub(super) fn stored(
         &mut self,
         payload: &[u8],
         (ttl_ms, delay_ms): (Option<u64>, Option<u64>),
-        now_ms: u64,
+        published_ns: u64,
     ) -> u64 {
         let sequence = self.next;
+        let last_ns = self.times.last_key_value().map_or(0, |(_, last_ns)| *last_ns);
+        let published_ns = published_ns.max(last_ns);
+        self.times.insert(sequence, published_ns);
+        let from_ms = (published_ns - at_ms(0).realtime_ns).div_ceil(1_000_000);
         self.next += 1;
         self.payloads.insert(sequence, payload.to_vec());
         let queue_ms = Some(self.ttl_ms).filter(|ms| *ms > 0);
         let expires_ms =
-            [ttl_ms, queue_ms].into_iter().flatten().min().map_or(u64::MAX, |ms| now_ms + ms);
-        self.times.insert(sequence, (expires_ms, now_ms + delay_ms.unwrap_or(0)));
+            [ttl_ms, queue_ms].into_iter().flatten().min().map_or(u64::MAX, |ms| from_ms + ms);
+        self.windows.insert(sequence, (expires_ms, delay_ms.map_or(0, |ms| from_ms + ms)));
         let state = self.fresh(sequence);
         for group in self.groups.values_mut() {
             group.open.insert(sequence, state.clone());
@@ -84,24 +106,50 @@ impl Queue {
 
     /// A message that was never delivered.
     fn fresh(&self, sequence: u64) -> State {
-        let due_ms = self.times.get(&sequence).map_or(0, |(_, due_ms)| *due_ms);
+        let due_ms = self.windows.get(&sequence).map_or(0, |(_, due_ms)| *due_ms);
         State::Back { count: 0, may_ms: due_ms, must_ms: due_ms }
     }
 
     pub(super) fn is_expired(&self, sequence: u64, now_ms: u64) -> bool {
-        self.times.get(&sequence).is_some_and(|(expires_ms, _)| *expires_ms <= now_ms)
+        self.windows.get(&sequence).is_some_and(|(expires_ms, _)| *expires_ms <= now_ms)
     }
 
-    pub(super) fn add_group(&mut self, name: &str, from: u64) {
-        if self.groups.contains_key(name) {
-            return;
+    pub(super) fn add_group(&mut self, name: &str, from: StartAt) {
+        if !self.groups.contains_key(name) {
+            let open = self.from(from);
+            self.groups.insert(name.to_owned(), Group { open, skipped: 0 });
         }
-        let there = self.groups.values().flat_map(|group| group.open.keys().copied());
-        let open = there
-            .filter(|sequence| *sequence >= from)
-            .map(|sequence| (sequence, self.fresh(sequence)))
-            .collect();
-        self.groups.insert(name.to_owned(), Group { open });
+    }
+
+    /// All leases of the group are lost.
+    pub(super) fn reset_group(&mut self, name: &str, to: StartAt) {
+        let open = self.from(to);
+        self.group(name).open = open;
+    }
+
+    /// What a group that starts there has.
+    fn from(&self, start: StartAt) -> BTreeMap<u64, State> {
+        let stream = self.keeps.is_stream();
+        let mut there: Vec<u64> = self.there().into_iter().collect();
+        there.retain(|sequence| !stream || *sequence >= self.keeps.first);
+        match start {
+            StartAt::First => {}
+            StartAt::New => there.clear(),
+            StartAt::Sequence(from) => there.retain(|sequence| *sequence >= from),
+            StartAt::Time(from_ns) => there.retain(|sequence| self.times[sequence] >= from_ns),
+            StartAt::Last(messages) => {
+                let end = there.len();
+                there.drain(..end.saturating_sub(messages as usize));
+            }
+        }
+        there.into_iter().map(|sequence| (sequence, self.fresh(sequence))).collect()
+    }
+
+    /// What the answer to a request about a group that starts there says.
+    pub(super) fn place(&self, start: StartAt) -> GroupPlace {
+        let open = self.from(start);
+        let first = open.first_key_value().map(|(sequence, _)| *sequence);
+        GroupPlace { sequence: first.unwrap_or(self.next), messages: open.len() as u64 }
     }
 
     fn returned(&self, count: u32, rejected: bool, may_ms: u64) -> State {
@@ -157,7 +205,7 @@ impl Queue {
         let durable = self.durable;
         let is_expired = self.is_expired(sequence, now_ms);
         let deadline_ms = if self.lease_ms == 0 { u64::MAX } else { now_ms + self.lease_ms };
-        let times = self.times.clone();
+        let windows = self.windows.clone();
         let group = self.group(name);
         match group.open.get(&sequence) {
             Some(State::Back { count, may_ms, .. }) if *may_ms <= now_ms => {
@@ -172,7 +220,7 @@ impl Queue {
         }
         let first = group.open.iter().find(|(sequence, state)| {
             **sequence < durable
-                && times.get(sequence).is_none_or(|(expires_ms, _)| *expires_ms > now_ms)
+                && windows.get(sequence).is_none_or(|(expires_ms, _)| *expires_ms > now_ms)
                 && matches!(state, State::Back { must_ms, .. } if *must_ms <= now_ms)
         });
         if let Some((first, _)) = first
@@ -200,6 +248,10 @@ impl Queue {
         else {
             return Outcome::Done;
         };
+        // It was deleted.
+        if !self.groups.contains_key(name) {
+            return Outcome::LeaseLost;
+        }
         let LeaseToken { slot, attempt, sequence } = lease;
         let (exists, state) = (
             sequence > 0 && sequence < self.durable,
@@ -240,13 +292,12 @@ impl Queue {
         Outcome::Done
     }
 
-    /// Messages that some group has not acknowledged.
-    pub(super) fn there(&self, end: u64) -> u64 {
-        let mut all: Vec<u64> =
-            self.groups.values().flat_map(|group| group.open.keys().copied()).collect();
-        all.sort_unstable();
-        all.dedup();
-        all.iter().filter(|sequence| **sequence < end).count() as u64
+    /// Messages that are stored: those that some group has not acknowledged, or a stream keeps.
+    pub(super) fn there(&self) -> BTreeSet<u64> {
+        let open = self.groups.values().flat_map(|group| group.open.keys().copied());
+        let kept =
+            if self.keeps.is_stream() { self.keeps.first..self.next } else { self.next..self.next };
+        open.chain(kept).collect()
     }
 }
 
@@ -266,7 +317,7 @@ impl Model {
                     *state = if count > 0 {
                         State::Back { count, may_ms: 0, must_ms: now_ms + DELAY_MS_MAX }
                     } else {
-                        let due_ms = queue.times.get(sequence).map_or(0, |(_, due_ms)| *due_ms);
+                        let due_ms = queue.windows.get(sequence).map_or(0, |(_, due_ms)| *due_ms);
                         State::Back { count, may_ms: due_ms, must_ms: due_ms }
                     };
                 }

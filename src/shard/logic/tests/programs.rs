@@ -1,16 +1,20 @@
 //! Random programs: clients, time, a disk that is late, crashes; the model judges everything that comes out.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use ringmain_client::layout::metadata::Metadata;
+use ringmain_client::protocol::{ErrorCode, Overflow};
 use ringmain_client::wire::{LeaseToken, Outcome, Up};
 
 use super::cases::consumer;
+use super::keeps::{self, LIMITED};
 use super::memory::{MemoryLog, MemoryPort, at_ms, definition, handle};
 use super::model::{DELAY_MS_MAX, Model, Queue, State};
 use crate::shard::logic::record::kind;
-use crate::shard::logic::{HandleId, Logic, Lsn, Refusal, StartAt, canary};
+use crate::shard::logic::{
+    ControlResult, GroupCommand, HandleId, Limits, Logic, Lsn, Refusal, StartAt, canary,
+};
 
 /// Takes the dead letters of `ORIGIN`; the third queue has none.
 pub(super) const DEAD: u64 = 1;
@@ -24,6 +28,10 @@ pub(super) const LEASE_MS: u64 = 40;
 pub(super) struct Random(u64);
 
 impl Random {
+    pub(super) fn new(seed: u64) -> Self {
+        Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
+    }
+
     pub(super) fn below(&mut self, end: u64) -> u64 {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
@@ -45,6 +53,10 @@ pub(super) struct Client {
     pub(super) group: String,
     pub(super) credit: u32,
     pub(super) blocked: bool,
+    /// Messages that a limit took from its group, and that it was not told of.
+    pub(super) skipped: u64,
+    /// Its group is deleted.
+    pub(super) ending: bool,
 }
 
 pub(super) struct Program {
@@ -61,14 +73,18 @@ pub(super) struct Program {
     pub(super) history: VecDeque<(Lsn, Model)>,
     pub(super) consumers: BTreeMap<HandleId, Client>,
     pub(super) tokens: Vec<(HandleId, LeaseToken)>,
+    /// How many producers each queue has had, one after the other in the same place.
+    pub(super) producers: BTreeMap<u64, u32>,
     pub(super) lane_ends: BTreeMap<u64, u64>,
     pub(super) released: BTreeMap<u64, u64>,
-    /// Completions that must come, per queue: position and sequence.
-    pub(super) completions: BTreeMap<u64, VecDeque<(u64, u64)>>,
+    /// Completions that must come, per queue: position, sequence and outcome.
+    pub(super) completions: BTreeMap<u64, VecDeque<(u64, u64, Outcome)>>,
+    /// Queues whose producers wait for room.
+    pub(super) limited: BTreeSet<u64>,
     pub(super) answers: BTreeMap<u64, Outcome>,
     /// Submissions whose slots are not released, and when they may be.
     pub(super) unreleased: Vec<(HandleId, Up, Option<Lsn>)>,
-    pub(super) purges: BTreeMap<u64, u64>,
+    pub(super) controls: BTreeMap<u64, ControlResult>,
     pub(super) next_request: u64,
     pub(super) next_handle: u8,
 }
@@ -78,7 +94,7 @@ pub(super) type Check = Result<(), String>;
 impl Program {
     fn new(seed: u64) -> Self {
         let mut program = Self {
-            random: Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1),
+            random: Random::new(seed),
             logic: Logic::new(7),
             log: MemoryLog::default(),
             port: MemoryPort::default(),
@@ -89,12 +105,14 @@ impl Program {
             history: VecDeque::new(),
             consumers: BTreeMap::new(),
             tokens: Vec::new(),
+            producers: QUEUES.map(|queue| (queue, 1)).into(),
             lane_ends: BTreeMap::new(),
             released: BTreeMap::new(),
             completions: BTreeMap::new(),
+            limited: BTreeSet::new(),
             answers: BTreeMap::new(),
             unreleased: Vec::new(),
-            purges: BTreeMap::new(),
+            controls: BTreeMap::new(),
             next_request: 1,
             next_handle: 10,
         };
@@ -109,15 +127,21 @@ impl Program {
             if id == TTL {
                 definition.ttl_ms = TTL_MS;
             }
-            let rules = Queue::new(definition.max_deliveries, LEASE_MS, definition.ttl_ms);
+            let mut rules = Queue::new(definition.max_deliveries, LEASE_MS, definition.ttl_ms);
+            if id == LIMITED {
+                definition.durable = false;
+                definition.limits = keeps::rules(seed);
+                rules.keeps.limits = definition.limits;
+            }
             program.model.queues.insert(id, rules);
             program.logic.create_queue(&mut program.log, 1 << 40, definition);
         }
         for queue in QUEUES {
-            program.logic.open_producer(handle(queue, 1), queue).expect("queue");
+            let (producer, lane) = program.producer(queue);
+            program.logic.open_producer(producer, lane).expect("queue");
         }
         program.durable_to(program.log.last()).expect("definitions");
-        program.note();
+        program.note().expect("definitions");
         program
     }
 
@@ -131,14 +155,20 @@ impl Program {
 
     fn publish(&mut self) -> Check {
         let queue = self.random.pick(&QUEUES).expect("some");
+        self.go_on();
         for _ in 0..=self.random.below(5) {
             let position = *self.lane_ends.entry(queue).or_default();
             let next = position + 1 + self.random.below(2);
             let payload: Vec<u8> =
                 format!("{queue}/{position}/{}", "x".repeat(self.random.below(30) as usize)).into();
-            let now = at_ms(self.ms);
-            let (metadata, times) = self.times();
-            let producer = handle(queue, 1);
+            let mut now = at_ms(self.ms);
+            now.realtime_ns += self.random.below(900_000);
+            let (metadata, times) = self.times(queue);
+            let (producer, lane) = self.producer(queue);
+            let (model, last) =
+                (self.model.queues.get_mut(&queue).expect("queue"), self.log.last());
+            let Limits { max_bytes, overflow, .. } = model.keeps.limits;
+            let may_refuse = model.is_full() || max_bytes > 0;
             let published = self.logic.publish(
                 &mut self.log,
                 producer,
@@ -149,22 +179,36 @@ impl Program {
                 &payload,
                 now,
             );
+            let stored = self.log.last() > last;
             match published {
-                Ok(()) => {}
+                Ok(()) if stored && !model.is_full() => {}
+                Ok(()) if !stored && may_refuse && overflow == Overflow::Reject => {}
                 Err(Refusal::Full) if self.log.full => return Ok(()),
-                Err(refusal) => return Err(format!("{refusal:?}")),
+                Err(Refusal::Limit) if may_refuse && overflow == Overflow::Block => {
+                    self.limited.insert(queue);
+                    return Ok(());
+                }
+                other => return Err(format!("{other:?}, stored {stored}, {model:?}")),
             }
             self.lane_ends.insert(queue, next);
-            let rules = self.model.queues.get_mut(&queue).expect("queue");
-            let sequence = rules.stored(&payload, times, self.ms);
-            self.model.lanes.entry(queue).or_default().push_back((position, sequence));
-            self.completions.entry(queue).or_default().push_back((position, sequence));
+            let completions = self.completions.entry(queue).or_default();
+            if !stored {
+                completions.push_back((position, 0, Outcome::QueueFull));
+                continue;
+            }
+            let sequence = model.stored(&payload, times, now.realtime_ns);
+            self.model.lanes.entry(lane).or_default().push_back((position, sequence));
+            completions.push_back((position, sequence, Outcome::Done));
         }
         self.records()
     }
 
     /// Most messages have neither a TTL nor a delay.
-    fn times(&mut self) -> (Vec<u8>, (Option<u64>, Option<u64>)) {
+    fn times(&mut self, queue: u64) -> (Vec<u8>, (Option<u64>, Option<u64>)) {
+        if queue == LIMITED {
+            // Its bounds count every byte.
+            return (Vec::new(), (None, None));
+        }
         let ttl_ms = (self.random.below(6) == 0).then(|| 1 + self.random.below(150));
         let delay_ms = (self.random.below(6) == 0).then(|| 1 + self.random.below(DELAY_MS_MAX));
         let metadata = Metadata {
@@ -177,36 +221,55 @@ impl Program {
         (bytes, (ttl_ms, delay_ms))
     }
 
-    fn open(&mut self) {
+    /// The producer that a queue has now, and its lane.
+    pub(super) fn producer(&self, queue: u64) -> (HandleId, u64) {
+        let epoch = self.producers[&queue];
+        (HandleId { queue, handle: 1, epoch }, u64::from(epoch) << 32 | queue)
+    }
+
+    /// A producer goes, as soon as everything that it sent is stored; the next one has its place and a lane of its own.
+    fn replace_producer(&mut self) -> Check {
+        let queue = self.random.pick(&QUEUES).expect("some");
+        if self.completions.get(&queue).is_some_and(|waiting| !waiting.is_empty()) {
+            return Ok(());
+        }
+        let (gone, _) = self.producer(queue);
+        self.logic.close_handle(&mut self.port, gone, at_ms(self.ms));
+        self.limited.remove(&queue);
+        self.producers.entry(queue).and_modify(|epoch| *epoch += 1);
+        self.lane_ends.remove(&queue);
+        self.released.remove(&queue);
+        let (next, lane) = self.producer(queue);
+        self.logic.open_producer(next, lane).map_err(|refusal| format!("{refusal:?}"))
+    }
+
+    fn open(&mut self) -> Check {
         if self.consumers.len() > 7 {
-            return;
+            return Ok(());
         }
         let queue = self.random.pick(&QUEUES).expect("some");
         let group = self.random.pick(&["", "", "audit"]).expect("some").to_owned();
         self.next_handle = if self.next_handle > 250 { 10 } else { self.next_handle + 1 };
         let handle = handle(queue, self.next_handle);
         if self.consumers.contains_key(&handle) {
-            return;
+            return Ok(());
         }
         let credit = 1 + self.random.below(6) as u32;
         let mut spec = consumer(credit);
         spec.group = group.clone();
-        spec.from =
-            self.random.pick(&[StartAt::First, StartAt::New, StartAt::Sequence(4)]).expect("some");
+        spec.from = self.start_at(queue);
         let opened = self.logic.open_consumer(&mut self.log, handle, &spec);
-        if self.log.full && opened == Err(Refusal::Full) {
-            return;
+        let may_wait = self.log.full || matches!(spec.from, StartAt::Time(_));
+        if may_wait && opened == Err(Refusal::Full) {
+            return Ok(());
         }
-        opened.expect("room");
+        let is_new = opened.expect("room");
         let rules = self.model.queues.get_mut(&queue).expect("queue");
-        let from = match spec.from {
-            StartAt::First => 1,
-            StartAt::New => rules.next,
-            StartAt::Sequence(sequence) => sequence,
-        };
-        rules.add_group(&group, from);
-        self.consumers.insert(handle, Client { group, credit, blocked: false });
-        self.note();
+        assert_eq!(is_new, !rules.groups.contains_key(&group));
+        rules.add_group(&group, spec.from);
+        let client = Client { group, credit, blocked: false, ending: false, skipped: 0 };
+        self.consumers.insert(handle, client);
+        self.note()
     }
 
     fn close(&mut self) {
@@ -217,14 +280,89 @@ impl Program {
         queue
             .come_back(|with, _, _| *with == handle, |with, slot| !unseen.contains(&(*with, slot)));
         self.logic.close_handle(&mut self.port, handle, at_ms(self.ms));
+        self.gone(handle);
+    }
+
+    /// Nobody is there to hear of acknowledgements that are not durable.
+    pub(super) fn gone(&mut self, handle: HandleId) {
         self.consumers.remove(&handle);
         self.port.room.remove(&handle);
-        // Acknowledgements that are not durable: nobody is there to hear of it.
         self.port.leases.retain(|(with, _), _| *with != handle);
+        self.port.unseen.retain(|(with, _)| *with != handle);
         self.unreleased.retain(|(with, _, _)| *with != handle);
         self.tokens.retain(|(with, _)| *with != handle);
         self.answers.clear();
         self.next_request += 1_000;
+    }
+
+    fn start_at(&mut self, queue: u64) -> StartAt {
+        let times: Vec<u64> = self.model.queues[&queue].times.values().copied().collect();
+        match self.random.below(8) {
+            0 | 1 => StartAt::First,
+            2 => StartAt::New,
+            3 => StartAt::Sequence(self.random.below(times.len() as u64 + 3)),
+            4 => StartAt::Last(self.random.below(5)),
+            _ => {
+                let at_ns = self.random.pick(&times).unwrap_or_else(|| at_ms(self.ms).realtime_ns);
+                StartAt::Time(at_ns + self.random.below(3) - 1)
+            }
+        }
+    }
+
+    /// Creates, resets or deletes a group.
+    fn group(&mut self) -> Check {
+        let queue = self.random.pick(&QUEUES).expect("some");
+        let group = self.random.pick(&["", "audit", "audit"]).expect("some");
+        let start = self.start_at(queue);
+        // What was gathered before counts before, and nothing has to be waited for.
+        self.logic.flush(&mut self.log);
+        self.records()?;
+        self.durable_to(self.log.last())?;
+        self.log.far.clear();
+        let (dry_run, force) = (self.random.below(4) == 0, self.random.below(3) > 0);
+        let command = match self.random.below(4) {
+            0 => GroupCommand::Create { from: start },
+            1 => GroupCommand::Delete { force },
+            _ => GroupCommand::Reset { to: start, dry_run, force },
+        };
+        let is_used = self
+            .consumers
+            .iter()
+            .any(|(with, client)| with.queue == queue && client.group == group && !client.ending);
+        let rules = self.model.queues.get_mut(&queue).expect("queue");
+        let refused = |code| ControlResult::Refused(code, String::new());
+        let there = rules.groups.contains_key(group);
+        let place = ControlResult::Group(rules.place(start));
+        let expected = match command {
+            GroupCommand::Create { .. } if there => refused(ErrorCode::Exists),
+            GroupCommand::Delete { .. } if group.is_empty() => refused(ErrorCode::Invalid),
+            GroupCommand::Reset { .. } | GroupCommand::Delete { .. } if !there => {
+                refused(ErrorCode::NotFound)
+            }
+            GroupCommand::Reset { dry_run: true, .. } => place,
+            GroupCommand::Reset { .. } | GroupCommand::Delete { .. } if is_used && !force => {
+                refused(ErrorCode::Busy)
+            }
+            GroupCommand::Create { .. } => {
+                rules.add_group(group, start);
+                place
+            }
+            GroupCommand::Reset { .. } => {
+                rules.reset_group(group, start);
+                place
+            }
+            GroupCommand::Delete { .. } => {
+                rules.groups.remove(group);
+                for (with, client) in &mut self.consumers {
+                    client.ending |= with.queue == queue && client.group == group;
+                }
+                ControlResult::Done
+            }
+        };
+        self.next_request += 1;
+        self.controls.insert(self.next_request, expected);
+        self.logic.group_command(&mut self.log, self.next_request, queue, group, command);
+        self.note()
     }
 
     pub(super) fn submit(&mut self, handle: HandleId, up: Up, again: bool) -> Check {
@@ -318,13 +456,14 @@ impl Program {
         self.records()?;
         self.next_request += 1;
         let rules = self.model.queues.get_mut(&queue).expect("queue");
-        self.purges.insert(self.next_request, rules.there(u64::MAX));
+        let messages = rules.there().len() as u64;
+        rules.keeps.first = rules.next;
+        self.controls.insert(self.next_request, ControlResult::Purged(messages));
         for group in rules.groups.values_mut() {
             group.open.clear();
         }
         self.logic.purge(&mut self.log, self.next_request, queue);
-        self.note();
-        Ok(())
+        self.note()
     }
 
     pub(super) fn held(&self) -> impl Iterator<Item = ((HandleId, u32), (u32, u64))> + '_ {
@@ -341,8 +480,10 @@ impl Program {
     }
 
     /// The model at this place of the log, if everything is in it.
-    pub(super) fn note(&mut self) {
-        if self.logic.flush(&mut self.log) {
+    pub(super) fn note(&mut self) -> Check {
+        let flushed = self.logic.flush(&mut self.log);
+        self.records()?;
+        if flushed {
             let last = self.log.last();
             for (_, _, lsn) in &mut self.unreleased {
                 lsn.get_or_insert(last);
@@ -350,6 +491,7 @@ impl Program {
             self.history.retain(|(lsn, _)| *lsn < last);
             self.history.push_back((last, self.model.clone()));
         }
+        Ok(())
     }
 
     pub(super) fn durable_to(&mut self, lsn: Lsn) -> Check {
@@ -381,9 +523,9 @@ impl Program {
             let queue = self.random.pick(&QUEUES).expect("some");
             let to = self.completions.get(&queue).and_then(|waiting| waiting.front());
             let end = self.lane_ends.get(&queue).copied().unwrap_or(0);
-            let to = to.map_or(end, |(position, _)| *position);
+            let to = to.map_or(end, |(position, _, _)| *position);
             self.released.insert(queue, to);
-            self.logic.released(handle(queue, 1), to);
+            self.logic.released(self.producer(queue).0, to);
         }
         Ok(())
     }
@@ -398,20 +540,23 @@ impl Program {
     fn step(&mut self) -> Check {
         match self.random.below(100) {
             0..20 => self.publish()?,
-            20..26 => self.open(),
+            20..26 => self.open()?,
             26..28 => self.close(),
-            28..55 => self.ask()?,
+            28..54 => self.ask()?,
+            54 => self.replace_producer()?,
             55..58 => self.credit()?,
             58..62 => self.room(),
-            62..70 => self.time()?,
+            62..69 => self.time()?,
+            69 if !self.log.full => self.group()?,
+            70 if !self.log.full && self.random.below(2) == 0 => self.edit()?,
             70 if !self.log.full => self.purge()?,
-            70 | 71 => self.log.full = !self.log.full,
+            69..72 => self.log.full = !self.log.full,
             72..82 => self.late_disk()?,
             82..92 => self.dispatch()?,
             92..94 => {
                 // With acknowledgements that wait for room it would be ahead of the log.
                 self.log.full = false;
-                self.note();
+                self.note()?;
                 self.log.write_checkpoint(&self.logic);
             }
             94..97 => self.settle()?,
@@ -419,7 +564,7 @@ impl Program {
             _ => self.crash(true)?,
         }
         if self.random.below(3) > 0 {
-            self.note();
+            self.note()?;
         }
         Ok(())
     }
@@ -436,7 +581,9 @@ impl Program {
                 let mut spec = consumer(4096);
                 (spec.leases, spec.group) = (4096, group.clone());
                 self.logic.open_consumer(&mut self.log, handle, &spec).expect("room");
-                self.consumers.insert(handle, Client { group, credit: 4096, blocked: false });
+                let client =
+                    Client { group, credit: 4096, blocked: false, ending: false, skipped: 0 };
+                self.consumers.insert(handle, client);
             }
         }
         self.ms += DELAY_MS_MAX + 1;

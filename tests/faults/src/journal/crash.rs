@@ -2,7 +2,7 @@
 
 use ringmain::disk::simulated::{CrashOptions, CrashStates, Simulation};
 
-use super::driver::Driver;
+use super::driver::{Driver, PATIENCE};
 use super::model::Model;
 use crate::random::Random;
 
@@ -82,7 +82,8 @@ fn run_one(seed: u64, size: Size, count: &mut Count) -> Result<(), String> {
                 check_points(&driver, start, size, &mut random, count)?;
                 model = driver.model;
                 simulation.flow();
-                driver.journal.close(&driver.owner).map_err(|failure| failure.to_string())?;
+                let (_, closed) = driver.journal.close(&driver.owner, PATIENCE);
+                closed.map_err(|failure| failure.to_string())?;
                 simulation.hold();
                 continue;
             }

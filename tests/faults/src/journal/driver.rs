@@ -9,6 +9,9 @@ use super::model::{Model, Operation, What, body};
 use super::owner::Owner;
 use crate::random::Random;
 
+/// For what ends at once.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
 /// Small segments, so that a short run has many.
 pub fn config() -> Config {
     Config {
@@ -42,7 +45,6 @@ pub struct Driver {
     /// The journal failed.
     pub failed: bool,
     random: Random,
-    positions: [u64; 3],
     now: Instant,
 }
 
@@ -59,10 +61,6 @@ impl Driver {
         };
         let (journal, report) = Journal::open(simulation.disk(), config, &mut owner)?;
         model.truncate(report.last_lsn);
-        let mut positions = [0; 3];
-        for (lane, known) in positions.iter_mut().enumerate() {
-            *known = journal.lanes().get(&(lane as u64)).copied().unwrap_or(0);
-        }
         let mut driver = Self {
             simulation: simulation.clone(),
             journal,
@@ -71,7 +69,6 @@ impl Driver {
             promises: Vec::new(),
             failed: false,
             random: Random::new(seed),
-            positions,
             now: Instant::now(),
         };
         driver.promise();
@@ -118,11 +115,7 @@ impl Driver {
         let sequence = self.owner.state().get(&queue).map_or(1, |queue| queue.next);
         let body = body(queue, sequence, length);
         let sequence = self.owner.publish(&mut self.journal, queue, &body)?;
-        let lane = self.random.below(self.positions.len());
-        self.positions[lane] += 1;
-        let position = self.positions[lane];
-        self.journal.lane(lane as u64, position);
-        let what = What::Publish { queue, sequence, length, lane: lane as u64, position };
+        let what = What::Publish { queue, sequence, length };
         self.note(self.journal.last_lsn(), what, ends_group);
         Ok(())
     }
@@ -145,10 +138,7 @@ impl Driver {
         let sequence = self.owner.state().get(&1).map_or(1, |queue| queue.next);
         let bytes = body(1, sequence, 33);
         if self.owner.publish(&mut self.journal, 1, &bytes).is_ok() {
-            self.positions[0] += 1;
-            let position = self.positions[0];
-            self.journal.lane(0, position);
-            let what = What::Publish { queue: 1, sequence, length: 33, lane: 0, position };
+            let what = What::Publish { queue: 1, sequence, length: 33 };
             self.note(self.journal.last_lsn(), what, true);
         }
     }
@@ -243,10 +233,6 @@ impl Driver {
         if *self.owner.state() != expected.queues {
             let found = self.owner.state();
             return Err(format!("at {last}: expected {:?}, found {found:?}", expected.queues));
-        }
-        if *self.journal.lanes() != expected.lanes {
-            let found = self.journal.lanes();
-            return Err(format!("at {last}: lanes {found:?}, not {:?}", expected.lanes));
         }
         for ((queue, sequence), length) in &expected.lengths {
             let found = self.fetch(*queue, *sequence)?;

@@ -71,7 +71,6 @@ pub fn forge(field: Field) -> Result<bool, String> {
         first_lsn: before.end_lsn(),
         durable_lsn: before.durable_lsn,
         count: 1,
-        lanes: 0,
         length: 152,
         previous: before.chain(),
         ..before

@@ -18,13 +18,11 @@ pub struct Operation {
 /// What a record says.
 #[derive(Debug, Clone)]
 pub enum What {
-    /// A message, its lane and the position behind it.
+    /// A message.
     Publish {
         queue: u64,
         sequence: u64,
         length: usize,
-        lane: u64,
-        position: u64,
     },
     Ack {
         queue: u64,
@@ -42,7 +40,6 @@ pub struct Model {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct State {
     pub queues: BTreeMap<u64, Queue>,
-    pub lanes: BTreeMap<u64, u64>,
     /// Lengths of the unacknowledged messages.
     pub lengths: BTreeMap<(u64, u64), usize>,
 }
@@ -84,11 +81,10 @@ impl Model {
 impl State {
     fn apply(&mut self, what: &What) {
         match what {
-            What::Publish { queue, sequence, length, lane, position } => {
+            What::Publish { queue, sequence, length } => {
                 let entry = self.queues.entry(*queue).or_default();
                 entry.next = sequence + 1;
                 entry.unacknowledged.insert(*sequence);
-                self.lanes.insert(*lane, *position);
                 self.lengths.insert((*queue, *sequence), *length);
             }
             What::Ack { queue, sequence } => {

@@ -3,7 +3,8 @@
 use std::time::{Duration, Instant};
 
 use ringmain::disk::simulated::{SimulatedDisk, Simulation};
-use ringmain::journal::{AppendError, Config, Fetch, Journal, Ready};
+use ringmain::journal::{AppendError, Config, Fetch, Journal, OpenError, Ready, inspect, verify};
+use ringmain_faults::journal::driver::PATIENCE;
 use ringmain_faults::journal::owner::Owner;
 
 fn config() -> Config {
@@ -61,7 +62,6 @@ fn records_survive_reopening() {
         owner
             .publish(&mut journal, number % 3, &number.to_le_bytes().repeat(40))
             .expect("there is room");
-        journal.lane(number % 3, number);
         settle(&mut journal, &owner);
     }
     assert!(journal.statistics().segments > 2, "{:?}", journal.statistics());
@@ -72,13 +72,12 @@ fn records_survive_reopening() {
     }
     assert!(journal.statistics().reads > 0, "some are far");
     settle_witnessed(&mut journal, &owner);
-    drop(journal.close(&owner).expect("a healthy disk"));
+    journal.close(&owner, PATIENCE).1.expect("a healthy disk");
     let (_, report) = Journal::open(simulation.disk(), config(), &mut Owner::default())
         .expect("opens, and changes nothing");
     assert_eq!((report.clean, report.cut_batches), (true, 0), "{report:?}");
     let (mut journal, again) = open(&simulation);
     assert_eq!(again.state(), owner.state());
-    assert_eq!(journal.lanes().get(&2), Some(&497));
     for queue in 0..3 {
         for (sequence, body) in owner.messages(queue) {
             assert_eq!(fetch(&mut journal, queue, sequence).as_ref(), Some(&body));
@@ -222,5 +221,87 @@ fn single_acks_on_a_full_disk_make_room_in_the_end() {
         drop(journal);
         let (_, again) = open(&simulation);
         assert_eq!(again.state(), owner.state());
+    }
+}
+
+/// Closing waits for the disk, but not for ever.
+#[test]
+fn a_disk_that_does_not_answer_is_given_up() {
+    let simulation = Simulation::new();
+    let (mut journal, mut owner) = open(&simulation);
+    settle(&mut journal, &owner);
+    owner.publish(&mut journal, 1, b"in flight").expect("there is room");
+    let lsn = journal.last_lsn();
+    simulation.fall_silent();
+    let (disk, closed) = journal.close(&owner, Duration::from_millis(20));
+    let failure = closed.expect_err("it cannot know");
+    assert_eq!((failure.errno, failure.lsn), (libc::ETIMEDOUT, lsn), "{failure}");
+    drop(disk);
+}
+
+/// A free file counts for nothing; a check says how many there are, and that each can be read.
+#[test]
+fn free_files_are_read_as_well() {
+    let simulation = Simulation::new();
+    let (mut journal, owner) = open(&simulation);
+    settle(&mut journal, &owner);
+    let spares = journal.statistics().spares;
+    journal.close(&owner, PATIENCE).1.expect("a healthy disk");
+    let free = || {
+        let report = verify(&mut simulation.disk()).expect("nothing is damaged");
+        (report.free_files, report.free_files_used_before)
+    };
+    assert_eq!(free(), (spares, 0));
+    let seen = inspect(&mut simulation.disk()).expect("nothing is damaged");
+    let spare = seen.segments.into_iter().find(|file| file.state == "free").expect("a free file");
+    simulation.flip(&spare.file, 8_192, 1);
+    assert_eq!(free(), (spares, 1));
+    simulation.make_unreadable(&spare.file, 8_192..12_288);
+    match verify(&mut simulation.disk()) {
+        Err(OpenError::Io { file, .. }) => assert_eq!(file, spare.file),
+        other => panic!("{other:?}"),
+    }
+}
+
+/// Processes that die as soon as their first checkpoint is there do not use up the files of a full disk: beside a segment without
+/// messages, which is what messages leave to acks, one free file is enough.
+#[test]
+fn a_crash_loop_on_a_full_disk_leaves_files() {
+    for spares in [1, 3] {
+        let simulation = Simulation::new();
+        let open = || {
+            let (mut owner, config) = (Owner::default(), Config { spares, ..config() });
+            let opened = Journal::open(simulation.disk(), config, &mut owner);
+            (opened.expect("opens").0, owner)
+        };
+        let (mut journal, mut owner) = open();
+        settle(&mut journal, &owner);
+        owner.publish(&mut journal, 1, b"kept").expect("there is room");
+        settle_witnessed(&mut journal, &owner);
+        drop(journal);
+        let (mut journal, owner) = open();
+        settle_witnessed(&mut journal, &owner);
+        drop(journal);
+        let bytes = simulation.files().iter().map(|(_, bytes)| bytes).sum();
+        simulation.set_capacity(Some(bytes));
+        for round in 0..20 {
+            let (mut journal, owner) = open();
+            let (before, now) = (journal.durable(), Instant::now());
+            for _ in 0..3 {
+                // Time stands still: nothing bears witness.
+                journal.submit(&owner, now);
+                journal.reap();
+            }
+            let figures = journal.statistics();
+            assert!(journal.durable() > before, "{spares}, round {round}: {figures:?}");
+            assert_eq!(figures.frontier_batches, 0);
+            drop(journal);
+            simulation.kill(round);
+        }
+        let (mut journal, mut owner) = open();
+        settle_witnessed(&mut journal, &owner);
+        assert_eq!(fetch(&mut journal, 1, 1).as_deref(), Some(&b"kept"[..]));
+        owner.acknowledge(&mut journal, 1, 1).expect("there is room");
+        settle(&mut journal, &owner);
     }
 }

@@ -5,4 +5,5 @@ mod canaries;
 mod crashes;
 mod damage;
 mod disks;
+mod far;
 mod golden;
