@@ -114,6 +114,7 @@ impl World {
             dead_letter: String::new(),
             lease_ms: 0,
             limits: Limits::default(),
+            ttl_ms: 0,
         };
         self.ask.send(ToShard::Create { request: 1, definition }).unwrap();
         self.turns();

@@ -24,13 +24,22 @@ pub(super) struct Waiter {
     pub(super) request: u64,
 }
 
+/// Why nobody gets a message any more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Reason {
+    MaxDeliveries,
+    /// By a consumer.
+    Rejected,
+    /// Its TTL is over.
+    Expired,
+}
+
 /// A message that is to be moved to the dead-letter queue, or discarded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Doomed {
     /// Deliveries so far.
     pub(super) count: u32,
-    /// By a consumer, not by the number of deliveries.
-    pub(super) rejected: bool,
+    pub(super) reason: Reason,
     pub(super) waiter: Option<Waiter>,
 }
 
@@ -62,6 +71,8 @@ pub(super) struct Group {
     pub(super) deleted: bool,
     /// Messages that a limit discarded before they were acknowledged.
     pub(super) skipped: u64,
+    /// Expired messages too far behind `fresh` to be taken out: first and last.
+    pub(super) beyond: Option<(u64, u64)>,
 }
 
 impl Group {

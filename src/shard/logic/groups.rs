@@ -298,12 +298,14 @@ impl Logic {
         let Some(queue) = self.queues.get_mut(index) else { return };
         let end = queue.next_sequence;
         let mean = queue.live_groups().map(|group| group.mean_bytes(end)).max().unwrap_or(0);
-        let group = &mut queue.groups[group];
+        let number = group;
+        let group = &mut queue.groups[number];
         group.discard_below(u64::MAX);
         group.fresh = fresh;
         group.ready = open.into_iter().map(|sequence| (sequence, 0)).collect();
         group.leased = 0;
         group.bytes = mean * group.open(end);
+        queue.look_again(number);
     }
 
     /// Leases of a group end, and whoever waits for a rejection is answered: when the next record is durable. Returns the number of

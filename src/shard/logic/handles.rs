@@ -243,6 +243,7 @@ impl Logic {
         group.bytes = bytes.unwrap_or(0) * group.open(queue.next_sequence);
         queue.next_group = queue.next_group.max(created.group.saturating_add(1));
         queue.groups.push(group);
+        queue.look_again(queue.groups.len() - 1);
         queue.groups.len() - 1
     }
 

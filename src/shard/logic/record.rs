@@ -43,6 +43,8 @@ pub mod kind {
     pub const TRANSACTION: u8 = 15;
     /// `ProducersForgotten`.
     pub const PRODUCERS_FORGOTTEN: u8 = 16;
+    /// As `ACKNOWLEDGED`: discarded because its TTL was over.
+    pub const EXPIRED: u8 = 17;
     /// Checkpoint: `ShardState`.
     pub const SHARD_STATE: u8 = 32;
     /// Checkpoint: `QueueState`.
@@ -57,7 +59,12 @@ pub mod kind {
     pub const MARKS: u8 = 37;
     /// Checkpoint: `NamedState`.
     pub const NAMED_STATE: u8 = 38;
+    /// Checkpoint: `LooksState`.
+    pub const LOOKS_STATE: u8 = 39;
 }
+
+/// Flag of a `MOVED` record: because its TTL was over.
+pub const FLAG_EXPIRED: u8 = 2;
 
 /// First byte of every body other than a message's.
 const FORM: u8 = 1;
@@ -185,6 +192,7 @@ pub(super) struct QueueState {
     pub(super) first: u64,
     pub(super) trimmed: u64,
     pub(super) dropped: u64,
+    pub(super) expired: u64,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -197,6 +205,13 @@ pub(super) struct GroupState {
     pub(super) bytes: u64,
     /// Messages that a limit discarded before they were acknowledged.
     pub(super) skipped: u64,
+}
+
+/// When to look at which messages because they may expire.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct LooksState {
+    /// Realtime in nanoseconds, first and last sequence.
+    pub(super) looks: Vec<(u64, u64, u64)>,
 }
 
 /// See [`super::LaneRun`]: first position, stride, count, first sequence.
