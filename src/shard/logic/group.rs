@@ -5,6 +5,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::types::Lsn;
+
 /// Of a message that is set aside until something changes: it fits into no consumer's ring.
 pub(super) const ASIDE_NS: u64 = u64::MAX;
 
@@ -67,6 +69,8 @@ pub(super) struct Group {
     pub(super) armed_ns: Option<u64>,
     /// A message cannot be read: nothing goes on.
     pub(super) stalled: Option<String>,
+    /// The record that created it; 0 if that was before the start.
+    pub(super) created: Lsn,
     /// A deletion is on its way to the disk.
     pub(super) deleted: bool,
     /// Messages that a limit discarded before they were acknowledged.

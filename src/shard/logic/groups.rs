@@ -251,7 +251,7 @@ impl Logic {
         let id = queue.definition.id;
         let lsn = self.append(log, kind::GROUP_CREATED, id, &record::encode(&created))?;
         let place = self.place(index, from);
-        self.create_group(index, &created);
+        self.create_group(index, &created, lsn);
         self.effects.push(lsn, Effect::Control { request, result: ControlResult::Group(place) });
         Ok(())
     }

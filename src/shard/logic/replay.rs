@@ -124,7 +124,7 @@ impl Logic {
             }),
             kind::MARKS => self.with_queue(record.queue, |queue| {
                 let end = queue.next_sequence;
-                queue.marks.read(body, end)
+                queue.marks.read(body, end, queue.published_ns)
             }),
             kind::LOOKS_STATE => {
                 let state: LooksState = record::decode(body)?;
@@ -197,7 +197,7 @@ impl Logic {
         let Some(&index) = self.by_id.get(&id) else { return self.with_queue(id, |_| Ok(())) };
         let is_new = |queue: &Queue| created.group >= queue.next_group;
         if self.queues.get(index).is_some_and(is_new) {
-            self.create_group(index, created);
+            self.create_group(index, created, 0);
         }
         Ok(())
     }
