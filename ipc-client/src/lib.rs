@@ -57,7 +57,7 @@ pub mod wire;
 #[cfg(not(loom))]
 pub use brokered::{
     AckError, BrokeredConsumer, BrokeredProducer, ConfirmError, Confirmation, ConsumerOptions,
-    Delivery, Level, ProducerOptions, Receipt, Receipts, SettledRun,
+    Delivery, Level, ProducerOptions, Receipt, Receipts, SettledRun, Transaction, TransactionError,
 };
 #[cfg(not(loom))]
 pub use client::{

@@ -4,6 +4,8 @@
 //! fixed records below, the payload of one ring message, little-endian. The reader bounds every value; what it cannot
 //! understand is a [`WireError`] and the end of that handle, of nothing else.
 
+pub mod transaction;
+
 /// Bytes in front of the payload of a [`Down::Delivery`].
 pub const DELIVERY_HEADER_BYTES: usize = 40;
 
@@ -38,6 +40,13 @@ pub enum Outcome {
     Invalid = 5,
     /// The queue has reached its limit and rejects.
     QueueFull = 6,
+    /// A success: a message with this own sequence of its producer was stored before, and is as safe as `Done` says. It was not
+    /// stored again.
+    Duplicate = 7,
+    /// Somebody else has attached under the producer's name: nothing of this handle is stored any more.
+    Fenced = 8,
+    /// A transaction has a handle that this shard does not serve for this session: nothing of it is done.
+    CrossShard = 9,
 }
 
 impl Outcome {
@@ -51,6 +60,9 @@ impl Outcome {
             4 => Self::LeaseLost,
             5 => Self::Invalid,
             6 => Self::QueueFull,
+            7 => Self::Duplicate,
+            8 => Self::Fenced,
+            9 => Self::CrossShard,
             _ => return None,
         })
     }
@@ -128,7 +140,7 @@ pub enum Down {
         first_sequence: u64,
         /// Messages.
         count: u32,
-        /// What became of all of them. Anything but `Done` has no sequence.
+        /// What became of all of them. Anything but `Done` has no sequence, also `Duplicate`.
         outcome: Outcome,
         /// See [`Outcome`].
         detail: u64,

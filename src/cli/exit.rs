@@ -119,6 +119,7 @@ impl Failure {
                 format_args!("a message of {length} bytes: queue {name} takes at most {max}"),
             ),
             SendError::Lost => Self::new(Exit::Unavailable, format_args!("queue {name}: {error}")),
+            SendError::Fenced => Self::new(Exit::Temporary, format_args!("queue {name}: {error}")),
             SendError::JournalFailed { .. } => {
                 Self::new(Exit::Io, format_args!("queue {name}: {error}"))
             }

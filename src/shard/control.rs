@@ -36,6 +36,8 @@ pub struct NewHandle {
     pub credit: u32,
     /// Consumers: only looks.
     pub browse: bool,
+    /// Producers: the name, if there is one.
+    pub producer: String,
     /// It was served by a broker that is gone.
     pub adopted: bool,
 }

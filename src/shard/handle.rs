@@ -236,11 +236,12 @@ impl Handle {
             last: last_before,
             count: count_before,
             sequence: sequence_before,
-            outcome: Outcome::Done,
+            outcome: outcome_before,
+            detail: detail_before,
             ..
         }) = self.waiting.back_mut()
-            && outcome == Outcome::Done
-            && *sequence_before + u64::from(*count_before) == sequence
+            && (*outcome_before, *detail_before) == (outcome, detail)
+            && (outcome != Outcome::Done || *sequence_before + u64::from(*count_before) == sequence)
             && let Some(sum) = count_before.checked_add(count)
         {
             *count_before = sum;

@@ -7,12 +7,13 @@ use ringmain_client::layout::control;
 use ringmain_client::pair::LeaseEntry;
 use ringmain_client::protocol::{ErrorCode, GroupInfo, HandleKey, Role, StartAt};
 use ringmain_client::wire::Outcome;
+use ringmain_client::wire::transaction::FLAG_TRANSACTION;
 
 use super::control::{FromShard, HandleCounters, NewHandle, ToShard};
 use super::handle::Handle;
 use super::handles::Session;
 use super::logic::{ConsumerSpec, ControlResult, GROUPS_MAX, LaneRun, Lsn, Refusal};
-use super::memory::is_deliverable;
+use super::memory::{deliverable_bytes, is_deliverable};
 use super::thread::{Shard, Stopping, now, ring_doorbells};
 use crate::disk::Disk;
 
@@ -101,8 +102,24 @@ impl<D: Disk> Shard<D> {
 
     fn attach(&mut self, request: u64, new: Box<NewHandle>) -> Option<ToShard> {
         let (key, adopted) = (new.key, new.adopted);
+        if !adopted && !new.producer.is_empty() && !self.takes_name(request, &new) {
+            return None;
+        }
+        let named = !adopted && !new.producer.is_empty();
         let opened = match new.role() {
-            Role::Produce => self.logic.open_producer(key, new.lane).map(|()| false),
+            Role::Produce if new.producer.is_empty() => {
+                self.logic.open_producer(key, new.lane).map(|()| false)
+            }
+            Role::Produce if adopted => {
+                let adopted = self.logic.adopt_named_producer(key, new.lane, &new.producer);
+                adopted.map(|()| false)
+            }
+            Role::Produce => {
+                let (lane, name) = (new.lane, &new.producer);
+                let log = &mut self.journal;
+                let opened = self.logic.open_named_producer(log, key, lane, name, request, now());
+                opened.map(|()| false)
+            }
             Role::Consume => {
                 let status = new.memory.pair.status();
                 let credit = if adopted {
@@ -145,7 +162,10 @@ impl<D: Disk> Shard<D> {
                 ControlResult::Refused(ErrorCode::NotFound, text)
             }
         };
-        if !adopted {
+        if named && result == ControlResult::Done {
+            // The answer comes when the attachment is durable.
+            self.naming.push((request, key));
+        } else if !adopted {
             let attached = FromShard::Attached { request, key, result, group_created };
             if group_created {
                 self.attaching.push((self.journal.last_lsn(), attached));
@@ -156,6 +176,26 @@ impl<D: Disk> Shard<D> {
             self.outbox.send(FromShard::Released { key });
         }
         None
+    }
+
+    /// Whether the queue remembers the name of a producer; says why if not.
+    fn takes_name(&self, request: u64, new: &NewHandle) -> bool {
+        let why = self.logic.why_not_named(new.key.queue, &new.producer, now());
+        let Some((code, text)) = why else { return true };
+        let (key, result) = (new.key, ControlResult::Refused(code, text));
+        self.outbox.send(FromShard::Attached { request, key, result, group_created: false });
+        false
+    }
+
+    /// The attachment of a named producer has come to its end.
+    fn attached(&mut self, request: u64, key: HandleKey, result: ControlResult) {
+        if !matches!(result, ControlResult::Named { .. })
+            && let Some(place) = self.handles.place(key)
+        {
+            self.logic.close_handle(&mut self.handles, key, now());
+            self.forget(place);
+        }
+        self.outbox.send(FromShard::Attached { request, key, result, group_created: false });
     }
 
     /// The logic knows it: now its rings.
@@ -202,8 +242,8 @@ impl<D: Disk> Shard<D> {
         let mut runs = runs.into_iter().peekable();
         let (mut metadata, mut payload) = (Vec::new(), Vec::new());
         while journaled.is_some_and(|last| handle.up_position() <= last) {
-            let position = match handle.take(&mut metadata, &mut payload) {
-                Ok(Some((position, _, _))) => position,
+            let (position, flags) = match handle.take(&mut metadata, &mut payload) {
+                Ok(Some((position, _, flags))) => (position, flags),
                 Ok(None) => break,
                 Err(fault) => {
                     handle.fault = Some(fault.to_string());
@@ -219,11 +259,22 @@ impl<D: Disk> Shard<D> {
             } else if let Some(sequence) = sequence {
                 handle.completed(position, position, 1, sequence, Outcome::Done, 0);
             } else {
-                // It was refused, and its successors were not: it was too long, or the queue was full.
-                let geometry = handle.memory.pair.geometry();
-                let fits = is_deliverable(geometry, metadata.len(), payload.len());
-                let outcome = if rejects && fits { Outcome::QueueFull } else { Outcome::TooLarge };
-                handle.completed(position, position, 1, 0, outcome, 0);
+                // It was refused, and its successors were not: it is too long, or the queue was full, or it was stored before under its
+                // own sequence. A queue that rejects has no names.
+                let geometry = *handle.memory.pair.geometry();
+                let (metadata, payload) = (&metadata[..], payload.len());
+                let fits = is_deliverable(&geometry, metadata.len(), payload);
+                let (outcome, detail) = if flags & FLAG_TRANSACTION != 0 {
+                    // Whatever was wrong with it, nothing of it is done.
+                    (Outcome::LeaseLost, 0)
+                } else if !fits {
+                    (Outcome::TooLarge, deliverable_bytes(&geometry))
+                } else if rejects {
+                    (Outcome::QueueFull, 0)
+                } else {
+                    self.logic.refused_before(&self.journal, handle.key, metadata, payload)
+                };
+                handle.completed(position, position, 1, 0, outcome, detail);
             }
         }
         let (key, position) = (handle.key, handle.released_position());
@@ -308,6 +359,11 @@ impl<D: Disk> Shard<D> {
     /// Answers requests that have come to their ends; the handles of a queue that is deleted end with it.
     pub(super) fn answer_requests(&mut self) {
         for (request, result) in std::mem::take(&mut self.handles.results) {
+            if let Some(index) = self.naming.iter().position(|(one, _)| *one == request) {
+                let (_, key) = self.naming.swap_remove(index);
+                self.attached(request, key, result);
+                continue;
+            }
             let deleted = self.deleting.iter().position(|(deletion, _)| *deletion == request);
             if let Some(index) = deleted {
                 let (_, queue) = self.deleting.swap_remove(index);

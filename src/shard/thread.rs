@@ -29,7 +29,7 @@ use super::take::Taken;
 use crate::disk::Disk;
 use crate::journal::{Journal, Ready};
 use ringmain_client::layout::control;
-use ringmain_client::protocol::{Role, WakeMode};
+use ringmain_client::protocol::{HandleKey, Role, WakeMode};
 use ringmain_client::ring::Kernel;
 use ringmain_client::sys::clock::{monotonic_ns, realtime_ns};
 use ringmain_client::sys::eventfd::EventFd;
@@ -62,6 +62,8 @@ pub(super) struct Shard<D: Disk> {
     pub(super) deleting: Vec<(u64, u64)>,
     /// Answers to clients whose groups are new, and the records that create these.
     pub(super) attaching: Vec<(Lsn, FromShard)>,
+    /// Named producers whose attachment is not durable yet: request and handle.
+    pub(super) naming: Vec<(u64, HandleKey)>,
     /// Everything is adopted.
     pub(super) is_started: bool,
     /// The journal failed, and everybody was told.
@@ -119,6 +121,7 @@ impl<D: Disk> Shard<D> {
             stalled: VecDeque::new(),
             deleting: Vec::new(),
             attaching: Vec::new(),
+            naming: Vec::new(),
             is_started: false,
             failed_errno: None,
             is_full: false,

@@ -41,6 +41,8 @@ pub struct BrokeredConsumer {
     pub(crate) inbox: Inbox,
     // Behind the rings, because it owns their mappings: fields are dropped in this order.
     pub(crate) attachment: Attachment,
+    /// Number of its shard.
+    pub(super) shard: u32,
     durable: bool,
     leases: u32,
     max_message: usize,
@@ -62,13 +64,16 @@ impl BrokeredConsumer {
             from: options.from,
             credit: options.credit,
             browse: options.browse,
+            ..AttachOptions::default()
         };
-        let Opened { up, down, shard, durable, leases, max_message, group_created, attachment } =
-            open(client, queue, Role::Consume, asked, options.wait)?;
+        let opened = open(client, queue, Role::Consume, asked, options.wait)?;
+        let Opened { up, down, shard, shard_number, durable, leases, max_message, .. } = opened;
+        let (group_created, attachment) = (opened.group_created, opened.attachment);
         let inbox = Inbox::new(up, down, shard, handle_number());
         Ok(Self {
             inbox,
             attachment,
+            shard: shard_number,
             durable,
             leases,
             max_message,

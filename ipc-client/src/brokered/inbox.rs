@@ -294,7 +294,8 @@ impl Inbox {
             }
             Outcome::QueueDeleted => Err(AckError::Closed(ring::Closed::Deleted)),
             Outcome::LeaseLost => Err(AckError::LeaseLost),
-            Outcome::TooLarge | Outcome::Invalid | Outcome::QueueFull => Err(AckError::Rejected),
+            // The others are outcomes of messages.
+            _ => Err(AckError::Rejected),
         })
     }
 

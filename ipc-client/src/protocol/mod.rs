@@ -215,6 +215,8 @@ pub struct AttachOptions {
     pub credit: u32,
     /// Consumers: is shown the messages that are there from `from` on, and takes none.
     pub browse: bool,
+    /// Producers: the name whose own sequences the queue remembers, 1 to 200 characters of `[A-Za-z0-9._-]`; empty for none.
+    pub producer: String,
 }
 
 /// A place in a queue.
@@ -332,6 +334,19 @@ pub struct BrokeredHandle {
     pub shard: u32,
     /// The consumer's group did not exist: it was created.
     pub group_created: bool,
+    /// Producers with a name only.
+    pub named: Option<NamedHandle>,
+}
+
+/// What a producer with a name needs to know besides.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NamedHandle {
+    /// Of the name in its queue.
+    pub id: u64,
+    /// Of this attachment.
+    pub epoch: u32,
+    /// Last own sequence that is stored under the name; 0: none.
+    pub last: u64,
 }
 
 /// What a descriptor beside [`Reply::Attached`] maps, and whether it may be mapped writable.

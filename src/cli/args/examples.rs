@@ -102,12 +102,19 @@ Examples:
   tail -f access.log | ringmain publish access --header host=web1
   seq 1000 | ringmain publish numbers --batch 64 --receipts
   ringmain publish jobs --file jobs.ndjson --confirm durable --receipts --key k1
+  ringmain publish orders --file 2024-05.ndjson --producer import-2024-05
+  ringmain publish orders --file rest.ndjson --producer import-2024-05 --first-sequence 100001
 
 The line break is no part of the message; an empty line is an empty message. A full queue is waited for.
 
 On a durable queue every message is on stable storage before the command ends with success, unless --confirm received \
 is given. With --overflow reject every confirmation is waited for: a message that the limit refuses ends the \
-command with 75. A receipt is the sequence of a message that is confirmed, printed as soon as it is known.";
+command with 75. A receipt is the sequence of a message that is confirmed, printed as soon as it is known.
+
+With --producer the queue remembers the last line number that it has stored under the name; lines up to that one are \
+duplicates, whatever they say, and are counted on stderr. So each input has a name of its own, or goes on with \
+--first-sequence. Only one command at a time may use a name: the one that comes later ends the earlier one. A name that \
+nobody uses for 7 days is forgotten.";
 
 pub(super) const CONSUME_EXAMPLES: &str = "\
 Examples:

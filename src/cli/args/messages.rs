@@ -57,6 +57,13 @@ pub(crate) struct PublishArgs {
     /// A key for every message, at most 65,531 bytes long
     #[arg(long, value_name = "KEY")]
     pub(crate) key: Option<String>,
+    /// Brokered: publish under this name; a line that was stored under it before is not stored again, so a command that was
+    /// killed can be run again from the start. The number of a line is its own sequence
+    #[arg(long, value_name = "NAME", value_parser = parse_producer)]
+    pub(crate) producer: Option<String>,
+    /// Own sequence of the first line; those after it have the following ones [default: 1]
+    #[arg(long, value_name = "N", requires = "producer", value_parser = clap::value_parser!(u64).range(1..=1 << 62))]
+    pub(crate) first_sequence: Option<u64>,
     #[command(flatten)]
     pub(crate) format: Format,
 }
@@ -147,6 +154,14 @@ pub(crate) struct DeadLetterRedriveArgs {
     pub(crate) count: u64,
     #[command(flatten)]
     pub(crate) format: Format,
+}
+
+fn parse_producer(text: &str) -> Result<String, String> {
+    let good = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-');
+    if (1..=200).contains(&text.len()) && text.bytes().all(good) {
+        return Ok(text.to_owned());
+    }
+    Err("expected 1 to 200 characters of A-Z a-z 0-9 . _ -".to_owned())
 }
 
 fn parse_header(text: &str) -> Result<(String, String), String> {

@@ -37,9 +37,16 @@ pub(super) fn run(client: Client, info: &QueueInfo, config: Config, input: Sourc
     let options = ProducerOptions::default()
         .wait(config.wait)
         .window(config.window.map_or(0, |window| window as usize));
-    let producer = client
-        .brokered_producer(&config.queue, options)
-        .map_err(|error| Failure::queue(&config.queue, error))?;
+    let attached = match &config.producer {
+        None => client.brokered_producer(&config.queue, options),
+        Some((name, _)) => client.named_producer(&config.queue, name, options),
+    };
+    let mut producer = attached.map_err(|error| Failure::queue(&config.queue, error))?;
+    if let Some((_, first)) = config.producer
+        && !producer.set_next_own_sequence(first)
+    {
+        return Err(Failure::internal("a producer without the name that was asked for"));
+    }
     let mut publisher = Publisher {
         client,
         producer,
@@ -49,6 +56,7 @@ pub(super) fn run(client: Client, info: &QueueInfo, config: Config, input: Sourc
         sent: 0,
         bytes: 0,
         settled: 0,
+        duplicates: 0,
         first: None,
         last: None,
         noticed: false,
@@ -70,6 +78,8 @@ struct Publisher {
     bytes: u64,
     /// Messages that are confirmed and, if asked for, printed.
     settled: u64,
+    /// Of these, stored before.
+    duplicates: u64,
     first: Option<u64>,
     last: Option<u64>,
     noticed: bool,
@@ -108,6 +118,12 @@ impl Publisher {
         }
         while self.unsettled() > 0 {
             self.collect(self.patience())?;
+        }
+        if let Some((name, _)) = self.config.producer.as_ref().filter(|_| self.duplicates > 0) {
+            notice(&format!(
+                "{} of {} lines were stored before under the name {name}, and not again",
+                self.duplicates, self.settled
+            ));
         }
         Ok(())
     }
@@ -190,6 +206,10 @@ impl Publisher {
         let confirmation = run.result.map_err(|error| self.unconfirmed(error))?;
         let sequences = confirmation.sequence..confirmation.sequence + run.count;
         self.settled += run.count;
+        if confirmation.duplicate {
+            self.duplicates += run.count;
+            return self.print_duplicates(run.count, level_name(confirmation.level));
+        }
         self.first.get_or_insert(sequences.start);
         self.last = Some(sequences.end - 1);
         if !self.config.receipts {
@@ -204,6 +224,25 @@ impl Publisher {
                     writeln!(self.receipts, "{line}")?;
                 } else {
                     writeln!(self.receipts, "{sequence}")?;
+                }
+            }
+            self.receipts.flush()
+        };
+        write().map_err(|error| Failure::stdout(&error))
+    }
+
+    fn print_duplicates(&mut self, count: u64, level: &str) -> Outcome {
+        if !self.config.receipts {
+            return Ok(());
+        }
+        let json = self.config.json;
+        let mut write = || -> io::Result<()> {
+            for _ in 0..count {
+                if json {
+                    let line = format!("{{\"duplicate\":true,\"confirmed\":\"{level}\"}}");
+                    writeln!(self.receipts, "{line}")?;
+                } else {
+                    writeln!(self.receipts, "duplicate")?;
                 }
             }
             self.receipts.flush()
@@ -266,7 +305,7 @@ impl Publisher {
             | ConfirmError::QueueDeleted
             | ConfirmError::Closed(Closed::Deleted | Closed::Fault) => Exit::Data,
             ConfirmError::Closed(_) | ConfirmError::Lost => Exit::Unavailable,
-            ConfirmError::QueueFull => Exit::Temporary,
+            ConfirmError::QueueFull | ConfirmError::Fenced => Exit::Temporary,
             _ => Exit::Internal,
         };
         self.failed(Failure::new(exit, format_args!("queue {}: {error}", self.config.queue)))
@@ -292,14 +331,18 @@ impl Publisher {
             return Ok(());
         }
         let all = self.unsettled() == 0 && self.producer.is_durable();
-        print_json(&json!({
+        let mut summary = json!({
             "queue": self.config.queue,
             "published": self.sent,
             "bytes": self.bytes,
             "confirmed": if all { "durable" } else { "received" },
             "first_sequence": self.first,
             "last_sequence": self.last,
-        }))
+        });
+        if self.config.producer.is_some() {
+            summary["duplicates"] = self.duplicates.into();
+        }
+        print_json(&summary)
     }
 }
 

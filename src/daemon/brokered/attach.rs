@@ -8,8 +8,8 @@ use ringmain_client::layout::pair::{lease, link};
 use ringmain_client::layout::{HANDLE_MAX, LAYOUT_VERSION};
 use ringmain_client::pair::PairGeometry;
 use ringmain_client::protocol::{
-    AttachOptions, Attached, BrokeredHandle as Terms, ErrorCode, HandleKey, Kind, Memory, Reply,
-    Role,
+    AttachOptions, Attached, BrokeredHandle as Terms, ErrorCode, HandleKey, Kind, Memory,
+    NamedHandle, Reply, Role,
 };
 use ringmain_client::sys::eventfd::EventFd;
 use ringmain_client::sys::memory::{MemoryError, reopen_read_only};
@@ -32,6 +32,8 @@ use crate::shard::memory::{LinkMemory, PairFiles, PairMemory, PairSize, pair_byt
 const RECORD_SLOTS: u32 = 1024;
 /// Unacknowledged messages of a consumer that does not say.
 const CREDIT_DEFAULT: u32 = 256;
+/// Longest name of a producer in bytes.
+const NAME_BYTES_MAX: usize = 200;
 
 impl Broker {
     /// `None`: the answer comes when the shard serves the handle.
@@ -135,6 +137,7 @@ impl Broker {
             from: options.from,
             credit: credit(options, size.leases),
             browse: options.browse,
+            producer: options.producer.clone(),
         };
         let key = HandleKey { queue: *id, handle: index, epoch };
         self.hand_out_brokered(*connection, key, entry, pair)
@@ -223,8 +226,9 @@ impl Broker {
                 leases: entry.size.leases,
                 ready_index: entry.ready_index,
                 shard,
-                // The shard's answer says it.
+                // The shard's answer says these.
                 group_created: false,
+                named: None,
             }),
             descriptors: vec![
                 Memory::ClientFile,
@@ -254,11 +258,17 @@ impl Broker {
             return no_right(queue, if role == Role::Produce { "write" } else { "read" });
         }
         self.open_shard(queue)?;
-        if role == Role::Produce && *options != AttachOptions::default() {
+        let of_producers =
+            AttachOptions { producer: options.producer.clone(), ..AttachOptions::default() };
+        if role == Role::Produce && *options != of_producers {
             let text = "group, start, credit and browse are for consumers";
             return refuse(ErrorCode::Invalid, text);
         }
+        if role == Role::Consume && !options.producer.is_empty() {
+            return refuse(ErrorCode::Invalid, "the name of a producer is for producers");
+        }
         check_group_name(&options.group)?;
+        check_producer_name(&options.producer)?;
         self.check_shard(entry.shard)?;
         let most = u32::try_from(lease::LEASES_MAX).unwrap_or(u32::MAX);
         let leases = match role {
@@ -391,6 +401,10 @@ impl Broker {
         result: ControlResult,
         group_created: bool,
     ) -> Result<(), LinkLost> {
+        let named = match result {
+            ControlResult::Named { id, epoch, last } => Some(NamedHandle { id, epoch, last }),
+            _ => None,
+        };
         let waiting = self.brokered.waiting.remove(&request);
         let refused = failure(&result);
         if refused.is_some() {
@@ -400,6 +414,7 @@ impl Broker {
             return Ok(());
         };
         if let Some(terms) = &mut attached.brokered {
+            terms.named = named;
             terms.group_created = group_created;
         }
         let outcome = match refused {
@@ -474,6 +489,7 @@ impl NewHandle {
             from: entry.from,
             credit: entry.credit,
             browse: entry.browse,
+            producer: entry.producer.clone(),
             adopted,
         }
     }
@@ -485,6 +501,17 @@ fn free_index(queue: &BrokeredQueue, role: Role, browse: bool) -> Option<u8> {
         return None;
     }
     (1..=HANDLE_MAX).find(|index| !queue.handles.contains_key(index))
+}
+
+fn check_producer_name(name: &str) -> Result<(), Failure> {
+    let good = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-');
+    if name.len() <= NAME_BYTES_MAX && name.bytes().all(good) {
+        return Ok(());
+    }
+    let text = format!(
+        "producer name: at most {NAME_BYTES_MAX} characters of A-Z a-z 0-9 . _ - are allowed"
+    );
+    refuse(ErrorCode::Invalid, text)
 }
 
 fn credit(options: &AttachOptions, leases: u32) -> u32 {

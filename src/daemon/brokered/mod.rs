@@ -359,7 +359,8 @@ fn failure(result: &ControlResult) -> Option<Failure> {
         ControlResult::Done
         | ControlResult::Purged(_)
         | ControlResult::Redriven(_)
-        | ControlResult::Group(_) => None,
+        | ControlResult::Group(_)
+        | ControlResult::Named { .. } => None,
         ControlResult::Refused(code, text) => Some(Failure::Refused(*code, text.clone())),
         ControlResult::JournalFailed(errno) => {
             let error = io::Error::from_raw_os_error(*errno);

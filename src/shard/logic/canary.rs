@@ -35,11 +35,17 @@ pub(super) enum Canary {
     SkipInSilence,
     /// A stream keeps only what is not acknowledged.
     StreamForgets,
+    /// Messages of a fenced producer are stored.
+    ForgetFence,
+    /// A checkpoint forgets the last own sequence of a named producer.
+    LoseOwnSequence,
+    /// The acknowledgements of a transaction do not get into the journal.
+    HalfTransaction,
 }
 
 #[cfg(test)]
 impl Canary {
-    pub(super) const ALL: [Self; 15] = [
+    pub(super) const ALL: [Self; 18] = [
         Self::DispatchBeforeDurable,
         Self::AckAhead,
         Self::LoseCount,
@@ -55,6 +61,9 @@ impl Canary {
         Self::LeaveWaiting,
         Self::SkipInSilence,
         Self::StreamForgets,
+        Self::ForgetFence,
+        Self::LoseOwnSequence,
+        Self::HalfTransaction,
     ];
 }
 

@@ -1,11 +1,12 @@
 //! Requests of the control thread: one after the other, each answered once it is durable.
 
-use ringmain_client::protocol::ErrorCode;
+use ringmain_client::protocol::{ErrorCode, Overflow};
 use ringmain_client::wire::Outcome;
 
 use super::effects::Effect;
 use super::handles::NO_QUEUE;
 use super::limits::LimitsEdit;
+use super::named::REJECTS;
 use super::queue::Queue;
 use super::record::{self, kind};
 use super::redrive::RedriveJob;
@@ -263,6 +264,11 @@ impl Logic {
         edit.limits.apply(&mut definition.limits, queue.next_sequence);
         if edit.limits != LimitsEdit::default() {
             definition.limits.check(definition.durable).map_err(invalid)?;
+        }
+        if definition.limits.overflow == Overflow::Reject
+            && self.queues.get(index).is_some_and(|queue| !queue.named.is_empty())
+        {
+            return Err(refused(ErrorCode::Busy, REJECTS));
         }
         let lsn = self.append(log, kind::QUEUE_EDITED, id, &record::encode(&definition))?;
         let mut groups = 0;

@@ -45,6 +45,12 @@ pub(super) enum Effect {
         outcome: Outcome,
         detail: u64,
     },
+    /// All of a transaction is there: its first message has this sequence.
+    Transacted {
+        handle: HandleId,
+        position: u64,
+        sequence: u64,
+    },
     /// Messages are done with, or counted: the next so many items.
     Settled {
         queue: u32,
@@ -203,6 +209,11 @@ impl Logic {
                     }
                 }
                 Effect::Control { request, result } => port.control(request, result),
+                Effect::Transacted { handle, position, sequence } => {
+                    if self.handles.contains_key(&handle) {
+                        port.completed(handle, position, position, 1, sequence, Outcome::Done, 0);
+                    }
+                }
             }
         }
     }
@@ -313,8 +324,19 @@ impl Logic {
         while let Some(effect) = self.effects.pop(Lsn::MAX) {
             match effect {
                 Effect::Stored(run) => self.failed_run(&run, detail, port),
-                Effect::Refused { handle, position, outcome, detail } => {
+                Effect::Refused { handle, position, outcome, detail: told } => {
+                    // What these rest on is not durable.
+                    let (outcome, detail) = match outcome {
+                        Outcome::Duplicate | Outcome::Fenced => (Outcome::JournalFailed, detail),
+                        outcome => (outcome, told),
+                    };
                     if self.handles.contains_key(&handle) {
+                        port.completed(handle, position, position, 1, 0, outcome, detail);
+                    }
+                }
+                Effect::Transacted { handle, position, .. } => {
+                    if self.handles.contains_key(&handle) {
+                        let outcome = Outcome::JournalFailed;
                         port.completed(handle, position, position, 1, 0, outcome, detail);
                     }
                 }

@@ -88,6 +88,8 @@ pub(super) struct Producer {
     pub(super) queue: u32,
     pub(super) lane: u64,
     pub(super) runs: VecDeque<LaneRun>,
+    /// Id of its name in the queue, if it has one.
+    pub(super) named: Option<u64>,
     /// Its next message waits for room below the limit of the queue.
     pub(super) waits: bool,
 }
@@ -98,13 +100,22 @@ impl Logic {
     /// # Errors
     /// [`Refusal::Unknown`] if there is no such queue or the handle is open.
     pub fn open_producer(&mut self, handle: HandleId, lane: u64) -> Result<(), Refusal> {
+        self.open_producer_as(handle, lane, None)
+    }
+
+    pub(super) fn open_producer_as(
+        &mut self,
+        handle: HandleId,
+        lane: u64,
+        named: Option<u64>,
+    ) -> Result<(), Refusal> {
         let queue = self.open_queue(handle)?;
         let lane = match canary::planted(canary::Canary::LanesOfOthers) {
             true => handle.queue << 8 | u64::from(handle.handle),
             false => lane,
         };
         let runs = self.lanes.remove(&lane).unwrap_or_default();
-        let index = self.producers.insert(Producer { queue, lane, runs, waits: false });
+        let index = self.producers.insert(Producer { queue, lane, runs, named, waits: false });
         self.handles.insert(handle, HandleRef::Producer(index));
         Ok(())
     }
@@ -170,7 +181,7 @@ impl Logic {
         Ok(is_new)
     }
 
-    fn open_queue(&self, handle: HandleId) -> Result<u32, Refusal> {
+    pub(super) fn open_queue(&self, handle: HandleId) -> Result<u32, Refusal> {
         let index = *self.by_id.get(&handle.queue).ok_or(Refusal::Unknown)?;
         let deleted = self.queues.get(index).is_none_or(|queue| queue.deleted);
         if deleted || self.handles.contains_key(&handle) {

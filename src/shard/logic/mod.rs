@@ -32,6 +32,7 @@ mod info;
 mod limits;
 mod log;
 mod marks;
+mod named;
 mod publish;
 mod queue;
 pub mod record;
@@ -42,6 +43,7 @@ mod slab;
 mod snapshot;
 mod submission;
 mod time;
+mod transaction;
 mod trim;
 mod types;
 
@@ -66,8 +68,10 @@ pub use groups::GroupCommand;
 pub use handles::LaneRun;
 pub use limits::{Limits, LimitsEdit};
 pub use log::{Log, Message};
+pub use named::{FORGOTTEN_AFTER_NS, NAMES_MAX};
 pub use publish::message_bytes_max;
 pub(super) use slab::NumberMap;
+pub use transaction::{TransactionAck, TransactionMessage};
 pub use types::{
     AppendError, BrokeredInfo, ConsumerSpec, ControlResult, Delivered, FLAG_MESSAGE, GROUPS_MAX,
     HandleId, Location, Lsn, Now, Port, QueueDefinition, QueueEdit, RecordRef, Refusal, Replay,

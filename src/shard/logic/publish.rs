@@ -68,6 +68,13 @@ impl Logic {
             self.effects.push_behind(refused(Outcome::TooLarge, limit as u64));
             return Ok(());
         }
+        let own = match queue.named.judge(producer.named, metadata) {
+            Ok(own) => own,
+            Err(outcome) => {
+                self.effects.push_behind(refused(outcome, 0));
+                return Ok(());
+            }
+        };
         let length = (metadata.len() + payload.len()) as u64;
         if !queue.has_room(1, length) {
             match queue.definition.limits.overflow {
@@ -105,6 +112,9 @@ impl Logic {
         match log.append(record) {
             Ok((lsn, _)) => {
                 queue.appended(body.published_ns, metadata.len() + payload.len());
+                if let Some(own) = own {
+                    queue.named.appended(own, body.published_ns);
+                }
                 push_lane(&mut producer.runs, position, span, sequence);
                 let queue = producer.queue;
                 self.effects.push_stored(lsn, queue, sequence, Some(handle), position, span);

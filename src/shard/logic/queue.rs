@@ -5,6 +5,7 @@ use std::collections::VecDeque;
 use super::group::Group;
 use super::limits::WaitingLane;
 use super::marks::Marks;
+use super::named::NamedProducers;
 use super::types::QueueDefinition;
 
 #[derive(Debug)]
@@ -48,6 +49,7 @@ pub(super) struct Queue {
     pub(super) overfull: bool,
     /// Entry in the timers, for the age of the oldest message.
     pub(super) armed_ns: Option<u64>,
+    pub(super) named: NamedProducers,
 }
 
 impl Queue {
@@ -76,6 +78,7 @@ impl Queue {
             waiting: VecDeque::new(),
             overfull: false,
             armed_ns: None,
+            named: NamedProducers::default(),
         }
     }
 

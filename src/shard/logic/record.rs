@@ -37,6 +37,12 @@ pub mod kind {
     pub const GROUP_DELETED: u8 = 12;
     /// `GroupReset`.
     pub const GROUP_RESET: u8 = 13;
+    /// `ProducerAttached`.
+    pub const PRODUCER_ATTACHED: u8 = 14;
+    /// `Transaction`: in front of its messages and acknowledgements, in the same atomic group.
+    pub const TRANSACTION: u8 = 15;
+    /// `ProducersForgotten`.
+    pub const PRODUCERS_FORGOTTEN: u8 = 16;
     /// Checkpoint: `ShardState`.
     pub const SHARD_STATE: u8 = 32;
     /// Checkpoint: `QueueState`.
@@ -49,6 +55,8 @@ pub mod kind {
     pub const LANE_STATE: u8 = 36;
     /// Checkpoint: bytes of all messages, then marks.
     pub const MARKS: u8 = 37;
+    /// Checkpoint: `NamedState`.
+    pub const NAMED_STATE: u8 = 38;
 }
 
 /// First byte of every body other than a message's.
@@ -198,6 +206,55 @@ pub(super) struct GroupState {
 pub(super) struct LaneState {
     pub(super) lane: u64,
     pub(super) runs: Vec<(u64, u64, u32, u64)>,
+}
+
+/// Somebody attached under a name.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct ProducerAttached {
+    /// Of the name in this queue, never used again.
+    pub(super) id: u64,
+    pub(super) epoch: u32,
+    /// Since 1970.
+    pub(super) at_ns: u64,
+    pub(super) name: String,
+}
+
+/// Messages and acknowledgements that came as one message of a lane.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Transaction {
+    pub(super) lane: u64,
+    pub(super) position: u64,
+    /// Slots that it took in the lane.
+    pub(super) span: u64,
+    /// Of its first message; 0 if it has none.
+    pub(super) sequence: u64,
+    /// Messages that follow.
+    pub(super) messages: u32,
+}
+
+/// Names that nobody has used for long.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct ProducersForgotten {
+    pub(super) ids: Vec<u64>,
+}
+
+/// Named producers of a queue, or some of them.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct NamedState {
+    /// Ids below it may have been used.
+    pub(super) next: u64,
+    pub(super) producers: Vec<ProducerState>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct ProducerState {
+    pub(super) id: u64,
+    pub(super) epoch: u32,
+    /// Last own sequence that is stored.
+    pub(super) last: u64,
+    /// Since 1970.
+    pub(super) used_ns: u64,
+    pub(super) name: String,
 }
 
 /// Why a limit has discarded messages. The numbers are in records.

@@ -7,7 +7,7 @@ use super::handles::push_lane;
 use super::queue::Queue;
 use super::record::{
     self, GroupCreated, GroupState, LaneState, MessageBody, OpenRun, QueueState, Returned,
-    ShardState, TrimReason, kind,
+    ShardState, Transaction, TrimReason, kind,
 };
 use super::returns::NS_PER_MS;
 use super::types::{QueueDefinition, Replay, Stored};
@@ -81,6 +81,29 @@ impl Logic {
                 self.replay_discarded(record.queue, below, Some(reason))
             }
             kind::GROUP_DELETED | kind::GROUP_RESET => self.replay_group_change(record),
+            kind::PRODUCER_ATTACHED => {
+                let attached = record::decode(body)?;
+                self.with_queue(record.queue, |queue| queue.named.attached(attached))
+            }
+            kind::TRANSACTION => {
+                let Transaction { lane, position, span, sequence, .. } = record::decode(body)?;
+                let runs = self.lanes.entry(lane).or_default();
+                if runs.back().is_none_or(|run| run.end() <= position) {
+                    push_lane(runs, position, span, sequence);
+                }
+                Ok(())
+            }
+            kind::PRODUCERS_FORGOTTEN => {
+                let forgotten = record::decode(body)?;
+                self.with_queue(record.queue, |queue| {
+                    queue.named.forget(&forgotten);
+                    Ok(())
+                })
+            }
+            kind::NAMED_STATE => {
+                let state = record::decode(body)?;
+                self.with_queue(record.queue, |queue| queue.named.restore(state))
+            }
             kind::SHARD_STATE => {
                 let state: ShardState = record::decode(body)?;
                 if state.shard != self.shard {
@@ -148,6 +171,7 @@ impl Logic {
             if new {
                 let bytes = message.metadata.len() + message.payload.len();
                 queue.appended(message.published_ns.max(queue.published_ns), bytes);
+                queue.named.replay_message(&message)?;
             }
             Ok(())
         })?;

@@ -23,8 +23,8 @@ impl Snapshot for Logic {
         // By id: a checkpoint is the same for the same state.
         let mut queues: Vec<_> = self.queues.iter().filter(|(_, one)| !one.deleted).collect();
         queues.sort_unstable_by_key(|(_, queue)| queue.definition.id);
-        for (_, queue) in queues {
-            self.write_queue(queue, emit);
+        for (index, queue) in queues {
+            self.write_queue(index, queue, emit);
         }
         for (lane, runs) in &self.lanes {
             write_lane(*lane, runs.iter(), emit);
@@ -76,7 +76,7 @@ impl Logic {
         group.consumers.iter().filter_map(|number| self.consumers.get(*number))
     }
 
-    fn write_queue(&self, queue: &Queue, emit: &mut dyn FnMut(RecordRef<'_>)) {
+    fn write_queue(&self, index: u32, queue: &Queue, emit: &mut dyn FnMut(RecordRef<'_>)) {
         let id = queue.definition.id;
         let state = QueueState {
             definition: queue.definition.clone(),
@@ -92,6 +92,8 @@ impl Logic {
         };
         put(emit, kind::QUEUE_STATE, id, &record::encode(&state));
         queue.marks.write(|body| put(emit, kind::MARKS, id, body));
+        let attached = |producer| self.is_attached(index, producer);
+        queue.named.write(id, attached, self.now.realtime_ns, emit);
         for group in queue.live_groups() {
             let mut fresh = group.fresh;
             if canary::planted(canary::Canary::Resurrect) {

@@ -124,6 +124,15 @@ pub enum ControlResult {
     Purged(u64),
     /// Messages moved back, durably.
     Redriven(u64),
+    /// A named producer is attached, durably.
+    Named {
+        /// Its id in the queue.
+        id: u64,
+        /// Of this attachment.
+        epoch: u32,
+        /// Last own sequence that is stored; 0: none.
+        last: u64,
+    },
     /// Nothing was changed.
     Refused(ErrorCode, String),
     /// The journal failed with this errno: it may or may not have been carried out.

@@ -6,7 +6,7 @@ use super::cases::consumer;
 use super::memory::at_ms;
 use super::model::State;
 use super::programs::{Check, LEASE_MS, Program, QUEUES};
-use crate::shard::logic::Refusal;
+use crate::shard::logic::{HandleId, Refusal};
 
 impl Program {
     pub(super) fn crash(&mut self, adopt: bool) -> Check {
@@ -43,7 +43,18 @@ impl Program {
             self.log.far = far.collect();
         }
         for queue in QUEUES {
-            self.adopt_lane(queue)?;
+            let (producer, lane) = self.producer(queue);
+            self.logic.open_producer(producer, lane).map_err(|refusal| format!("{refusal:?}"))?;
+            self.adopt_lane(producer, lane, queue)?;
+        }
+        // Who was not told of its attachment asks again.
+        self.named.retain(|_, client| adopt && client.id.is_some());
+        for (producer, client) in self.named.clone() {
+            self.logic
+                .adopt_named_producer(producer, client.lane, &client.name)
+                .map_err(|refusal| format!("{refusal:?}"))?;
+            self.adopt_lane(producer, client.lane, client.lane)?;
+            self.named.get_mut(&producer).expect("attached").completions.clear();
         }
         if adopt {
             return self.adopt_consumers();
@@ -59,10 +70,8 @@ impl Program {
     }
 
     /// What the lane has in the journal is completed, the rest is taken anew.
-    pub(super) fn adopt_lane(&mut self, queue: u64) -> Check {
-        let (producer, lane) = self.producer(queue);
-        self.logic.open_producer(producer, lane).map_err(|refusal| format!("{refusal:?}"))?;
-        let from = self.released.get(&queue).copied().unwrap_or(0);
+    pub(super) fn adopt_lane(&mut self, producer: HandleId, lane: u64, key: u64) -> Check {
+        let from = self.released.get(&key).copied().unwrap_or(0);
         let runs = self.logic.lane_runs(producer, from);
         let found: Vec<_> = runs
             .iter()
@@ -71,17 +80,17 @@ impl Program {
                     .map(|at| (run.first_position + at * run.stride, run.first_sequence + at))
             })
             .collect();
-        let lane = self.model.lanes.get(&lane).cloned().unwrap_or_default();
+        let stored = self.model.lanes.get(&lane).cloned().unwrap_or_default();
         let expected: Vec<_> =
-            lane.iter().copied().filter(|(position, _)| *position >= from).collect();
+            stored.iter().copied().filter(|(position, _)| *position >= from).collect();
         if found != expected {
-            return Err(format!("lane {queue} from {from}: {found:?} instead of {expected:?}"));
+            return Err(format!("lane {lane} from {from}: {found:?} instead of {expected:?}"));
         }
         // Positions go on where the journal ends: the client's messages behind it are those of the next publishes.
         if let Some(run) = runs.last() {
-            self.lane_ends.insert(queue, run.end());
+            self.lane_ends.insert(key, run.end());
         } else {
-            self.lane_ends.insert(queue, from.max(lane.back().map_or(0, |(at, _)| at + 2)));
+            self.lane_ends.insert(key, from.max(stored.back().map_or(0, |(at, _)| at + 2)));
         }
         Ok(())
     }

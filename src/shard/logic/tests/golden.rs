@@ -10,8 +10,9 @@ use super::memory::definition;
 use crate::shard::logic::Limits;
 use crate::shard::logic::marks::Mark;
 use crate::shard::logic::record::{
-    self, GroupCreated, GroupReset, GroupState, LaneState, List, MarkList, MessageBody, OpenRun,
-    QueueState, Returned, ShardState, TrimReason, kind,
+    self, GroupCreated, GroupReset, GroupState, LaneState, List, MarkList, MessageBody, NamedState,
+    OpenRun, ProducerAttached, ProducerState, ProducersForgotten, QueueState, Returned, ShardState,
+    Transaction, TrimReason, kind,
 };
 
 fn list(fill: impl FnOnce(&mut List)) -> Vec<u8> {
@@ -91,6 +92,22 @@ pub(super) fn bodies() -> Vec<(&'static str, u8, Vec<u8>)> {
         skipped: 6,
     };
     let lane = LaneState { lane: 9, runs: vec![(4096, 3, 2, 498)] };
+    let attached = ProducerAttached {
+        id: 3,
+        epoch: 2,
+        at_ns: 1_700_000_000_000_000_000,
+        name: "import".to_owned(),
+    };
+    let transaction = Transaction { lane: 9, position: 4096, span: 3, sequence: 498, messages: 2 };
+    let forgotten = ProducersForgotten { ids: vec![1, 300] };
+    let producer = ProducerState {
+        id: 3,
+        epoch: 2,
+        last: 1_000_000,
+        used_ns: 1_700_000_000_000_000_000,
+        name: "import".to_owned(),
+    };
+    let named = NamedState { next: 4, producers: vec![producer] };
     vec![
         ("message", kind::MESSAGE, body),
         ("queue-created", kind::QUEUE_CREATED, record::encode(&orders)),
@@ -110,6 +127,9 @@ pub(super) fn bodies() -> Vec<(&'static str, u8, Vec<u8>)> {
         ("trimmed", kind::TRIMMED, record::encode_trimmed(500, TrimReason::Age).to_vec()),
         ("group-deleted", kind::GROUP_DELETED, record::encode(&300u32)),
         ("group-reset", kind::GROUP_RESET, record::encode(&reset)),
+        ("producer-attached", kind::PRODUCER_ATTACHED, record::encode(&attached)),
+        ("transaction", kind::TRANSACTION, record::encode(&transaction)),
+        ("producers-forgotten", kind::PRODUCERS_FORGOTTEN, record::encode(&forgotten)),
         ("shard-state", kind::SHARD_STATE, record::encode(&shard)),
         ("queue-state", kind::QUEUE_STATE, record::encode(&queue)),
         ("group-state", kind::GROUP_STATE, record::encode(&group)),
@@ -120,6 +140,7 @@ pub(super) fn bodies() -> Vec<(&'static str, u8, Vec<u8>)> {
         ),
         ("lane-state", kind::LANE_STATE, record::encode(&lane)),
         ("marks", kind::MARKS, marks()),
+        ("named-state", kind::NAMED_STATE, record::encode(&named)),
     ]
 }
 

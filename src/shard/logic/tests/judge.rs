@@ -2,11 +2,13 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
+use ringmain_client::wire::Outcome;
+
 use super::memory::{Event, Record, at_ms};
 use super::model::State;
 use super::programs::{Check, Client, ORIGIN, Program};
-use crate::shard::logic::record::{self, MessageBody, kind};
-use crate::shard::logic::{ControlResult, headers};
+use crate::shard::logic::record::{self, MessageBody, Transaction, kind};
+use crate::shard::logic::{ControlResult, HandleId, headers};
 
 impl Program {
     /// What the logic wrote by itself: messages moved to the dead-letter queue, or discarded.
@@ -15,6 +17,15 @@ impl Program {
         while let Some(record) = self.log.records.get(self.seen_records) {
             self.seen_records += 1;
             match record.kind {
+                kind::TRANSACTION => {
+                    let transaction: Transaction = record::decode(&record.body)?;
+                    let messages = transaction.messages as usize;
+                    let parts = &self.log.records[self.seen_records..][..messages];
+                    if parts.iter().any(|part| part.kind != kind::MESSAGE) {
+                        return Err("a transaction without its messages".to_owned());
+                    }
+                    self.seen_records += messages;
+                }
                 kind::MESSAGE => {
                     let body = MessageBody::parse(&record.body).ok_or("malformed message")?;
                     if body.lane == 0 {
@@ -79,6 +90,9 @@ impl Program {
     pub(super) fn events(&mut self) -> Check {
         for event in std::mem::take(&mut self.port.events) {
             match event {
+                Event::Completed { handle, position, sequence, outcome } if handle.handle != 1 => {
+                    self.completed_named(handle, position, sequence, outcome)?;
+                }
                 Event::Completed { handle, position, sequence, outcome } => {
                     let expected =
                         self.completions.get_mut(&handle.queue).and_then(VecDeque::pop_front);
@@ -127,6 +141,15 @@ impl Program {
                         return Err(format!("not drained: {left:?}"));
                     }
                 }
+                Event::Control { request, result: ControlResult::Named { id, epoch, last } } => {
+                    let mut clients = self.named.values_mut();
+                    if let Some(client) = clients.find(|client| client.request == request) {
+                        if (epoch, last) != (client.epoch, client.last) {
+                            return Err(format!("epoch {epoch}, last {last}: {client:?}"));
+                        }
+                        client.id = Some(id);
+                    }
+                }
                 Event::Control { request, result } => {
                     let same = |expected: &ControlResult| match (expected, &result) {
                         (ControlResult::Refused(code, _), ControlResult::Refused(found, _)) => {
@@ -148,6 +171,28 @@ impl Program {
                     self.gone(handle);
                 }
             }
+        }
+        Ok(())
+    }
+
+    fn completed_named(
+        &mut self,
+        handle: HandleId,
+        position: u64,
+        sequence: u64,
+        outcome: Outcome,
+    ) -> Check {
+        let client = self.named.get_mut(&handle).ok_or("of nobody")?;
+        let expected = client.completions.pop_front();
+        let Some((_, _, _, own)) = expected else { return Err("of nothing".to_owned()) };
+        if expected != Some((position, sequence, outcome, own)) {
+            return Err(format!("{position}: {sequence} {outcome:?} instead of {expected:?}"));
+        }
+        let queue = &self.model.queues[&handle.queue];
+        let stored = queue.named[&client.name].stored.get(&own);
+        let is_durable = stored.is_none_or(|sequence| *sequence < queue.durable);
+        if outcome == Outcome::Duplicate && !is_durable {
+            return Err(format!("own sequence {own} is not durable yet"));
         }
         Ok(())
     }
@@ -199,6 +244,11 @@ impl Program {
         let held: BTreeMap<_, _> = self.held().collect();
         if held != self.port.leases {
             return Err(format!("leases {:?} instead of {held:?}", self.port.leases));
+        }
+        for (handle, client) in &self.named {
+            if client.id.is_none() || !client.completions.is_empty() {
+                return Err(format!("{handle:?} is not told: {client:?}"));
+            }
         }
         if let Some((request, expected)) = self.controls.pop_first() {
             return Err(format!("{request} is not answered, {expected:?}"));

@@ -13,5 +13,7 @@ mod limits;
 mod marks;
 mod memory;
 mod model;
+mod named;
 mod programs;
 mod requests;
+mod transactions;

@@ -7,7 +7,7 @@ use ringmain_client::protocol::{GroupPlace, StartAt};
 use ringmain_client::wire::{LeaseToken, Outcome, Up};
 
 use super::keeps::Keeps;
-use crate::shard::logic::HandleId;
+use crate::shard::logic::{HandleId, TransactionAck};
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum State {
@@ -49,6 +49,16 @@ pub(super) struct Queue {
     pub(super) max_deliveries: u32,
     pub(super) lease_ms: u64,
     pub(super) keeps: Keeps,
+    pub(super) named: BTreeMap<String, Named>,
+}
+
+/// What is remembered of a named producer.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Named {
+    pub(super) epoch: u32,
+    pub(super) last: u64,
+    /// Sequences by own sequences.
+    pub(super) stored: BTreeMap<u64, u64>,
 }
 
 /// What a crash brings back. Who is attached and who waits is the test's.
@@ -80,6 +90,29 @@ impl Queue {
             group.open.insert(sequence, back(0));
         }
         sequence
+    }
+
+    /// What becomes of a message of a named producer: what it is answered with, and its sequence or 0.
+    pub(super) fn named(
+        &mut self,
+        name: &str,
+        epoch: u32,
+        own: u64,
+        payload: &[u8],
+        published_ns: u64,
+    ) -> (Outcome, u64) {
+        let named = self.named.get(name).expect("attached");
+        if epoch < named.epoch {
+            return (Outcome::Fenced, 0);
+        }
+        if own <= named.last {
+            return (Outcome::Duplicate, 0);
+        }
+        let sequence = self.stored(payload, published_ns);
+        let named = self.named.get_mut(name).expect("attached");
+        named.last = own;
+        named.stored.insert(own, sequence);
+        (Outcome::Done, sequence)
     }
 
     pub(super) fn add_group(&mut self, name: &str, from: StartAt) {
@@ -264,6 +297,38 @@ impl Queue {
 }
 
 impl Model {
+    /// The sequence of the first message (0: there is none) if all leases are held; else nothing is done.
+    pub(super) fn transaction(
+        &mut self,
+        messages: &[(u64, Vec<u8>)],
+        acks: &[TransactionAck],
+        published_ns: u64,
+        group_of: impl Fn(HandleId) -> Option<String>,
+    ) -> Option<u64> {
+        let mut taken = Vec::new();
+        for TransactionAck { handle, lease } in acks {
+            let LeaseToken { slot, attempt, sequence } = *lease;
+            let group = group_of(*handle)?;
+            let state = self.queues.get_mut(&handle.queue)?.group(&group).open.get(&sequence);
+            let held = matches!(state, Some(State::With { handle: with, slot: at, attempt: number, .. })
+                if (with, *at, *number) == (handle, slot, attempt));
+            let ack = (handle.queue, group, sequence);
+            if !held || taken.contains(&ack) {
+                return None;
+            }
+            taken.push(ack);
+        }
+        for (queue, group, sequence) in taken {
+            self.queues.get_mut(&queue)?.group(&group).open.remove(&sequence);
+        }
+        let mut stored = messages.iter().map(|(queue, payload)| {
+            self.queues.get_mut(queue).expect("queue").stored(payload, published_ns)
+        });
+        let first = stored.next().unwrap_or(0);
+        stored.for_each(drop);
+        Some(first)
+    }
+
     /// The machine comes back with what was durable. Nobody has anything; delays start afresh, at the latest.
     pub(super) fn crashed(&mut self, now_ms: u64) {
         for queue in self.queues.values_mut() {

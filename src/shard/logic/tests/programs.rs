@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
+use ringmain_client::layout::metadata::OwnSequence;
 use ringmain_client::protocol::{ErrorCode, Overflow};
 use ringmain_client::wire::{LeaseToken, Outcome, Up};
 
@@ -11,13 +12,16 @@ use super::memory::{MemoryLog, MemoryPort, at_ms, definition, handle};
 use super::model::{DELAY_MS_MAX, Model, Queue, State};
 use crate::shard::logic::record::kind;
 use crate::shard::logic::{
-    ControlResult, GroupCommand, HandleId, Limits, Logic, Lsn, Refusal, StartAt, canary,
+    ControlResult, GroupCommand, HandleId, Limits, Logic, Lsn, Refusal, StartAt, TransactionAck,
+    TransactionMessage, canary,
 };
 
 /// Takes the dead letters of `ORIGIN`; the third queue has none.
 pub(super) const DEAD: u64 = 1;
 pub(super) const ORIGIN: u64 = 2;
 pub(super) const QUEUES: [u64; 3] = [DEAD, ORIGIN, 3];
+/// Those that have no limits.
+const UNLIMITED: [u64; 2] = [DEAD, ORIGIN];
 pub(super) const LEASE_MS: u64 = 40;
 
 pub(super) struct Random(u64);
@@ -54,6 +58,21 @@ pub(super) struct Client {
     pub(super) ending: bool,
 }
 
+/// A producer with a name, with the lane of its own.
+#[derive(Debug, Clone)]
+pub(super) struct NamedClient {
+    pub(super) name: String,
+    pub(super) lane: u64,
+    pub(super) request: u64,
+    /// What it must be told.
+    pub(super) epoch: u32,
+    pub(super) last: u64,
+    /// Id, once it was told.
+    pub(super) id: Option<u64>,
+    /// Completions that must come: position, sequence, outcome, own sequence.
+    pub(super) completions: VecDeque<(u64, u64, Outcome, u64)>,
+}
+
 pub(super) struct Program {
     pub(super) random: Random,
     pub(super) logic: Logic,
@@ -72,6 +91,8 @@ pub(super) struct Program {
     pub(super) producers: BTreeMap<u64, u32>,
     pub(super) lane_ends: BTreeMap<u64, u64>,
     pub(super) released: BTreeMap<u64, u64>,
+    /// Attached under a name, in the order of their attachments.
+    pub(super) named: BTreeMap<HandleId, NamedClient>,
     /// Completions that must come, per queue: position, sequence and outcome.
     pub(super) completions: BTreeMap<u64, VecDeque<(u64, u64, Outcome)>>,
     /// Queues whose producers wait for room.
@@ -105,6 +126,7 @@ impl Program {
             producers: QUEUES.map(|queue| (queue, 1)).into(),
             lane_ends: BTreeMap::new(),
             released: BTreeMap::new(),
+            named: BTreeMap::new(),
             completions: BTreeMap::new(),
             limited: BTreeSet::new(),
             gone: Vec::new(),
@@ -189,6 +211,128 @@ impl Program {
         self.records()
     }
 
+    /// Messages to some queues and acknowledgements in one step; some of the leases are over.
+    fn transact(&mut self) -> Check {
+        let lane = self.random.pick(&QUEUES).expect("some");
+        let mut acks = Vec::new();
+        for _ in 0..self.random.below(3) {
+            if !self.tokens.is_empty() {
+                let at = self.random.below(self.tokens.len() as u64) as usize;
+                let (handle, lease) = self.tokens[at];
+                acks.push(TransactionAck { handle, lease });
+            }
+        }
+        let position = *self.lane_ends.entry(lane).or_default();
+        let next = position + 1 + self.random.below(3);
+        let payloads: Vec<(u64, Vec<u8>)> = (0..self.random.below(4))
+            .map(|number| {
+                let queue = self.random.pick(&UNLIMITED).expect("some");
+                (queue, format!("{queue}/{lane}/{position}/{number}").into_bytes())
+            })
+            .collect();
+        let messages: Vec<_> = payloads
+            .iter()
+            .map(|(queue, payload)| TransactionMessage {
+                handle: self.producer(*queue).0,
+                metadata: &[],
+                payload,
+            })
+            .collect();
+        let (now, (from, journaled)) = (at_ms(self.ms), self.producer(lane));
+        let log = &mut self.log;
+        match self.logic.transact(log, from, position, next, &messages, &acks, now) {
+            Ok(()) => {}
+            Err(Refusal::Full) if self.log.full => return Ok(()),
+            Err(refusal) => return Err(format!("{refusal:?}")),
+        }
+        self.lane_ends.insert(lane, next);
+        let completed = self.model.transaction(&payloads, &acks, now.realtime_ns, |handle| {
+            self.consumers.get(&handle).map(|client| client.group.clone())
+        });
+        let (sequence, outcome) = match completed {
+            Some(sequence) => (sequence, Outcome::Done),
+            None => (0, Outcome::LeaseLost),
+        };
+        if outcome == Outcome::Done {
+            self.model.lanes.entry(journaled).or_default().push_back((position, sequence));
+        }
+        self.completions.entry(lane).or_default().push_back((position, sequence, outcome));
+        self.records()
+    }
+
+    /// Somebody attaches under a name; whoever has it stays attached now and then, and is fenced.
+    fn attach_named(&mut self) -> Check {
+        let queue = self.random.pick(&UNLIMITED).expect("some");
+        let name = self.random.pick(&["a", "b"]).expect("some");
+        self.next_handle = if self.next_handle > 250 { 10 } else { self.next_handle + 1 };
+        let producer = handle(queue, self.next_handle);
+        if self.consumers.contains_key(&producer) || self.named.contains_key(&producer) {
+            return Ok(());
+        }
+        self.next_request += 1;
+        let (request, lane) = (self.next_request, 1000 + self.next_request);
+        let now = at_ms(self.ms);
+        let log = &mut self.log;
+        match self.logic.open_named_producer(log, producer, lane, name, request, now) {
+            Err(Refusal::Full) if self.log.full => return Ok(()),
+            opened => opened.map_err(|refusal| format!("{refusal:?}"))?,
+        }
+        let rules = self.model.queues.get_mut(&queue).expect("queue");
+        let named = rules.named.entry(name.to_owned()).or_default();
+        named.epoch += 1;
+        let client = NamedClient {
+            name: name.to_owned(),
+            lane,
+            request,
+            epoch: named.epoch,
+            last: named.last,
+            id: None,
+            completions: VecDeque::new(),
+        };
+        self.named.insert(producer, client);
+        self.note()
+    }
+
+    fn detach_named(&mut self) {
+        let handles: Vec<_> = self.named.keys().copied().collect();
+        let Some(handle) = self.random.pick(&handles) else { return };
+        self.logic.close_handle(&mut self.port, handle, at_ms(self.ms));
+        self.named.remove(&handle);
+    }
+
+    /// Own sequences around the last one: new ones, gaps, and some again.
+    fn publish_named(&mut self) -> Check {
+        let told: Vec<_> = self.named.iter().filter(|(_, client)| client.id.is_some()).collect();
+        let told: Vec<_> = told.into_iter().map(|(handle, _)| *handle).collect();
+        let Some(handle) = self.random.pick(&told) else { return Ok(()) };
+        for _ in 0..=self.random.below(4) {
+            let client = self.named.get_mut(&handle).expect("attached");
+            let rules = self.model.queues.get_mut(&handle.queue).expect("queue");
+            let last = rules.named[&client.name].last;
+            let own = (last + 1 + self.random.below(3)).saturating_sub(self.random.below(4)).max(1);
+            let position = *self.lane_ends.entry(client.lane).or_default();
+            let next = position + 1 + self.random.below(2);
+            let payload = format!("{}/{own}/{position}", client.name).into_bytes();
+            let producer = client.id.expect("told");
+            let entry = OwnSequence { producer, epoch: client.epoch, sequence: own }.encode();
+            let now = at_ms(self.ms);
+            let log = &mut self.log;
+            match self.logic.publish(log, handle, position, next, 0, &entry, &payload, now) {
+                Ok(()) => {}
+                Err(Refusal::Full) if self.log.full => return Ok(()),
+                Err(refusal) => return Err(format!("{refusal:?}")),
+            }
+            self.lane_ends.insert(client.lane, next);
+            let (outcome, sequence) =
+                rules.named(&client.name, client.epoch, own, &payload, now.realtime_ns);
+            client.completions.push_back((position, sequence, outcome, own));
+            if outcome == Outcome::Done {
+                self.model.lanes.entry(client.lane).or_default().push_back((position, sequence));
+            }
+        }
+        self.records()
+    }
+
     /// The producer that a queue has now, and its lane.
     pub(super) fn producer(&self, queue: u64) -> (HandleId, u64) {
         let epoch = self.producers[&queue];
@@ -219,7 +363,7 @@ impl Program {
         let group = self.random.pick(&["", "", "audit"]).expect("some").to_owned();
         self.next_handle = if self.next_handle > 250 { 10 } else { self.next_handle + 1 };
         let handle = handle(queue, self.next_handle);
-        if self.consumers.contains_key(&handle) {
+        if self.consumers.contains_key(&handle) || self.named.contains_key(&handle) {
             return Ok(());
         }
         let credit = 1 + self.random.below(6) as u32;
@@ -514,7 +658,12 @@ impl Program {
 
     fn step(&mut self) -> Check {
         match self.random.below(100) {
-            0..20 => self.publish()?,
+            0..12 => self.publish()?,
+            12..16 => self.publish_named()?,
+            16 | 17 => self.transact()?,
+            18 => self.attach_named()?,
+            19 if self.random.below(3) == 0 => self.detach_named(),
+            19 => self.attach_named()?,
             20..26 => self.open()?,
             26..28 => self.close(),
             28..54 => self.ask()?,
