@@ -32,8 +32,9 @@ const LINES_AT_ONCE: usize = 256;
 pub(super) fn run(client: Client, info: &QueueInfo, config: Config, input: Source) -> Outcome {
     let default = if info.durable { Confirm::Durable } else { Confirm::Received };
     let confirm = config.confirm.unwrap_or(default);
-    // A lane takes what its queue refuses later: only the confirmation tells.
-    let rejects = info.brokered.as_ref().is_some_and(|info| info.overflow == Overflow::Reject);
+    // A lane takes what its queue refuses later, or has already: only the confirmation tells.
+    let refuses = config.producer.is_some()
+        || info.brokered.as_ref().is_some_and(|info| info.overflow == Overflow::Reject);
     let options = ProducerOptions::default()
         .wait(config.wait)
         .window(config.window.map_or(0, |window| window as usize));
@@ -50,7 +51,7 @@ pub(super) fn run(client: Client, info: &QueueInfo, config: Config, input: Sourc
     let mut publisher = Publisher {
         client,
         producer,
-        wants_confirmations: confirm == Confirm::Durable || config.receipts || rejects,
+        wants_confirmations: confirm == Confirm::Durable || config.receipts || refuses,
         receipts: BufWriter::new(io::stdout()),
         config,
         sent: 0,
