@@ -167,7 +167,7 @@ fn delete(client: &Client, args: &GroupDeleteArgs) -> Outcome {
         let group = called(group);
         return print_json(&json!({ "queue": queue, "group": group, "deleted": deleted }));
     }
-    let what = if deleted { "deleted" } else { "there is none" };
+    let what = if deleted { "deleted" } else { "does not exist" };
     print_line(&format!("{queue}: group {} {what}", called(group)))
 }
 

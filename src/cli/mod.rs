@@ -119,7 +119,10 @@ fn usage(error: &clap::Error) -> ExitCode {
 
 /// The first paragraph of clap's text, as one line, and where to read on.
 fn usage_line(error: &clap::Error) -> String {
-    if error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
+    if matches!(
+        error.kind(),
+        ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand | ErrorKind::MissingSubcommand
+    ) {
         return format!("a command is missing; see '{} --help'", command_words());
     }
     let text = error.render().to_string();

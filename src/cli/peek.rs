@@ -128,7 +128,7 @@ impl Letter {
 
 fn list(client: &Client, args: &DeadLetterListArgs) -> Outcome {
     let of = brokered(client, &args.queue)?.dead_letter;
-    // A queue that has a dead-letter queue: those letters that came from it.
+    // A queue that has a dead-letter queue: those letters that came from it. What came from nowhere is no dead letter.
     let (queue, origin) =
         if of.is_empty() { (&args.queue, None) } else { (&of, Some(&args.queue)) };
     signals::catch()?;
@@ -136,7 +136,8 @@ fn list(client: &Client, args: &DeadLetterListArgs) -> Outcome {
     let mut letters = Vec::new();
     browse(client, queue, StartAt::First, false, |delivery| {
         let letter = Letter::read(delivery);
-        if origin.is_none_or(|origin| letter.origin.as_ref() == Some(origin)) {
+        let from = letter.origin.as_ref();
+        if from.is_some_and(|from| origin.is_none_or(|origin| from == origin)) {
             letters.push(letter);
         }
         Ok((letters.len() as u64) < wanted)

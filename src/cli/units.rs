@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-/// Reads `64`, `64B`, `64KiB`, `1M`, `2GB`: K, M and G with or without `iB` are powers of 1024, KB, MB and GB powers
-/// of 1000. Upper and lower case mean the same.
+/// Reads `64`, `64B`, `64KiB`, `1M`, `2GB`: K, M, G and T with or without `iB` are powers of 1024, KB, MB, GB and TB
+/// powers of 1000. Upper and lower case mean the same.
 pub(crate) fn parse_size(text: &str) -> Result<u64, String> {
     let digits = text.len() - text.trim_start_matches(|c: char| c.is_ascii_digit()).len();
     let (number, unit) = text.split_at(digits);
@@ -14,9 +14,11 @@ pub(crate) fn parse_size(text: &str) -> Result<u64, String> {
         "k" | "kib" => 1 << 10,
         "m" | "mib" => 1 << 20,
         "g" | "gib" => 1 << 30,
+        "t" | "tib" => 1 << 40,
         "kb" => 1_000,
         "mb" => 1_000_000,
         "gb" => 1_000_000_000,
+        "tb" => 1_000_000_000_000,
         _ => return Err(expected.to_string()),
     };
     number.checked_mul(factor).ok_or_else(|| "too large".to_string())
@@ -151,6 +153,8 @@ mod tests {
             ("64kib", 65_536),
             ("1M", 1 << 20),
             ("2GB", 2_000_000_000),
+            ("1T", 1 << 40),
+            ("3TB", 3_000_000_000_000),
             ("3 K", 3072),
         ];
         for (text, value) in good {

@@ -337,7 +337,8 @@ fn left_text(queues: usize, left: &[(&str, u64)]) -> String {
     const NAMED: usize = 10;
     let total: u64 = left.iter().map(|(_, messages)| messages).sum();
     if total == 0 {
-        return format!("stopped; no message was left in {queues} direct queues");
+        let s = if queues == 1 { "" } else { "s" };
+        return format!("stopped; no message was left in {queues} direct queue{s}");
     }
     let mut named: Vec<String> =
         left.iter().take(NAMED).map(|(name, messages)| format!("{name}: {messages}")).collect();

@@ -66,7 +66,7 @@ fn groups_are_created_shown_reset_and_deleted() {
         assert_fails(&daemon.run(&["group", "info", queue, "old"]), 65, "no group old");
         assert_fails(&daemon.run(&["group", "delete", queue, "old"]), 65, "group list");
         let none = ["group", "delete", queue, "old", "--if-exists"];
-        assert_eq!(daemon.ok(&none), format!("{queue}: group old there is none\n"));
+        assert_eq!(daemon.ok(&none), format!("{queue}: group old does not exist\n"));
         assert_fails(&daemon.run(&["group", "delete", queue, "default"]), 64, "default group");
     }
     daemon.create("direct", &[]);

@@ -80,6 +80,22 @@ fn a_publisher_says_why_it_waits() {
 }
 
 #[test]
+fn what_is_refused_is_never_taken_for_sent() {
+    let daemon = Daemon::durable();
+    for (queue, plane) in [("durable", "--durable"), ("memory", "--plane=brokered")] {
+        daemon.create(queue, &[plane, "--max-messages", "2", "--overflow", "reject"]);
+        // Whatever is waited for otherwise, and however soon the lane has taken it.
+        let publish = ["publish", queue, "--confirm", "received"];
+        let output = daemon.feed(&publish, b"1\n2\n");
+        assert!(output.status.success(), "{output:?}");
+        for _ in 0..20 {
+            assert_fails(&daemon.feed(&publish, b"3\n"), 75, "the message was rejected");
+        }
+        assert_eq!(daemon.ok(&["consume", queue, "--drain"]), "1\n2\n");
+    }
+}
+
+#[test]
 fn a_stream_is_read_again_and_again() {
     let daemon = Daemon::durable();
     daemon.create("events", &["--durable", "--retention", "stream", "--max-messages", "3"]);

@@ -11,7 +11,7 @@ use crate::ring::{Closed, Fault};
 #[non_exhaustive]
 pub enum ClientError {
     /// Nobody answers at the socket. Rings that are attached already go on without the daemon.
-    #[error("no daemon answers at {socket}: {source}; start one with `ringmain serve`, or name its socket with RINGMAIN_SOCKET", socket = .socket.display())]
+    #[error("no daemon answers at {socket}: {source}; {advice}", socket = .socket.display(), advice = advice(.source))]
     Unavailable {
         /// Where it was looked for.
         socket: PathBuf,
@@ -84,6 +84,16 @@ impl ClientError {
     #[must_use]
     pub fn is_unavailable(&self) -> bool {
         matches!(self, Self::Unavailable { .. })
+    }
+}
+
+/// What to do when no daemon answers: one that is there and takes too long needs no other one beside it.
+fn advice(source: &io::Error) -> &'static str {
+    match source.kind() {
+        io::ErrorKind::TimedOut => {
+            "it is there and busy, what was asked for may still happen: see `ringmain status` and its log"
+        }
+        _ => "start one with `ringmain serve`, or name its socket with RINGMAIN_SOCKET",
     }
 }
 
@@ -186,5 +196,22 @@ impl From<crate::ring::TryReceiveError> for ReceiveError {
             Ring::Closed(closed) => Self::Closed(closed),
             Ring::Fault(fault) => Self::PeerFault(fault),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_daemon_that_is_busy_is_not_started_again() {
+        let text = |kind: io::ErrorKind| {
+            let (socket, source) = (PathBuf::from("/run/s"), kind.into());
+            ClientError::Unavailable { socket, source }.to_string()
+        };
+        let absent = text(io::ErrorKind::NotFound);
+        assert!(absent.contains("/run/s") && absent.contains("ringmain serve"), "{absent}");
+        let busy = text(io::ErrorKind::TimedOut);
+        assert!(busy.contains("ringmain status") && !busy.contains("ringmain serve"), "{busy}");
     }
 }

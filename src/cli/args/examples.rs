@@ -90,7 +90,7 @@ Examples:
   ringmain queue create prices --plane brokered --max-messages 1000 --overflow drop-oldest
   ringmain queue create news --durable --ttl 1h
 
-A brokered queue gives each message to one consumer, waits for its acknowledgement, and gives it to another one if the \
+A brokered queue gives each message to one consumer of each group, waits for its acknowledgement, and gives it to another one if the \
 consumer dies or its lease is over. With --durable a confirmed message is on stable storage; without, messages survive \
 the broker and end with the daemon's keeper. A dead-letter queue is a brokered queue of the same durability and must \
 exist.
@@ -110,7 +110,8 @@ Examples:
 The line break is no part of the message; an empty line is an empty message. A full queue is waited for.
 
 On a durable queue every message is on stable storage before the command ends with success, unless --confirm received \
-is given. A receipt is the sequence of a message that is confirmed, printed as soon as it is known.
+is given. With --overflow reject every confirmation is waited for: a message that the limit refuses ends the \
+command with 75. A receipt is the sequence of a message that is confirmed, printed as soon as it is known.
 
 With --producer the queue remembers the last line number that it has stored under the name; lines up to that one are \
 duplicates, whatever they say, and are counted on stderr. So each input has a name of its own, or goes on with \
@@ -256,7 +257,7 @@ Examples:
   ringmain dead-letter list jobs-dead
   ringmain dead-letter list jobs --json | jq '.[].reason'
 
-The payload is cut for people; --json has all of it.";
+Messages that came there in another way are not shown; see 'ringmain peek'. The payload is cut for people; --json has all of it.";
 
 pub(super) const REDRIVE_EXAMPLES: &str = "\
 Examples:

@@ -6,8 +6,9 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use ringmain_client::raw::protocol::Overflow;
 use ringmain_client::{
-    BrokeredProducer, Client, ConfirmError, Level, ProducerOptions, QueueInfo, SendError,
+    BrokeredProducer, Client, Closed, ConfirmError, Level, ProducerOptions, QueueInfo, SendError,
     SettledRun,
 };
 use serde_json::json;
@@ -31,6 +32,9 @@ const LINES_AT_ONCE: usize = 256;
 pub(super) fn run(client: Client, info: &QueueInfo, config: Config, input: Source) -> Outcome {
     let default = if info.durable { Confirm::Durable } else { Confirm::Received };
     let confirm = config.confirm.unwrap_or(default);
+    // A lane takes what its queue refuses later, or has already: only the confirmation tells.
+    let refuses = config.producer.is_some()
+        || info.brokered.as_ref().is_some_and(|info| info.overflow == Overflow::Reject);
     let options = ProducerOptions::default()
         .wait(config.wait)
         .window(config.window.map_or(0, |window| window as usize));
@@ -47,7 +51,7 @@ pub(super) fn run(client: Client, info: &QueueInfo, config: Config, input: Sourc
     let mut publisher = Publisher {
         client,
         producer,
-        confirm,
+        wants_confirmations: confirm == Confirm::Durable || config.receipts || refuses,
         receipts: BufWriter::new(io::stdout()),
         config,
         sent: 0,
@@ -68,7 +72,8 @@ struct Publisher {
     client: Client,
     producer: BrokeredProducer,
     config: Config,
-    confirm: Confirm,
+    /// Whether the end of the command waits for every confirmation.
+    wants_confirmations: bool,
     receipts: BufWriter<io::Stdout>,
     sent: u64,
     bytes: u64,
@@ -109,7 +114,7 @@ impl Publisher {
 
     /// What was sent is in the lane: it arrives, whatever becomes of this process. Whoever wants to know more waits.
     fn finish(&mut self) -> Outcome {
-        if !self.wants_confirmations() {
+        if !self.wants_confirmations {
             return Ok(());
         }
         while self.unsettled() > 0 {
@@ -129,12 +134,6 @@ impl Publisher {
         let waited = self.quiet_since.map_or(Duration::ZERO, |since| since.elapsed());
         let left = self.config.timeout.map_or(NOTICE_AFTER, |limit| limit.saturating_sub(waited));
         left.clamp(SLICE, NOTICE_AFTER)
-    }
-
-    fn wants_confirmations(&self) -> bool {
-        // With a name it says how many were duplicates.
-        let told = self.config.receipts || self.config.producer.is_some();
-        self.confirm == Confirm::Durable || told
     }
 
     fn unsettled(&self) -> u64 {
@@ -262,7 +261,7 @@ impl Publisher {
         let begun = || now.checked_sub(waited).unwrap_or(now);
         let since = *self.quiet_since.get_or_insert_with(begun);
         if let Some(limit) = self.config.timeout
-            && self.wants_confirmations()
+            && self.wants_confirmations
             && now - since >= limit
         {
             return Err(self.unconfirmed_for(limit));
@@ -303,9 +302,11 @@ impl Publisher {
     fn unconfirmed(&self, error: ConfirmError) -> Failure {
         let exit = match error {
             ConfirmError::JournalFailed { .. } => Exit::Io,
+            ConfirmError::TooLarge { .. }
+            | ConfirmError::QueueDeleted
+            | ConfirmError::Closed(Closed::Deleted | Closed::Fault) => Exit::Data,
             ConfirmError::Closed(_) | ConfirmError::Lost => Exit::Unavailable,
             ConfirmError::QueueFull | ConfirmError::Fenced => Exit::Temporary,
-            ConfirmError::TooLarge { .. } | ConfirmError::QueueDeleted => Exit::Data,
             _ => Exit::Internal,
         };
         self.failed(Failure::new(exit, format_args!("queue {}: {error}", self.config.queue)))

@@ -157,8 +157,8 @@ pub(super) fn facts(info: &QueueInfo) -> Facts {
         format!("{:03o}, user {}, group {}", info.mode, info.owner_uid, info.group_gid),
     );
     facts.add("wake mode", format!("{:?}", info.wake_mode).to_lowercase());
-    if let Some(info) = &info.brokered {
-        brokered(&mut facts, info);
+    if let Some(rules) = &info.brokered {
+        brokered(&mut facts, info.durable, rules);
         return facts;
     }
     facts
@@ -169,13 +169,14 @@ pub(super) fn facts(info: &QueueInfo) -> Facts {
     facts
 }
 
-fn brokered(facts: &mut Facts, info: &BrokeredInfo) {
+fn brokered(facts: &mut Facts, durable: bool, info: &BrokeredInfo) {
     facts.add(
         "messages",
         format!(
-            "{} ({} of the journal); next sequence {}",
+            "{} ({} {}); next sequence {}",
             units::count(info.messages),
             units::bytes(info.message_bytes),
+            if durable { "of the journal" } else { "of memory" },
             info.next_sequence
         ),
     );
