@@ -62,6 +62,69 @@ impl Snapshot for Logic {
         };
         queue.groups.iter().any(in_group) || settling()
     }
+
+    /// The same, one by one.
+    fn needed(
+        &self,
+        queue: u64,
+        first: u64,
+        last: u64,
+        limit: usize,
+        parts: &mut Vec<(u64, u64)>,
+    ) -> u64 {
+        let end = last.saturating_add(1);
+        if !self.is_needed(queue, first, last) {
+            return end;
+        }
+        let index = self.by_id.get(&queue).copied();
+        let found = index.and_then(|index| Some((index, self.queues.get(index)?)));
+        let Some((index, queue)) =
+            found.filter(|(_, one)| self.failed.is_none() && !one.deleted && one.purging == 0)
+        else {
+            add(parts, first, last);
+            return end;
+        };
+        // From there on all of them.
+        let fresh = queue.groups.iter().map(|group| group.fresh).min().unwrap_or(end);
+        let fresh = fresh.clamp(first, end);
+        let range = first..fresh;
+        let mut told = end;
+        let mut single: Vec<u64> = Vec::new();
+        for group in &queue.groups {
+            let mut take = |sequences: &mut dyn Iterator<Item = u64>| {
+                let before = single.len();
+                single.extend(sequences.take(limit.max(1)));
+                if single.len() - before == limit.max(1) {
+                    told = told.min(single[single.len() - 1] + 1);
+                }
+            };
+            take(&mut group.ready.range(range.clone()).map(|(sequence, _)| *sequence));
+            take(&mut group.delayed.range(range.clone()).map(|(sequence, _)| *sequence));
+            take(&mut group.doomed.range(range.clone()).map(|(sequence, _)| *sequence));
+            let leases = self.members(group).flat_map(|consumer| consumer.held_leases());
+            let leased = leases.map(|(_, lease)| lease.sequence);
+            single.extend(leased.filter(|sequence| range.contains(sequence)));
+        }
+        let settling = self.effects.items.iter().filter(|item| item.queue == index);
+        let settling = settling.map(|item| item.sequence);
+        single.extend(settling.filter(|sequence| range.contains(sequence)));
+        single.sort_unstable();
+        for sequence in single.into_iter().filter(|sequence| *sequence < told) {
+            add(parts, sequence, sequence);
+        }
+        if told == end && fresh < end {
+            add(parts, fresh, last);
+        }
+        told
+    }
+}
+
+/// Adds a part that begins in the last one at the earliest.
+fn add(parts: &mut Vec<(u64, u64)>, first: u64, last: u64) {
+    match parts.last_mut() {
+        Some(part) if first <= part.1.saturating_add(1) => part.1 = part.1.max(last),
+        _ => parts.push((first, last)),
+    }
 }
 
 impl Logic {

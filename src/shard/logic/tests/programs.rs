@@ -72,6 +72,10 @@ pub(super) struct Program {
 
 pub(super) type Check = Result<(), String>;
 
+fn check(is_right: bool, what: impl FnOnce() -> String) -> Check {
+    if is_right { Ok(()) } else { Err(what()) }
+}
+
 impl Program {
     fn new(seed: u64) -> Self {
         let mut program = Self {
@@ -414,6 +418,37 @@ impl Program {
         }
         if self.random.below(3) > 0 {
             self.note();
+        }
+        if self.random.below(16) == 0 {
+            self.needed()?;
+        }
+        Ok(())
+    }
+
+    /// What is needed is the same one by one, for a segment, and in parts.
+    fn needed(&mut self) -> Check {
+        let ids: Vec<u64> = self.logic.queues().map(|queue| queue.id).collect();
+        for id in ids {
+            let (first, limit) = (1 + self.random.below(20), 1 + self.random.below(8));
+            let last = first + self.random.below(200);
+            let single = (first..=last).filter(|one| self.logic.is_needed(id, *one, *one));
+            let single: Vec<u64> = single.collect();
+            let mut parts = Vec::new();
+            let mut from = first;
+            while from <= last {
+                let limit = usize::try_from(limit).unwrap_or(1);
+                let told = self.logic.needed(id, from, last, limit, &mut parts);
+                check(told > from, || format!("queue {id}: no headway at {from}"))?;
+                from = told;
+            }
+            let all: Vec<u64> = parts.iter().flat_map(|(first, last)| *first..=*last).collect();
+            check(all == single, || {
+                format!(
+                    "queue {id} from {first} to {last}: {all:?} in parts, {single:?} one by one"
+                )
+            })?;
+            let any = self.logic.is_needed(id, first, last);
+            check(any != single.is_empty(), || format!("queue {id}: {any}, but {single:?}"))?;
         }
         Ok(())
     }
