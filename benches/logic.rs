@@ -8,8 +8,8 @@ use std::time::Duration;
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use nix::time::{ClockId, clock_gettime};
 use ringmain::shard::logic::{
-    AppendError, ConsumerSpec, ControlResult, Delivered, HandleId, Location, Log, Logic, Lsn,
-    Message, Now, Port, QueueDefinition, RecordRef, StartAt,
+    AppendError, ConsumerSpec, ControlResult, Delivered, HandleId, Limits, Location, Log, Logic,
+    Lsn, Message, Now, Port, QueueDefinition, RecordRef, StartAt,
 };
 use ringmain_client::protocol::Kind;
 use ringmain_client::wire::{DeliveryHeader, LeaseToken, Outcome, Up};
@@ -90,12 +90,14 @@ impl Port for Clients {
     }
     fn answer(&mut self, _handle: HandleId, _request: u64, _outcome: Outcome, _detail: u64) {}
     fn drained(&mut self, _handle: HandleId) {}
+    fn skipped(&mut self, _handle: HandleId, _messages: u64) {}
     fn lease(&mut self, _handle: HandleId, slot: u32, lease: Option<(u32, u64)>) {
         black_box((slot, lease));
     }
     fn seen(&mut self, _handle: HandleId, _slot: u32) -> bool {
         true
     }
+    fn ended(&mut self, _handle: HandleId) {}
     fn control(&mut self, _request: u64, result: ControlResult) {
         assert_eq!(result, ControlResult::Done);
     }
@@ -138,6 +140,7 @@ impl Shard {
             max_deliveries: 0,
             dead_letter: String::new(),
             lease_ms: 30_000,
+            limits: Limits::default(),
         };
         shard.logic.start(shard.now);
         shard.logic.create_queue(&mut shard.log, 1, definition);
@@ -148,6 +151,7 @@ impl Shard {
             credit: 1024,
             leases: 2048,
             browse: false,
+            adopted: false,
         };
         for number in 0..consumers {
             shard.logic.open_consumer(&mut shard.log, handle(2 + number), &spec).expect("queue");

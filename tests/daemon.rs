@@ -20,12 +20,20 @@ mod brokered_flow;
 mod brokered_hostile;
 #[path = "daemon/brokered_idle.rs"]
 mod brokered_idle;
+#[path = "daemon/brokered_named.rs"]
+mod brokered_named;
+#[path = "daemon/brokered_transactions.rs"]
+mod brokered_transactions;
 #[path = "daemon/deaths.rs"]
 mod deaths;
+#[path = "daemon/groups.rs"]
+mod groups;
 #[path = "daemon/hostile.rs"]
 mod hostile;
 #[path = "daemon/lifecycle.rs"]
 mod lifecycle;
+#[path = "daemon/limits.rs"]
+mod limits;
 #[path = "daemon/queues.rs"]
 mod queues;
 #[path = "daemon/rights.rs"]

@@ -57,18 +57,18 @@ pub mod wire;
 #[cfg(not(loom))]
 pub use brokered::{
     AckError, BrokeredConsumer, BrokeredProducer, ConfirmError, Confirmation, ConsumerOptions,
-    Delivery, Level, ProducerOptions, Receipt, Receipts, SettledRun,
+    Delivery, Level, ProducerOptions, Receipt, Receipts, SettledRun, Transaction, TransactionError,
 };
 #[cfg(not(loom))]
 pub use client::{
     Client, ClientError, Consumer, Guard, HandleOptions, Message, Producer, ReadMetadataError,
-    ReceiveError, Received, Reservation, SOCKET_VARIABLE, Selector, SendError, Token,
+    ReceiveError, Received, Reservation, ResetOptions, SOCKET_VARIABLE, Selector, SendError, Token,
     default_socket,
 };
 pub use layout::metadata::{Metadata, MetadataError, TraceId};
 pub use protocol::{
-    BrokeredInfo, DeliverySpec, ErrorCode, HandleInfo, Kind, Plane, QueueInfo, QueueSpec, Role,
-    StartAt, Status, WakeMode,
+    BrokeredInfo, DeliverySpec, ErrorCode, GroupInfo, GroupPlace, HandleInfo, Kind, Overflow,
+    Plane, QueueInfo, QueueSpec, Retention, Role, StartAt, Status, WakeMode,
 };
 pub use ring::{Closed, Fault, Invariant};
 #[cfg(not(loom))]

@@ -4,6 +4,8 @@
 //! fixed records below, the payload of one ring message, little-endian. The reader bounds every value; what it cannot
 //! understand is a [`WireError`] and the end of that handle, of nothing else.
 
+pub mod transaction;
+
 /// Bytes in front of the payload of a [`Down::Delivery`].
 pub const DELIVERY_HEADER_BYTES: usize = 40;
 
@@ -32,12 +34,19 @@ pub enum Outcome {
     QueueDeleted = 2,
     /// The message is longer than a journal batch takes; `detail` is the limit in bytes.
     TooLarge = 3,
-    /// The lease is over: the message was given to another consumer, acknowledged or moved.
+    /// The lease is over: the message was given to another consumer, acknowledged, moved, or discarded.
     LeaseLost = 4,
     /// The daemon did not understand the request.
     Invalid = 5,
     /// The queue has reached its limit and rejects.
     QueueFull = 6,
+    /// A success: a message with this own sequence of its producer was stored before, and is as safe as `Done` says. It was not
+    /// stored again.
+    Duplicate = 7,
+    /// Somebody else has attached under the producer's name: nothing of this handle is stored any more.
+    Fenced = 8,
+    /// A transaction has a handle that this shard does not serve for this session: nothing of it is done.
+    CrossShard = 9,
 }
 
 impl Outcome {
@@ -51,6 +60,9 @@ impl Outcome {
             4 => Self::LeaseLost,
             5 => Self::Invalid,
             6 => Self::QueueFull,
+            7 => Self::Duplicate,
+            8 => Self::Fenced,
+            9 => Self::CrossShard,
             _ => return None,
         })
     }
@@ -128,7 +140,7 @@ pub enum Down {
         first_sequence: u64,
         /// Messages.
         count: u32,
-        /// What became of all of them. Anything but `Done` has no sequence.
+        /// What became of all of them. Anything but `Done` has no sequence, also `Duplicate`.
         outcome: Outcome,
         /// See [`Outcome`].
         detail: u64,
@@ -146,6 +158,11 @@ pub enum Down {
     },
     /// Everything that was there has been delivered: to one who drains or looks on. More may come.
     Drained,
+    /// A limit of the queue has discarded messages that the consumer's group had not got yet. In front of the next delivery.
+    Skipped {
+        /// How many since the last record of this kind.
+        messages: u64,
+    },
 }
 
 /// In front of a delivered payload.
@@ -170,6 +187,7 @@ mod kind {
     pub(super) const DELIVERY: u8 = 17;
     pub(super) const ANSWER: u8 = 18;
     pub(super) const DRAINED: u8 = 19;
+    pub(super) const SKIPPED: u8 = 20;
 }
 
 /// A record on its way into a ring.
@@ -312,6 +330,7 @@ impl Down {
                 Encoded::new(kind::ANSWER).u32(outcome as u32).u64(request).u64(detail)
             }
             Self::Drained => Encoded::new(kind::DRAINED),
+            Self::Skipped { messages } => Encoded::new(kind::SKIPPED).u64(messages),
         }
     }
 
@@ -348,6 +367,7 @@ impl Down {
                 Ok(Self::Answer { outcome, request: from.u64(), detail: from.u64() })
             }
             kind::DRAINED => fields(bytes, 4).map(|_| Self::Drained),
+            kind::SKIPPED => Ok(Self::Skipped { messages: fields(bytes, 12)?.u64() }),
             _ => Err(malformed(bytes)),
         }
     }
@@ -388,6 +408,7 @@ mod tests {
             Down::Delivery(DeliveryHeader { lease: LEASE, published_ns: 8, lease_ms: 30_000 }),
             Down::Answer { request: 3, outcome: Outcome::LeaseLost, detail: 0 },
             Down::Drained,
+            Down::Skipped { messages: 1 << 40 },
         ];
         for record in down {
             let encoded = record.encode();

@@ -11,10 +11,10 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use ringmain_client::raw::protocol::{Plane, QueueInfo};
-use ringmain_client::{Client, Consumer, Guard, HandleOptions, ReceiveError, WaitPolicy};
+use ringmain_client::{Client, Consumer, Guard, HandleOptions, ReceiveError, StartAt, WaitPolicy};
 
 use super::Socket;
-use super::args::{ConsumeArgs, Start};
+use super::args::ConsumeArgs;
 use super::exit::{Exit, Failure, Outcome};
 use super::output::notice;
 use super::signals;
@@ -34,7 +34,7 @@ const NOTICE_AFTER: Duration = Duration::from_secs(1);
 pub(crate) struct Config {
     queue: String,
     group: Option<String>,
-    from: Option<Start>,
+    from: Option<StartAt>,
     count: Option<u64>,
     drain: bool,
     format: Format,
@@ -77,10 +77,8 @@ impl Config {
             return refuse("--group", "all of its consumers share one group");
         }
         match self.from {
-            None | Some(Start::First) => Ok(()),
-            Some(Start::New | Start::Sequence(_)) => {
-                refuse("--from", "a consumer gets what is there and what comes")
-            }
+            None | Some(StartAt::First) => Ok(()),
+            Some(_) => refuse("--from", "a consumer gets what is there and what comes"),
         }
     }
 }

@@ -119,6 +119,7 @@ impl Failure {
                 format_args!("a message of {length} bytes: queue {name} takes at most {max}"),
             ),
             SendError::Lost => Self::new(Exit::Unavailable, format_args!("queue {name}: {error}")),
+            SendError::Fenced => Self::new(Exit::Temporary, format_args!("queue {name}: {error}")),
             SendError::JournalFailed { .. } => {
                 Self::new(Exit::Io, format_args!("queue {name}: {error}"))
             }
@@ -143,6 +144,9 @@ impl Failure {
     fn closed(name: &str, closed: Closed) -> Self {
         match closed {
             Closed::Deleted => Self::new(Exit::Data, format_args!("queue {name} was deleted")),
+            Closed::GroupDeleted => {
+                Self::new(Exit::Data, format_args!("queue {name}: the group was deleted"))
+            }
             Closed::Draining => Self::new(
                 Exit::Unavailable,
                 format_args!("queue {name} is being drained: the daemon stops"),

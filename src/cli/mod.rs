@@ -7,6 +7,7 @@ mod crew;
 mod demo;
 mod doctor;
 mod exit;
+mod group;
 mod helper;
 mod host;
 mod journal;
@@ -59,6 +60,8 @@ fn run(cli: Cli) -> Outcome {
         Command::Publish(args) => publish::run(&socket, publish::Config::new(args)?),
         Command::Consume(args) => consume::run(&socket, consume::Config::new(args)),
         Command::Peek(args) => peek::run(&socket, &args),
+        Command::Tail(args) => peek::tail(&socket, &args),
+        Command::Group(command) => group::run(&socket, &command),
         Command::DeadLetter(command) => peek::dead_letter(&socket, &command),
         Command::Journal(command) => journal::run(command),
         Command::Bench(command) => bench::run(&socket, command),

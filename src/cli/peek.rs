@@ -1,11 +1,13 @@
-//! `ringmain peek` and `ringmain dead-letter list|redrive`: looking at messages without taking them.
+//! `ringmain peek`, `tail` and `ringmain dead-letter list|redrive`: looking at messages without taking them.
 
 use ringmain_client::raw::protocol::{BrokeredInfo, Plane};
-use ringmain_client::{Client, Delivery};
+use ringmain_client::{Client, Delivery, StartAt};
 use serde_json::json;
 
 use super::Socket;
-use super::args::{DeadLetterCommand, DeadLetterListArgs, DeadLetterRedriveArgs, PeekArgs};
+use super::args::{
+    DeadLetterCommand, DeadLetterListArgs, DeadLetterRedriveArgs, PeekArgs, TailArgs,
+};
 use super::consume::brokered::{browse, print_delivery};
 use super::consume::rendering::{Format, Shown};
 use super::exit::{Exit, Failure, Outcome};
@@ -30,10 +32,21 @@ pub(crate) fn run(socket: &Socket, args: &PeekArgs) -> Outcome {
     let format = Format::new(args.format.json, args.with_sequence);
     signals::catch()?;
     let mut left = if args.count == 0 { u64::MAX } else { args.count };
-    browse(&client, &args.queue, args.from, |delivery| {
+    browse(&client, &args.queue, args.from.unwrap_or_default(), false, |delivery| {
         print_delivery(delivery, format)?;
         left -= 1;
         Ok(left > 0)
+    })
+}
+
+pub(crate) fn tail(socket: &Socket, args: &TailArgs) -> Outcome {
+    let client = socket.connect()?;
+    brokered(&client, &args.queue)?;
+    let format = Format::new(args.format.json, args.with_sequence);
+    signals::catch()?;
+    browse(&client, &args.queue, StartAt::Last(args.lines), args.follow, |delivery| {
+        print_delivery(delivery, format)?;
+        Ok(true)
     })
 }
 
@@ -121,7 +134,7 @@ fn list(client: &Client, args: &DeadLetterListArgs) -> Outcome {
     signals::catch()?;
     let wanted = if args.count == 0 { u64::MAX } else { args.count };
     let mut letters = Vec::new();
-    browse(client, queue, None, |delivery| {
+    browse(client, queue, StartAt::First, false, |delivery| {
         let letter = Letter::read(delivery);
         if origin.is_none_or(|origin| letter.origin.as_ref() == Some(origin)) {
             letters.push(letter);

@@ -47,6 +47,8 @@ pub(crate) struct Config {
     wait: WaitPolicy,
     timeout: Option<Duration>,
     metadata: Option<Metadata>,
+    /// Name, and own sequence of the first line.
+    producer: Option<(String, u64)>,
     json: bool,
 }
 
@@ -75,6 +77,7 @@ impl Config {
             wait: args.wait,
             timeout: args.timeout,
             metadata,
+            producer: args.producer.map(|name| (name, args.first_sequence.unwrap_or(1))),
             json: args.format.json,
         })
     }
@@ -143,6 +146,16 @@ pub(crate) fn run(socket: &Socket, config: Config) -> Outcome {
             Exit::Config,
             format_args!(
                 "queue {} is direct: a message is confirmed when it is sent; leave out --window",
+                config.queue
+            ),
+        ));
+    }
+    if config.producer.is_some() {
+        return Err(Failure::new(
+            Exit::Config,
+            format_args!(
+                "queue {} is direct: it remembers no producers; leave out --producer, or make a queue with \
+                 'ringmain queue create --plane brokered'",
                 config.queue
             ),
         ));

@@ -15,6 +15,7 @@ use super::args::{
 use super::exit::{Exit, Failure, Outcome};
 use super::output::{Style, print, print_json, print_line};
 use super::units;
+use ringmain::shard::logic::Limits;
 
 /// Slots in the rings of a brokered queue that does not say otherwise.
 pub(crate) const BROKERED_SLOTS: u32 = 1024;
@@ -51,10 +52,12 @@ impl CreateConfig {
         let delivery = delivery(&args.delivery);
         if plane == Plane::Direct && delivery != DeliverySpec::default() {
             return Err(Failure::usage(
-                "a direct queue has no --max-deliveries, --dead-letter or --lease; add --durable or \
-                 --plane brokered",
+                "a direct queue has no delivery rules (--max-deliveries, --dead-letter, --lease) and no \
+                 limits (--retention, --max-messages, --max-bytes, --max-age, --overflow); add --durable \
+                 or --plane brokered",
             ));
         }
+        Limits::asked(&delivery).check(args.durable).map_err(Failure::usage)?;
         // The daemon checks again; here the answer does not need a daemon.
         let slots = args.slots.or_else(|| (plane == Plane::Brokered).then_some(BROKERED_SLOTS));
         Geometry::new(slots, args.slot_size, args.max_message).map_err(Failure::usage)?;
@@ -89,6 +92,11 @@ fn delivery(args: &DeliveryArgs) -> DeliverySpec {
         max_deliveries: args.max_deliveries,
         dead_letter: args.dead_letter.clone(),
         lease_ms: args.lease.map(units::milliseconds),
+        retention: args.retention.map(Into::into),
+        max_messages: args.max_messages,
+        max_bytes: args.max_bytes,
+        max_age_ms: args.max_age.map(units::milliseconds),
+        overflow: args.overflow.map(Into::into),
     }
 }
 
@@ -99,10 +107,16 @@ fn edited(args: &QueueEditArgs) -> Outcome<DeliverySpec> {
         max_deliveries: args.max_deliveries,
         dead_letter,
         lease_ms: args.lease.map(units::milliseconds),
+        retention: args.retention.map(Into::into),
+        max_messages: args.max_messages,
+        max_bytes: args.max_bytes,
+        max_age_ms: args.max_age.map(units::milliseconds),
+        overflow: args.overflow.map(Into::into),
     };
     if delivery == DeliverySpec::default() {
         return Err(Failure::usage(
-            "nothing to change; give --max-deliveries, --dead-letter, --no-dead-letter or --lease",
+            "nothing to change; give --max-deliveries, --dead-letter, --no-dead-letter, --lease, \
+             --retention, --max-messages, --max-bytes, --max-age or --overflow",
         ));
     }
     Ok(delivery)

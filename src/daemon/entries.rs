@@ -213,6 +213,8 @@ pub(super) struct BrokeredHandleEntry {
     pub(super) from: StartAt,
     pub(super) credit: u32,
     pub(super) browse: bool,
+    /// Producers: the name, if there is one.
+    pub(super) producer: String,
 }
 
 /// Bytes of a value.

@@ -9,6 +9,7 @@ use super::brokered::WantedHandle;
 use super::connections::{Answer, Failure, refuse};
 use super::link::ToKeeper;
 use super::peer::Credentials;
+use crate::shard::logic::GroupCommand;
 
 /// Longest path of a binary, as the kernel has it.
 const PATH_BYTES_MAX: usize = 4096;
@@ -62,6 +63,17 @@ impl Broker {
                     format!("queue {name} is direct: only brokered queues have delivery rules");
                 refuse(ErrorCode::Invalid, text)
             }
+            Request::ListGroups { name, .. }
+            | Request::GroupInfo { name, .. }
+            | Request::CreateGroup { name, .. }
+            | Request::ResetGroup { name, .. }
+            | Request::DeleteGroup { name, .. } => {
+                self.find(&name)?;
+                refuse(
+                    ErrorCode::Invalid,
+                    format!("queue {name} is direct: only brokered queues have groups"),
+                )
+            }
             Request::Detach { handle } => self.detach(session, handle),
             Request::RegisterDoorbell => self.register_doorbell(session, descriptors),
             Request::BindDoorbell { handle, doorbell } => {
@@ -107,6 +119,24 @@ impl Broker {
             }
             (Request::Redrive { count, .. }, Some(id)) => {
                 self.redrive_brokered(number, user, id, count)?
+            }
+            (Request::ListGroups { after, .. }, Some(id)) => {
+                self.brokered_groups(number, user, id, None, after)?
+            }
+            (Request::GroupInfo { group, .. }, Some(id)) => {
+                self.brokered_groups(number, user, id, Some(group), None)?
+            }
+            (Request::CreateGroup { group, from, .. }, Some(id)) => {
+                let command = GroupCommand::Create { from };
+                self.brokered_group_command(number, user, id, group, command)?
+            }
+            (Request::ResetGroup { group, to, dry_run, force, .. }, Some(id)) => {
+                let command = GroupCommand::Reset { to, dry_run, force };
+                self.brokered_group_command(number, user, id, group, command)?
+            }
+            (Request::DeleteGroup { group, force, .. }, Some(id)) => {
+                let command = GroupCommand::Delete { force };
+                self.brokered_group_command(number, user, id, group, command)?
             }
             (Request::Attach { role, options, .. }, Some(id)) => {
                 // Its handles count for the user of the session, whoever asks over this connection.

@@ -91,7 +91,11 @@ impl Directory {
 
     /// From now on files go through the page cache.
     pub(super) fn go_buffered(&self, why: &str) {
-        let why = format!("the file system of {} {why}", self.text());
+        self.stay_buffered(format!("the file system of {} {why}", self.text()));
+    }
+
+    /// As [`Self::go_buffered`], with the whole reason.
+    pub(super) fn stay_buffered(&self, why: String) {
         *self.direct.lock().unwrap_or_else(PoisonError::into_inner) = Err(why);
     }
 

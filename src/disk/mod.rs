@@ -16,6 +16,7 @@ mod boxed;
 mod buffer;
 mod directory;
 mod error;
+mod kept;
 mod memory;
 mod open;
 mod probe;
@@ -32,14 +33,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ringmain_client::sys::eventfd::EventFd;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 pub use availability::Availability;
 pub use blocking::BlockingDisk;
 pub use buffer::Buffer;
 pub use error::errno;
 pub use memory::{CreateMemory, MemoryDisk, RemoveMemory};
-pub use open::{Backend, Description, open_disk};
+pub use open::{Backend, Description, SelfTest, open_disk, open_disk_after};
 pub use probe::{DiskReport, Latency, RawWrites, SyncFigures, probe_sync_modes, report};
 pub use uring::{UringDisk, availability};
 
@@ -67,7 +68,7 @@ pub enum Durability {
 }
 
 /// How a write becomes durable.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum SyncMode {
     /// By itself: `RWF_DSYNC`.

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use serde::Serialize;
 
 use super::directory::{Directory, OpenFile};
+use super::kept::{self, Kept};
 use super::probe::{self, SyncFigures};
 use super::uring::{self, UringDisk};
 use super::{Availability, BlockingDisk, Buffer, Disk, FileId, SyncMode, errno};
@@ -52,13 +53,39 @@ impl fmt::Display for Description {
     }
 }
 
-/// Opens a folder that exists, after a self-test of at most some 200 ms that chooses how writes are made durable. The caller logs the description.
+/// Where the sync mode of a disk comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum SelfTest<'a> {
+    /// A self-test of at most some 200 ms. Nothing of it is kept.
+    #[default]
+    Made,
+    /// A self-test whose result is kept in the folder.
+    Kept,
+    /// What was kept in the folder, if neither device, file system, kernel nor program have changed since; else as [`Self::Kept`].
+    Again,
+    /// What was kept in this other folder, for writes beside its journal that are made in the same way; else as [`Self::Made`].
+    Of(&'a Path),
+}
+
+/// [`open_disk_after`] with a self-test of which nothing is kept.
+///
+/// # Errors
+/// As there.
+pub fn open_disk(path: &Path, backend: Backend) -> io::Result<(Box<dyn Disk + Send>, Description)> {
+    open_disk_after(SelfTest::Made, path, backend)
+}
+
+/// Opens a folder that exists, after a self-test that chooses how writes are made durable. The caller logs the description.
 ///
 /// The disk may be opened in one thread and used in another; from its first operation on it belongs to the thread that uses it.
 ///
 /// # Errors
 /// The folder cannot be opened or written; for [`Backend::Uring`] also that io_uring is not available, with the remedy.
-pub fn open_disk(path: &Path, backend: Backend) -> io::Result<(Box<dyn Disk + Send>, Description)> {
+pub fn open_disk_after(
+    test: SelfTest<'_>,
+    path: &Path,
+    backend: Backend,
+) -> io::Result<(Box<dyn Disk + Send>, Description)> {
     let directory = Arc::new(Directory::open(path)?);
     directory.tidy()?;
     let mut reasons = Vec::new();
@@ -78,14 +105,27 @@ pub fn open_disk(path: &Path, backend: Backend) -> io::Result<(Box<dyn Disk + Se
             }
         },
     };
-    let figures = match probe::measure(&directory) {
-        Err(error) if errno(&error) == libc::EINVAL && directory.buffered_because().is_none() => {
-            directory.go_buffered("refuses direct writes of 4096 bytes");
-            probe::measure(&directory)?
+    let figures = match earlier(test, path) {
+        Some(Kept { figures, buffered_because }) => {
+            if let Some(why) = buffered_because {
+                directory.stay_buffered(why);
+            }
+            reasons.push(format!("{figures}, as the self-test before found"));
+            figures
         }
-        measured => measured?,
+        None => {
+            let figures = tested(&directory)?;
+            // A disk that was full has told nothing. What cannot be kept is found out again.
+            if matches!(test, SelfTest::Kept | SelfTest::Again) && figures.fdatasync.samples > 0 {
+                let _ = kept::write(
+                    path,
+                    &Kept { figures, buffered_because: directory.buffered_because() },
+                );
+            }
+            reasons.push(figures.to_string());
+            figures
+        }
     };
-    reasons.push(figures.to_string());
     if directory.is_volatile() {
         reasons.push("this file system is in memory: nothing here survives a power cut".to_owned());
     }
@@ -104,6 +144,25 @@ pub fn open_disk(path: &Path, backend: Backend) -> io::Result<(Box<dyn Disk + Se
         Box::new(BlockingDisk::on(directory, mode)?)
     };
     Ok((disk, description))
+}
+
+/// What an earlier self-test found.
+fn earlier(test: SelfTest<'_>, path: &Path) -> Option<Kept> {
+    match test {
+        SelfTest::Made | SelfTest::Kept => None,
+        SelfTest::Again => kept::read(path),
+        SelfTest::Of(journal) => kept::read(journal),
+    }
+}
+
+fn tested(directory: &Directory) -> io::Result<SyncFigures> {
+    match probe::measure(directory) {
+        Err(error) if errno(&error) == libc::EINVAL && directory.buffered_because().is_none() => {
+            directory.go_buffered("refuses direct writes of 4096 bytes");
+            probe::measure(directory)
+        }
+        measured => measured,
+    }
 }
 
 /// An operation that was not begun, with its buffer.

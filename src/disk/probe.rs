@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::directory::Directory;
 use super::error::failed;
@@ -28,7 +28,7 @@ const TEST_BYTES_LEAST: u64 = 4 * BLOCK_BYTES as u64;
 const ENOUGH: usize = 8;
 
 /// Latency of a write, in nanoseconds.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Latency {
     /// Writes measured.
     pub samples: usize,
@@ -55,7 +55,7 @@ impl Latency {
 }
 
 /// What the self-test measured with one block at a time, and what follows from it. Without a sample where the disk had no room for it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SyncFigures {
     /// A write that is durable by itself (`RWF_DSYNC`); none where the file system refuses it.
     pub dsync: Option<Latency>,

@@ -10,8 +10,11 @@ use crate::disk::{BLOCK_BYTES, Buffer};
 /// Segment and first block.
 type Key = (u64, u32);
 
-/// Buffers beyond this many are given back to the allocator.
+/// Free buffers beyond this many are given back to the allocator when the cache itself is full.
 const POOL: usize = 16;
+
+/// Small batches that lie one behind the other share memory of this many bytes.
+const SHARED_BYTES: usize = 16 * BLOCK_BYTES;
 
 /// What is read takes at most this share of the memory: a quarter.
 const READ_SHARE: usize = 4;
@@ -53,6 +56,8 @@ pub(super) struct Cache {
     written: Part,
     read: Part,
     staging_bytes: usize,
+    /// The region that the next small batch may be put into.
+    shared: Option<Key>,
 }
 
 impl Cache {
@@ -67,6 +72,7 @@ impl Cache {
             written: Part { limit: written, ..Part::default() },
             read: Part { limit: read, ..Part::default() },
             staging_bytes,
+            shared: None,
         }
     }
 
@@ -97,29 +103,57 @@ impl Cache {
         }
     }
 
-    /// Takes memory for batches back.
+    /// Takes memory for batches back: as much of it is kept as the cache may hold, because new memory is slow the first time.
     pub(super) fn recycle(&mut self, buffer: Buffer) {
-        let pool = &mut self.written.pool;
-        if pool.len() < POOL
-            && buffer.capacity() == self.staging_bytes.next_multiple_of(BLOCK_BYTES)
-        {
-            pool.push(buffer);
+        let capacity = self.staging_bytes.next_multiple_of(BLOCK_BYTES);
+        let part = &mut self.written;
+        let kept = part.pool.len() * capacity;
+        let has_room = part.pool.len() < POOL || part.bytes + kept + capacity <= part.limit;
+        if has_room && buffer.capacity() == capacity {
+            part.pool.push(buffer);
         }
     }
 
     /// Keeps verified batches; the buffer is as long as they are.
     pub(super) fn insert(&mut self, segment: u64, block: u32, buffer: Buffer, origin: Origin) {
-        // A small batch must not hold a large buffer.
-        let buffer = if buffer.capacity() > 4 * buffer.len() {
-            let mut exact = Buffer::new(buffer.len());
-            exact.copy_from_slice(&buffer);
-            self.take_back(buffer, origin);
-            exact
-        } else {
-            buffer
-        };
-        let blocks = u32::try_from(buffer.len() / BLOCK_BYTES).unwrap_or(u32::MAX);
         let key = (segment, block);
+        // A small batch must not hold a large buffer.
+        let is_small = buffer.capacity() > 4 * buffer.len();
+        match origin {
+            Origin::Written if is_small => {
+                self.insert_shared(key, &buffer);
+                self.recycle(buffer);
+            }
+            Origin::Read if is_small => {
+                self.insert_region(key, copy_of(&buffer, buffer.len()), origin);
+                self.take_back(buffer, origin);
+            }
+            _ => self.insert_region(key, buffer, origin),
+        }
+    }
+
+    /// Copies a small batch behind the one that lies before it, if that has room: whoever waits for a confirmation waits for
+    /// this, too, and a buffer for each batch would be new memory for each.
+    fn insert_shared(&mut self, key: Key, batch: &[u8]) {
+        if let Some(place) = self.shared
+            && let Some(region) = self.regions.get_mut(&place)
+            && region.origin == Origin::Written
+            && place.0 == key.0
+            && place.1 + region.blocks == key.1
+            && region.buffer.len() + batch.len() <= region.buffer.capacity()
+        {
+            let begin = region.buffer.len();
+            region.buffer.set_length(begin + batch.len());
+            region.buffer[begin..].copy_from_slice(batch);
+            region.blocks += blocks(batch);
+            return;
+        }
+        self.insert_region(key, copy_of(batch, SHARED_BYTES), Origin::Written);
+        self.shared = Some(key);
+    }
+
+    fn insert_region(&mut self, key: Key, buffer: Buffer, origin: Origin) {
+        let blocks = blocks(&buffer);
         let part = self.part(origin);
         part.bytes += buffer.capacity();
         part.regions += 1;
@@ -189,6 +223,18 @@ impl Part {
     }
 }
 
+fn blocks(batches: &[u8]) -> u32 {
+    u32::try_from(batches.len() / BLOCK_BYTES).unwrap_or(u32::MAX)
+}
+
+/// In memory of at least so many bytes.
+fn copy_of(batches: &[u8], capacity: usize) -> Buffer {
+    let mut buffer = Buffer::new(capacity.max(batches.len()));
+    buffer.set_length(batches.len());
+    buffer.copy_from_slice(batches);
+    buffer
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -211,14 +257,42 @@ mod tests {
 
     #[test]
     fn a_small_batch_gives_its_large_buffer_back() {
-        let mut cache = Cache::new(1 << 20, 64 * BLOCK_BYTES);
+        let mut cache = Cache::new(1 << 20, 256 * BLOCK_BYTES);
         let mut buffer = cache.staging();
         buffer[5] = 5;
         buffer.set_length(BLOCK_BYTES);
         cache.insert(1, 0, buffer, Origin::Written);
-        assert_eq!(cache.bytes(), BLOCK_BYTES);
+        assert_eq!(cache.bytes(), SHARED_BYTES);
         assert_eq!(cache.get(1, 0).map(|batch| batch[5]), Some(5));
-        assert_eq!(cache.staging().capacity(), 64 * BLOCK_BYTES);
+        assert_eq!(cache.staging().capacity(), 256 * BLOCK_BYTES);
+    }
+
+    #[test]
+    fn small_batches_share_memory_as_long_as_they_are_neighbours() {
+        let mut cache = Cache::new(1 << 20, 256 * BLOCK_BYTES);
+        let put = |cache: &mut Cache, segment, block, value| {
+            let mut buffer = cache.staging();
+            buffer.set_length(2 * BLOCK_BYTES);
+            buffer.fill(value);
+            cache.insert(segment, block, buffer, Origin::Written);
+        };
+        let blocks = 2 * u32::try_from(SHARED_BYTES / BLOCK_BYTES).unwrap();
+        for block in (0..blocks).step_by(2) {
+            put(&mut cache, 1, block, u8::try_from(block).unwrap());
+        }
+        assert_eq!((cache.bytes(), cache.regions.len()), (2 * SHARED_BYTES, 2));
+        // A gap, another segment.
+        put(&mut cache, 1, blocks + 1, 101);
+        put(&mut cache, 2, blocks + 3, 102);
+        assert_eq!(cache.regions.len(), 4);
+        let first = |segment, block| cache.get(segment, block).map(|batch| batch[0]);
+        for block in (0..blocks).step_by(2) {
+            assert_eq!(first(1, block), Some(u8::try_from(block).unwrap()));
+        }
+        assert_eq!((first(1, blocks), first(1, blocks + 1)), (None, Some(101)));
+        assert_eq!((first(2, blocks + 2), first(2, blocks + 3)), (None, Some(102)));
+        cache.remove_segment(1);
+        assert_eq!((cache.bytes(), cache.regions.len()), (SHARED_BYTES, 1));
     }
 
     #[test]

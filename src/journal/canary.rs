@@ -1,6 +1,6 @@
 //! Test builds only: planted bugs. Each must be caught by a suite, or the suite proves nothing.
 //!
-//! With the feature `canary`, [`plant`] makes one bug active in the calling thread. Without the feature [`planted`] is a
+//! With the feature `canary`, `plant` makes one bug active in the calling thread. Without the feature [`planted`] is a
 //! constant `false` and the code behind it is gone.
 
 /// A bug that can be planted.

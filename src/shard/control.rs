@@ -7,10 +7,10 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::mpsc::Sender;
 
-use ringmain_client::protocol::{BrokeredInfo, HandleKey, Role, StartAt, WakeMode};
+use ringmain_client::protocol::{BrokeredInfo, GroupInfo, HandleKey, Role, StartAt, WakeMode};
 use ringmain_client::sys::eventfd::EventFd;
 
-use super::logic::{ControlResult, QueueDefinition, QueueEdit};
+use super::logic::{ControlResult, GroupCommand, QueueDefinition, QueueEdit};
 use super::memory::{LinkMemory, PairMemory};
 
 /// A handle for a shard to serve.
@@ -36,6 +36,8 @@ pub struct NewHandle {
     pub credit: u32,
     /// Consumers: only looks.
     pub browse: bool,
+    /// Producers: the name, if there is one.
+    pub producer: String,
     /// It was served by a broker that is gone.
     pub adopted: bool,
 }
@@ -88,6 +90,28 @@ pub enum ToShard {
         queue: u64,
         /// At most so many; 0 for all.
         count: u64,
+    },
+    /// Creates, resets or deletes a group. Answer: [`FromShard::Done`], of a creation or a reset with where it starts.
+    Group {
+        /// For the answer.
+        request: u64,
+        /// Of which queue.
+        queue: u64,
+        /// Which; empty for the default group.
+        group: String,
+        /// What is to be done.
+        command: GroupCommand,
+    },
+    /// Answer: [`FromShard::Groups`].
+    Groups {
+        /// For the answer.
+        request: u64,
+        /// Of which queue.
+        queue: u64,
+        /// This one only.
+        wanted: Option<String>,
+        /// Those behind this one, by name.
+        after: Option<String>,
     },
     /// Answer: [`FromShard::Information`].
     Inform {
@@ -180,6 +204,15 @@ pub enum FromShard {
         key: HandleKey,
         /// What became of it: done, or refused.
         result: ControlResult,
+        /// Its group did not exist: it was created, and is stored.
+        group_created: bool,
+    },
+    /// Groups of a queue.
+    Groups {
+        /// From the request.
+        request: u64,
+        /// By name; `None`: there is no such queue.
+        groups: Option<Vec<GroupInfo>>,
     },
     /// Nothing of a handle is in use any more.
     Released {

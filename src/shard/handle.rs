@@ -57,6 +57,8 @@ pub(super) struct Handle {
     held: VecDeque<Held>,
     /// Of `held`, the last: taken out of the ring, refused by the journal for want of room.
     pub(super) refused: bool,
+    /// The queue is at its limit: nothing is taken out of the lane.
+    pub(super) is_limited: bool,
     /// Records for the client, oldest first.
     waiting: VecDeque<Waiting>,
     /// There was no room towards the client when it had come this far.
@@ -108,6 +110,7 @@ impl Handle {
             down,
             held: VecDeque::new(),
             refused: false,
+            is_limited: false,
             waiting: VecDeque::new(),
             blocked_at: None,
             is_listed: false,
@@ -233,11 +236,12 @@ impl Handle {
             last: last_before,
             count: count_before,
             sequence: sequence_before,
-            outcome: Outcome::Done,
+            outcome: outcome_before,
+            detail: detail_before,
             ..
         }) = self.waiting.back_mut()
-            && outcome == Outcome::Done
-            && *sequence_before + u64::from(*count_before) == sequence
+            && (*outcome_before, *detail_before) == (outcome, detail)
+            && (outcome != Outcome::Done || *sequence_before + u64::from(*count_before) == sequence)
             && let Some(sum) = count_before.checked_add(count)
         {
             *count_before = sum;

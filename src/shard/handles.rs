@@ -37,6 +37,8 @@ pub(super) struct Handles {
     touched: Vec<usize>,
     /// Answers to control requests.
     pub(super) results: Vec<(u64, ControlResult)>,
+    /// Consumers whose groups are deleted.
+    pub(super) ended: Vec<HandleKey>,
     /// Consumers whose submissions are held.
     pub(super) submitting: Vec<usize>,
     scratch: Vec<u8>,
@@ -268,6 +270,12 @@ impl Port for Handles {
         self.touch(place);
     }
 
+    fn skipped(&mut self, handle: HandleKey, messages: u64) {
+        let Some((place, handle)) = self.by_key_mut(handle) else { return };
+        handle.record(Down::Skipped { messages });
+        self.touch(place);
+    }
+
     fn drained(&mut self, handle: HandleKey) {
         let Some((place, handle)) = self.by_key_mut(handle) else { return };
         handle.record(Down::Drained);
@@ -289,5 +297,9 @@ impl Port for Handles {
 
     fn control(&mut self, request: u64, result: ControlResult) {
         self.results.push((request, result));
+    }
+
+    fn ended(&mut self, handle: HandleKey) {
+        self.ended.push(handle);
     }
 }

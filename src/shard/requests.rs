@@ -5,15 +5,20 @@ use std::os::fd::AsFd;
 
 use ringmain_client::layout::control;
 use ringmain_client::pair::LeaseEntry;
-use ringmain_client::protocol::{ErrorCode, HandleKey, Role, StartAt};
+use ringmain_client::protocol::{ErrorCode, GroupInfo, HandleKey, Role, StartAt};
 use ringmain_client::wire::Outcome;
+use ringmain_client::wire::transaction::FLAG_TRANSACTION;
 
 use super::control::{FromShard, HandleCounters, NewHandle, ToShard};
 use super::handle::Handle;
 use super::handles::Session;
-use super::logic::{ConsumerSpec, ControlResult, LaneRun, Refusal};
+use super::logic::{ConsumerSpec, ControlResult, GROUPS_MAX, LaneRun, Lsn, Refusal};
+use super::memory::{deliverable_bytes, is_deliverable};
 use super::thread::{Shard, Stopping, now, ring_doorbells};
 use crate::disk::Disk;
+
+/// Groups in one answer: their names have at most 200 bytes, an answer 64 KiB.
+const GROUPS_A_PAGE: usize = 128;
 
 impl<D: Disk> Shard<D> {
     /// Carries a request out, or gives it back if the journal has no room for it now.
@@ -34,6 +39,13 @@ impl<D: Disk> Shard<D> {
             }
             ToShard::Redrive { request, queue, count } => {
                 self.logic.redrive(&mut self.journal, request, queue, count);
+            }
+            ToShard::Group { request, queue, group, command } => {
+                self.logic.group_command(&mut self.journal, request, queue, &group, command);
+            }
+            ToShard::Groups { request, queue, wanted, after } => {
+                let groups = self.groups(queue, wanted.as_deref(), after.as_deref());
+                self.outbox.send(FromShard::Groups { request, groups });
             }
             ToShard::Inform { request, queues, handles } => {
                 self.inform(request, &queues, handles);
@@ -90,8 +102,24 @@ impl<D: Disk> Shard<D> {
 
     fn attach(&mut self, request: u64, new: Box<NewHandle>) -> Option<ToShard> {
         let (key, adopted) = (new.key, new.adopted);
+        if !adopted && !new.producer.is_empty() && !self.takes_name(request, &new) {
+            return None;
+        }
+        let named = !adopted && !new.producer.is_empty();
         let opened = match new.role() {
-            Role::Produce => self.logic.open_producer(key, new.lane),
+            Role::Produce if new.producer.is_empty() => {
+                self.logic.open_producer(key, new.lane).map(|()| false)
+            }
+            Role::Produce if adopted => {
+                let adopted = self.logic.adopt_named_producer(key, new.lane, &new.producer);
+                adopted.map(|()| false)
+            }
+            Role::Produce => {
+                let (lane, name) = (new.lane, &new.producer);
+                let log = &mut self.journal;
+                let opened = self.logic.open_named_producer(log, key, lane, name, request, now());
+                opened.map(|()| false)
+            }
             Role::Consume => {
                 let status = new.memory.pair.status();
                 let credit = if adopted {
@@ -106,14 +134,27 @@ impl<D: Disk> Shard<D> {
                     credit,
                     leases: new.memory.pair.geometry().leases(),
                     browse: new.browse,
+                    adopted,
                 };
                 status.set_credit(u64::from(credit));
                 self.logic.open_consumer(&mut self.journal, key, &spec)
             }
         };
+        let group_created = opened == Ok(true);
         let result = match opened {
-            Ok(()) => self.open(*new),
-            Err(Refusal::Full) => return Some(ToShard::Attach { request, handle: new }),
+            Ok(_) => self.open(*new),
+            Err(Refusal::NoGroup) => {
+                // It ended when its group was deleted; the client still has to give it back.
+                new.memory.close(control::CLOSED_GROUP_DELETED);
+                ControlResult::Done
+            }
+            Err(Refusal::GroupLimit) => {
+                let text = format!("a queue has at most {GROUPS_MAX} groups: delete one first");
+                ControlResult::Refused(ErrorCode::Limit, text)
+            }
+            Err(Refusal::Full | Refusal::Limit) => {
+                return Some(ToShard::Attach { request, handle: new });
+            }
             Err(Refusal::JournalFailed(errno)) => ControlResult::JournalFailed(errno),
             Err(Refusal::Unknown) => {
                 new.memory.close(control::CLOSED_DELETED);
@@ -121,12 +162,40 @@ impl<D: Disk> Shard<D> {
                 ControlResult::Refused(ErrorCode::NotFound, text)
             }
         };
-        if !adopted {
-            self.outbox.send(FromShard::Attached { request, key, result });
+        if named && result == ControlResult::Done {
+            // The answer comes when the attachment is durable.
+            self.naming.push((request, key));
+        } else if !adopted {
+            let attached = FromShard::Attached { request, key, result, group_created };
+            if group_created {
+                self.attaching.push((self.journal.last_lsn(), attached));
+            } else {
+                self.outbox.send(attached);
+            }
         } else if result != ControlResult::Done {
             self.outbox.send(FromShard::Released { key });
         }
         None
+    }
+
+    /// Whether the queue remembers the name of a producer; says why if not.
+    fn takes_name(&self, request: u64, new: &NewHandle) -> bool {
+        let why = self.logic.why_not_named(new.key.queue, &new.producer, now());
+        let Some((code, text)) = why else { return true };
+        let (key, result) = (new.key, ControlResult::Refused(code, text));
+        self.outbox.send(FromShard::Attached { request, key, result, group_created: false });
+        false
+    }
+
+    /// The attachment of a named producer has come to its end.
+    fn attached(&mut self, request: u64, key: HandleKey, result: ControlResult) {
+        if !matches!(result, ControlResult::Named { .. })
+            && let Some(place) = self.handles.place(key)
+        {
+            self.logic.close_handle(&mut self.handles, key, now());
+            self.forget(place);
+        }
+        self.outbox.send(FromShard::Attached { request, key, result, group_created: false });
     }
 
     /// The logic knows it: now its rings.
@@ -166,14 +235,15 @@ impl<D: Disk> Shard<D> {
     /// What the journal has of a lane is completed if it was not, and not taken again.
     fn adopt_lane(&mut self, place: usize) {
         let Some(handle) = self.handles.get_mut(place) else { return };
+        let rejects = self.logic.rejects(handle.key.queue);
         let runs = self.logic.lane_runs(handle.key, handle.up_position());
         let completed = handle.last_completed();
         let journaled = runs.last().map(last_of).max(completed);
         let mut runs = runs.into_iter().peekable();
         let (mut metadata, mut payload) = (Vec::new(), Vec::new());
         while journaled.is_some_and(|last| handle.up_position() <= last) {
-            let position = match handle.take(&mut metadata, &mut payload) {
-                Ok(Some((position, _, _))) => position,
+            let (position, flags) = match handle.take(&mut metadata, &mut payload) {
+                Ok(Some((position, _, flags))) => (position, flags),
                 Ok(None) => break,
                 Err(fault) => {
                     handle.fault = Some(fault.to_string());
@@ -189,8 +259,22 @@ impl<D: Disk> Shard<D> {
             } else if let Some(sequence) = sequence {
                 handle.completed(position, position, 1, sequence, Outcome::Done, 0);
             } else {
-                // It was refused, and its successors were not: all that is refused for good is what is too long.
-                handle.completed(position, position, 1, 0, Outcome::TooLarge, 0);
+                // It was refused, and its successors were not: it is too long, or the queue was full, or it was stored before under its
+                // own sequence. A queue that rejects has no names.
+                let geometry = *handle.memory.pair.geometry();
+                let (metadata, payload) = (&metadata[..], payload.len());
+                let fits = is_deliverable(&geometry, metadata.len(), payload);
+                let (outcome, detail) = if flags & FLAG_TRANSACTION != 0 {
+                    // Whatever was wrong with it, nothing of it is done.
+                    (Outcome::LeaseLost, 0)
+                } else if !fits {
+                    (Outcome::TooLarge, deliverable_bytes(&geometry))
+                } else if rejects {
+                    (Outcome::QueueFull, 0)
+                } else {
+                    self.logic.refused_before(&self.journal, handle.key, metadata, payload)
+                };
+                handle.completed(position, position, 1, 0, outcome, detail);
             }
         }
         let (key, position) = (handle.key, handle.released_position());
@@ -209,6 +293,44 @@ impl<D: Disk> Shard<D> {
             let was_sent = position < sent;
             if !was_sent || !self.logic.adopt_lease(key, slot, sequence, attempt, now()) {
                 table.set(slot, None);
+            }
+        }
+    }
+
+    /// Clients that attached are answered when their new groups are stored.
+    pub(super) fn answer_attached(&mut self, durable: Lsn) {
+        if self.attaching.is_empty() {
+            return;
+        }
+        let failed = self.logic.failed().is_some();
+        for (lsn, attached) in std::mem::take(&mut self.attaching) {
+            if lsn <= durable || failed {
+                self.outbox.send(attached);
+            } else {
+                self.attaching.push((lsn, attached));
+            }
+        }
+    }
+
+    /// A page of groups, by name.
+    fn groups(
+        &self,
+        queue: u64,
+        wanted: Option<&str>,
+        after: Option<&str>,
+    ) -> Option<Vec<GroupInfo>> {
+        let mut groups = self.logic.groups(queue, wanted, now().realtime_ns)?;
+        groups.retain(|group| after.is_none_or(|after| *group.group > *after));
+        groups.sort_unstable_by(|a, b| a.group.cmp(&b.group));
+        groups.truncate(GROUPS_A_PAGE);
+        Some(groups)
+    }
+
+    /// Consumers of groups that are deleted.
+    pub(super) fn end_consumers(&mut self) {
+        for key in std::mem::take(&mut self.handles.ended) {
+            if let Some(place) = self.handles.place(key) {
+                self.end_handle(place, control::CLOSED_GROUP_DELETED);
             }
         }
     }
@@ -237,6 +359,11 @@ impl<D: Disk> Shard<D> {
     /// Answers requests that have come to their ends; the handles of a queue that is deleted end with it.
     pub(super) fn answer_requests(&mut self) {
         for (request, result) in std::mem::take(&mut self.handles.results) {
+            if let Some(index) = self.naming.iter().position(|(one, _)| *one == request) {
+                let (_, key) = self.naming.swap_remove(index);
+                self.attached(request, key, result);
+                continue;
+            }
             let deleted = self.deleting.iter().position(|(deletion, _)| *deletion == request);
             if let Some(index) = deleted {
                 let (_, queue) = self.deleting.swap_remove(index);
@@ -252,14 +379,18 @@ impl<D: Disk> Shard<D> {
         let of = self.handles.all().filter(|(_, handle)| handle.key.queue == queue);
         let places: Vec<usize> = of.map(|(place, _)| place).collect();
         for place in places {
-            let Some(handle) = self.handles.get_mut(place) else { continue };
-            let key = handle.key;
-            handle.flush();
-            handle.close(control::CLOSED_DELETED);
-            ring_doorbells(&self.outbox, handle);
-            self.logic.close_handle(&mut self.handles, key, now());
-            self.forget(place);
+            self.end_handle(place, control::CLOSED_DELETED);
         }
+    }
+
+    fn end_handle(&mut self, place: usize, why: u64) {
+        let Some(handle) = self.handles.get_mut(place) else { return };
+        let key = handle.key;
+        handle.flush();
+        handle.close(why);
+        ring_doorbells(&self.outbox, handle);
+        self.logic.close_handle(&mut self.handles, key, now());
+        self.forget(place);
     }
 }
 

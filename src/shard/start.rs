@@ -42,6 +42,8 @@ pub enum Storage {
         path: PathBuf,
         /// How it is written.
         backend: JournalBackend,
+        /// An earlier broker of this daemon had it open: what that found out about the disk counts.
+        again: bool,
     },
     /// In memory files.
     Memory {
@@ -201,7 +203,7 @@ fn open(
     let config =
         Config { shard: number, cache_bytes: CACHE_BYTES, ..config(durable, segment_bytes) };
     let (disk, how): (Disked, String) = match storage {
-        Storage::Folder { path, backend } => open_folder(&path, backend)?,
+        Storage::Folder { path, backend, again } => open_folder(&path, backend, again)?,
         Storage::Memory { files, bytes_max } => {
             let disk = memory_disk(number, files, bytes_max, outbox.clone())
                 .map_err(|error| StartError::Io(format!("shard {number}: {error}")))?;
@@ -231,7 +233,12 @@ fn open(
     );
     Ok(Opened { journal, logic, text })
 }
-fn open_folder(path: &Path, backend: JournalBackend) -> Result<(Disked, String), StartError> {
+
+fn open_folder(
+    path: &Path,
+    backend: JournalBackend,
+    again: bool,
+) -> Result<(Disked, String), StartError> {
     let failed = |error: io::Error| {
         let text = format!("journal folder {}: {error}", path.display());
         match error.kind() {
@@ -259,7 +266,8 @@ fn open_folder(path: &Path, backend: JournalBackend) -> Result<(Disked, String),
         JournalBackend::Uring => disk::Backend::Uring,
         JournalBackend::Blocking => disk::Backend::Blocking,
     };
-    let (disk, description) = disk::open_disk(path, backend).map_err(failed)?;
+    let test = if again { disk::SelfTest::Again } else { disk::SelfTest::Kept };
+    let (disk, description) = disk::open_disk_after(test, path, backend).map_err(failed)?;
     Ok((disk, format!("journal in {}, {description}", path.display())))
 }
 

@@ -1,10 +1,11 @@
 //! Taking out of the rings what clients have sent, a bounded share of each in a turn.
 
-use ringmain_client::protocol::Role;
+use ringmain_client::protocol::{HandleKey, Role};
+use ringmain_client::wire::transaction::{FLAG_TRANSACTION, Transaction};
 use ringmain_client::wire::{Outcome, Up};
 
 use super::handle::Handle;
-use super::logic::{Now, Refusal};
+use super::logic::{Now, Refusal, TransactionAck, TransactionMessage};
 use super::memory::{deliverable_bytes, is_deliverable};
 use super::thread::Shard;
 use crate::disk::Disk;
@@ -98,13 +99,19 @@ impl<D: Disk> Shard<D> {
         if handle.is_blocked() && handle.closing.is_none() {
             return Next::Nothing;
         }
+        // At the limit of its queue: the logic says when it goes on.
+        if handle.is_limited {
+            return Next::Nothing;
+        }
         let (key, geometry) = (handle.key, *handle.memory.pair.geometry());
         let (position, next, flags) = match self.copy(place, taken) {
             Ok(found) => found,
             Err(next) => return next,
         };
         let Taken { metadata, payload } = taken;
-        let published = if is_deliverable(&geometry, metadata.len(), payload.len()) {
+        let published = if flags & FLAG_TRANSACTION != 0 {
+            self.take_transaction(place, (key, position, next), payload, now)
+        } else if is_deliverable(&geometry, metadata.len(), payload.len()) {
             let log = &mut self.journal;
             self.logic.publish(log, key, position, next, flags, metadata, payload, now)
         } else {
@@ -124,8 +131,73 @@ impl<D: Disk> Shard<D> {
                 self.is_journal_full = true;
                 Next::Later
             }
-            Err(Refusal::Unknown) => self.is_unknown(place),
+            Err(Refusal::Limit) => {
+                handle.refused = true;
+                handle.is_limited = true;
+                Next::Nothing
+            }
+            Err(_) => self.is_unknown(place),
         }
+    }
+
+    /// Takes a transaction: all handles in it are to be of its session, and its messages such as their lanes would take.
+    fn take_transaction(
+        &mut self,
+        place: usize,
+        (key, position, next): (HandleKey, u64, u64),
+        body: &[u8],
+        now: Now,
+    ) -> Result<(), Refusal> {
+        let transaction = match Transaction::decode(body) {
+            Ok(transaction) => transaction,
+            Err(error) => {
+                if let Some(handle) = self.handles.get_mut(place) {
+                    handle.fault = Some(format!("{error} as a transaction"));
+                }
+                return Ok(());
+            }
+        };
+        let (outcome, detail) = match self.check_transaction(place, &transaction) {
+            None => {
+                let messages = transaction.messages.iter().map(|message| TransactionMessage {
+                    handle: message.producer,
+                    metadata: message.metadata,
+                    payload: message.payload,
+                });
+                let acks = transaction
+                    .acks
+                    .iter()
+                    .map(|ack| TransactionAck { handle: ack.consumer, lease: ack.lease });
+                let (messages, acks): (Vec<_>, Vec<_>) = (messages.collect(), acks.collect());
+                let log = &mut self.journal;
+                return self.logic.transact(log, key, position, next, &messages, &acks, now);
+            }
+            Some(refused) => refused,
+        };
+        self.logic.refuse(key, position, outcome, detail);
+        Ok(())
+    }
+
+    /// What is wrong with a transaction, as far as the rings say.
+    fn check_transaction(&self, place: usize, whole: &Transaction<'_>) -> Option<(Outcome, u64)> {
+        let session = self.handles.get(place)?.session;
+        let of = |key: HandleKey, role: Role| {
+            let handle = self.handles.place(key).and_then(|place| self.handles.get(place));
+            handle.filter(|handle| handle.session == session && handle.role == role)
+        };
+        for message in &whole.messages {
+            let Some(handle) = of(message.producer, Role::Produce) else {
+                return Some((Outcome::CrossShard, 0));
+            };
+            let geometry = handle.memory.pair.geometry();
+            let (metadata, payload) = (message.metadata.len(), message.payload.len());
+            let max = geometry.up().max_message();
+            if payload > max || !is_deliverable(geometry, metadata, payload) {
+                return Some((Outcome::TooLarge, deliverable_bytes(geometry).min(max as u64)));
+            }
+        }
+        let foreign = whole.acks.iter().any(|ack| of(ack.consumer, Role::Consume).is_none());
+        foreign.then_some((Outcome::CrossShard, 0))
     }
 
     /// Takes a record of a consumer.
@@ -161,11 +233,11 @@ impl<D: Disk> Shard<D> {
                 self.handles.submitting.push(place);
                 Next::Took(taken.payload.len())
             }
-            Err(Refusal::Full | Refusal::JournalFailed(_)) => {
+            Err(Refusal::Full | Refusal::Limit | Refusal::JournalFailed(_)) => {
                 handle.refused = true;
                 Next::Later
             }
-            Err(Refusal::Unknown) => self.is_unknown(place),
+            Err(_) => self.is_unknown(place),
         }
     }
 

@@ -4,13 +4,15 @@ use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 
+use ringmain_client::layout::metadata::OwnSequence;
 use ringmain_client::protocol::{HandleKey, Kind, Role, StartAt, WakeMode};
 use ringmain_client::ring::{self, TryReceiveError, TrySendError};
 use ringmain_client::sys::eventfd::EventFd;
+use ringmain_client::wire::transaction::{self, Ack, FLAG_TRANSACTION, Transaction};
 use ringmain_client::wire::{Down, LeaseToken, Outcome, Up};
 
 use super::control::{FromShard, NewHandle, Outbox, ToShard};
-use super::logic::{ControlResult, Logic, QueueDefinition};
+use super::logic::{ControlResult, Limits, Logic, QueueDefinition};
 use super::memory::{LinkMemory, PageMemory, PairFiles, PairMemory, PairSize};
 use super::thread::{Parts, Shard};
 use crate::disk::simulated::{Fault, SimulatedDisk, Simulation, Site};
@@ -38,6 +40,7 @@ struct Client {
     down: ring::Consumer,
     link: Arc<LinkMemory>,
     files: PairFiles,
+    name: String,
     _memory: PairMemory,
 }
 
@@ -76,7 +79,8 @@ impl World {
         for (client, role) in adopted {
             let geometry = size(*role).geometry().unwrap();
             let memory = PairMemory::map(geometry, &client.files).unwrap();
-            let handle = Box::new(new_handle(client.key, memory, client.word, true));
+            let mut handle = Box::new(new_handle(client.key, memory, client.word, true));
+            handle.producer = client.name.clone();
             ask.send(ToShard::Attach { request: 0, handle }).unwrap();
         }
         ask.send(ToShard::Adopted).unwrap();
@@ -109,6 +113,7 @@ impl World {
             max_deliveries: 0,
             dead_letter: String::new(),
             lease_ms: 0,
+            limits: Limits::default(),
         };
         self.ask.send(ToShard::Create { request: 1, definition }).unwrap();
         self.turns();
@@ -119,6 +124,10 @@ impl World {
     }
 
     fn attach(&mut self, role: Role) -> Client {
+        self.attach_as(role, "")
+    }
+
+    fn attach_as(&mut self, role: Role, name: &str) -> Client {
         self.handles += 1;
         let key = HandleKey { queue: QUEUE, handle: self.handles, epoch: 1 };
         let geometry = size(role).geometry().unwrap();
@@ -129,17 +138,31 @@ impl World {
         );
         theirs.initialise(QUEUE);
         let word = u32::from(self.handles);
-        let handle = Box::new(new_handle(key, theirs, word, false));
+        let mut handle = Box::new(new_handle(key, theirs, word, false));
+        handle.producer = name.to_owned();
         self.ask.send(ToShard::Attach { request: 2, handle }).unwrap();
         self.turns();
         let attached = self.answers.try_iter().any(|answer| {
-            matches!(answer, FromShard::Attached { result: ControlResult::Done, .. })
+            let FromShard::Attached { result, .. } = answer else { return false };
+            match result {
+                ControlResult::Named { .. } => !name.is_empty(),
+                result => name.is_empty() && result == ControlResult::Done,
+            }
         });
         assert!(attached);
         let pair = &ours.pair;
         let up = ring::Producer::new(pair.up(), geometry.up(), self.handles).unwrap();
         let down = ring::Consumer::new(pair.down(), geometry.down(), self.handles).unwrap();
-        Client { key, word, up, down, link: Arc::clone(&self.link), files, _memory: ours }
+        Client {
+            key,
+            word,
+            up,
+            down,
+            link: Arc::clone(&self.link),
+            files,
+            name: name.to_owned(),
+            _memory: ours,
+        }
     }
 }
 
@@ -155,6 +178,7 @@ fn new_handle(key: HandleKey, memory: PairMemory, word: u32, adopted: bool) -> N
         from: StartAt::First,
         credit: 16,
         browse: false,
+        producer: String::new(),
         adopted,
     }
 }
@@ -164,6 +188,13 @@ impl Client {
         let sent = self.up.try_send(0, &[], payload);
         self.link.link.set_ready(self.word);
         sent
+    }
+
+    /// Sends a message as the first producer of a queue that has a name.
+    fn send_own(&mut self, sequence: u64) {
+        let entry = OwnSequence { producer: 1, epoch: 1, sequence }.encode();
+        self.up.try_send(0, &entry, b"own").unwrap();
+        self.link.link.set_ready(self.word);
     }
 
     fn ask(&mut self, up: Up) {
@@ -349,5 +380,183 @@ fn another_shard_takes_up_lanes_and_leases_where_they_stood() {
             assert!(matches!(record, Down::Answer { outcome: Outcome::Done, .. }), "{record:?}");
         }
         assert_eq!(world.shard.logic.info(QUEUE).unwrap().messages, 5);
+    }
+}
+
+#[test]
+fn the_attachment_under_a_name_is_answered_when_it_is_durable() {
+    let mut world = World::new();
+    world.create_queue();
+    let ask = |world: &mut World, number: u8| {
+        let key = HandleKey { queue: QUEUE, handle: number, epoch: 1 };
+        let geometry = size(Role::Produce).geometry().unwrap();
+        let files = PairFiles::create("test", &geometry).unwrap();
+        let memory = PairMemory::map(geometry, &files).unwrap();
+        memory.initialise(QUEUE);
+        let mut handle = Box::new(new_handle(key, memory, u32::from(number), false));
+        handle.producer = "source".to_owned();
+        world.ask.send(ToShard::Attach { request: u64::from(number), handle }).unwrap();
+        world.turns();
+        let answers = world.answers.try_iter();
+        let results = answers.filter_map(|answer| match answer {
+            FromShard::Attached { result, .. } => Some(result),
+            _ => None,
+        });
+        results.collect::<Vec<_>>()
+    };
+    world.simulation.hold();
+    assert_eq!(ask(&mut world, 1), []);
+    world.simulation.flow();
+    world.simulation.release_all();
+    let result = ControlResult::Named { id: 1, epoch: 2, last: 0 };
+    assert_eq!(ask(&mut world, 2).last(), Some(&result));
+    let writes = world.simulation.calls(Site::BeginWrite);
+    world.simulation.fail(Site::BeginWrite, writes + 1, Fault::Error(libc::EIO));
+    for number in [3, 4] {
+        assert_eq!(ask(&mut world, number), [ControlResult::JournalFailed(libc::EIO)]);
+        let key = HandleKey { queue: QUEUE, handle: number, epoch: 1 };
+        assert!(world.shard.handles.place(key).is_none(), "nothing is left of it");
+    }
+}
+
+#[test]
+fn duplicates_in_a_lane_stay_duplicates_under_another_shard() {
+    for held in [false, true] {
+        let mut world = World::new();
+        world.create_queue();
+        let mut producer = world.attach_as(Role::Produce, "source");
+        let expected = |producer: &mut Client, from: u64| {
+            for sequence in [from, from, from + 1, from - from.min(1), from + 2] {
+                producer.send_own(sequence.max(1));
+            }
+        };
+        expected(&mut producer, 1);
+        world.turns();
+        if held {
+            world.simulation.hold();
+        }
+        expected(&mut producer, 4);
+        world.turns();
+        expected(&mut producer, 7);
+        let simulation = world.simulation.clone();
+        drop(world);
+        simulation.kill(1);
+        simulation.flow();
+        let mut world = World::on(simulation, &[(&producer, Role::Produce)]);
+        world.turns();
+        let mut outcomes = Vec::new();
+        for (outcome, count, _) in producer.completions() {
+            outcomes.extend((0..count).map(|_| outcome == Outcome::Duplicate));
+        }
+        let once = [false, true, false, true, false];
+        assert_eq!(outcomes, once.repeat(3), "held: {held}");
+        assert_eq!(world.shard.logic.info(QUEUE).unwrap().messages, 9);
+    }
+}
+
+/// A transaction as a client of the queue would send it.
+fn transaction(messages: &[(HandleKey, &[u8])], acks: &[(HandleKey, LeaseToken)]) -> Vec<u8> {
+    let messages = messages.iter().map(|(producer, payload)| transaction::Message {
+        producer: *producer,
+        metadata: &[],
+        payload,
+    });
+    let acks = acks.iter().map(|(consumer, lease)| Ack { consumer: *consumer, lease: *lease });
+    let whole = Transaction { messages: messages.collect(), acks: acks.collect() };
+    let mut body = Vec::new();
+    whole.encode(&mut body);
+    body
+}
+
+#[test]
+fn a_transaction_has_handles_of_its_session_and_fits_their_rings() {
+    let mut world = World::new();
+    world.create_queue();
+    let mut producer = world.attach(Role::Produce);
+    let mut consumer = world.attach(Role::Consume);
+    let mut send = |world: &mut World, body: &[u8]| {
+        producer.up.try_send(FLAG_TRANSACTION, &[], body).unwrap();
+        producer.link.link.set_ready(producer.word);
+        world.turns();
+        producer.completions()
+    };
+    let (own, reader) = (HandleKey { queue: QUEUE, handle: 1, epoch: 1 }, consumer.key);
+    assert_eq!(send(&mut world, &transaction(&[(own, b"in")], &[])), [(Outcome::Done, 1, 1)]);
+    let lease = consumer.deliveries()[0].0;
+    let nobody = HandleKey { handle: 99, ..own };
+    let later = HandleKey { epoch: 2, ..own };
+    let long = [0; 900];
+    let refused = [
+        (transaction(&[(own, b"x"), (nobody, b"x")], &[]), Outcome::CrossShard),
+        (transaction(&[(later, b"x")], &[]), Outcome::CrossShard),
+        (transaction(&[(reader, b"x")], &[]), Outcome::CrossShard),
+        (transaction(&[(own, b"x")], &[(own, lease)]), Outcome::CrossShard),
+        (transaction(&[(own, b"x")], &[(reader, lease), (reader, lease)]), Outcome::LeaseLost),
+    ];
+    for (body, outcome) in refused {
+        assert_eq!(send(&mut world, &body)[0].0, outcome);
+    }
+    let fits = transaction(&[(own, &long)], &[(reader, lease)]);
+    assert_eq!(send(&mut world, &fits), [(Outcome::Done, 1, 2)]);
+    assert_eq!(world.shard.logic.info(QUEUE).unwrap().messages, 1);
+    // Another session's handles are not its own.
+    if let Some(handle) = world.shard.handles.place(reader) {
+        world.shard.handles.get_mut(handle).unwrap().session = SESSION + 1;
+    }
+    let lease = consumer.deliveries()[0].0;
+    let body = transaction(&[(own, b"x")], &[(reader, lease)]);
+    assert_eq!(send(&mut world, &body), [(Outcome::CrossShard, 1, 0)]);
+    // What is no transaction is the end of its handle, and of nothing else.
+    producer.up.try_send(FLAG_TRANSACTION, &[], &fits[..fits.len() - 1]).unwrap();
+    producer.link.link.set_ready(producer.word);
+    world.turns();
+    let faults = world.answers.try_iter().filter(|one| matches!(one, FromShard::Fault { .. }));
+    assert_eq!(faults.count(), 1);
+    assert!(world.shard.handles.place(own).is_none());
+    assert!(world.shard.handles.place(reader).is_some());
+}
+
+#[test]
+fn another_shard_takes_up_transactions_where_they_stood() {
+    for held in [false, true] {
+        let mut world = World::new();
+        world.create_queue();
+        let mut producer = world.attach(Role::Produce);
+        let mut consumer = world.attach(Role::Consume);
+        for number in 0..4_u8 {
+            producer.send(&[number]).unwrap();
+        }
+        world.turns();
+        producer.completions();
+        let leased = consumer.deliveries();
+        let send = |producer: &mut Client, leases: &[LeaseToken]| {
+            let acks: Vec<_> = leases.iter().map(|lease| (consumer.key, *lease)).collect();
+            let body = transaction(&[(producer.key, b"a"), (producer.key, b"b")], &acks);
+            producer.up.try_send(FLAG_TRANSACTION, &[], &body).unwrap();
+            producer.link.link.set_ready(producer.word);
+        };
+        if held {
+            world.simulation.hold();
+        }
+        send(&mut producer, &[leased[0].0]);
+        // Its lease is the one before's: nothing of it is done.
+        send(&mut producer, &[leased[0].0, leased[1].0]);
+        send(&mut producer, &[leased[1].0]);
+        world.turns();
+        send(&mut producer, &[leased[2].0]);
+        send(&mut producer, &[leased[2].0]);
+        let simulation = world.simulation.clone();
+        drop(world);
+        simulation.kill(1);
+        simulation.flow();
+        let adopted = [(&producer, Role::Produce), (&consumer, Role::Consume)];
+        let mut world = World::on(simulation, &adopted);
+        world.turns();
+        let outcomes: Vec<_> =
+            producer.completions().iter().map(|(outcome, _, first)| (*outcome, *first)).collect();
+        let (done, lost) = (|first| (Outcome::Done, first), (Outcome::LeaseLost, 0));
+        assert_eq!(outcomes, [done(5), lost, done(7), done(9), lost], "held: {held}");
+        let info = world.shard.logic.info(QUEUE).unwrap();
+        assert_eq!((info.messages, info.next_sequence), (7, 11), "held: {held}");
     }
 }

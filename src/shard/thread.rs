@@ -22,14 +22,14 @@ use std::time::{Duration, Instant};
 use super::control::{FromShard, Outbox, ToShard, Trouble};
 use super::handle::Handle;
 use super::handles::Handles;
-use super::logic::{Logic, Now};
+use super::logic::{Logic, Lsn, Now};
 use super::memory::PageMemory;
 use super::spin::Spin;
 use super::take::Taken;
 use crate::disk::Disk;
 use crate::journal::{Journal, Ready};
 use ringmain_client::layout::control;
-use ringmain_client::protocol::{Role, WakeMode};
+use ringmain_client::protocol::{HandleKey, Role, WakeMode};
 use ringmain_client::ring::Kernel;
 use ringmain_client::sys::clock::{monotonic_ns, realtime_ns};
 use ringmain_client::sys::eventfd::EventFd;
@@ -60,6 +60,10 @@ pub(super) struct Shard<D: Disk> {
     pub(super) stalled: VecDeque<ToShard>,
     /// Deletions under way: request and queue.
     pub(super) deleting: Vec<(u64, u64)>,
+    /// Answers to clients whose groups are new, and the records that create these.
+    pub(super) attaching: Vec<(Lsn, FromShard)>,
+    /// Named producers whose attachment is not durable yet: request and handle.
+    pub(super) naming: Vec<(u64, HandleKey)>,
     /// Everything is adopted.
     pub(super) is_started: bool,
     /// The journal failed, and everybody was told.
@@ -69,7 +73,10 @@ pub(super) struct Shard<D: Disk> {
     pub(super) stopping: Option<Stopping>,
     /// A wait failed, and that was logged.
     is_sleepless: bool,
+    /// While nothing is in flight: whoever was confirmed may come again at once.
     spin: Spin,
+    /// While something is: others may come, those who wait for the disk do not. One figure for both would be right for neither.
+    spin_in_flight: Spin,
     /// What was taken last.
     pub(super) taken: Taken,
     /// The journal takes nothing in this turn any more.
@@ -113,12 +120,15 @@ impl<D: Disk> Shard<D> {
             handles: Handles::default(),
             stalled: VecDeque::new(),
             deleting: Vec::new(),
+            attaching: Vec::new(),
+            naming: Vec::new(),
             is_started: false,
             failed_errno: None,
             is_full: false,
             stopping: None,
             is_sleepless: false,
             spin: Spin::new(),
+            spin_in_flight: Spin::new(),
             taken: Taken::default(),
             is_journal_full: false,
         })
@@ -173,6 +183,7 @@ impl<D: Disk> Shard<D> {
         busy |= self.tend();
         self.answer_requests();
         self.tell_of_stalls();
+        self.go_on_below_limits();
         let has_work = self.handles.listed(Role::Consume) + self.handles.listed(Role::Produce) > 0;
         busy | (has_work && self.is_journal_ready())
     }
@@ -236,6 +247,8 @@ impl<D: Disk> Shard<D> {
                 }
             }
         }
+        self.answer_attached(progress.durable);
+        self.end_consumers();
         self.tell_of_room();
         progress.advanced || progress.reads > 0
     }
@@ -282,6 +295,17 @@ impl<D: Disk> Shard<D> {
                 self.number
             );
             self.outbox.send(FromShard::Log { text });
+        }
+    }
+
+    /// Lanes for which their queues have room again.
+    fn go_on_below_limits(&mut self) {
+        for key in self.logic.take_unblocked() {
+            let Some(place) = self.handles.place(key) else { continue };
+            if let Some(handle) = self.handles.get_mut(place) {
+                handle.is_limited = false;
+            }
+            self.handles.list(place);
         }
     }
 
@@ -367,7 +391,9 @@ impl<D: Disk> Shard<D> {
 
     /// Nothing to do: looks on for a moment if that has paid lately, then sleeps.
     fn idle(&mut self) {
-        if self.stopping.is_none() && self.spin.look(|| self.handles.is_ready()) {
+        let in_flight = self.journal.durable() < self.journal.last_lsn();
+        let spin = if in_flight { &mut self.spin_in_flight } else { &mut self.spin };
+        if self.stopping.is_none() && spin.look(|| self.handles.is_ready()) {
             return;
         }
         self.page.page.set_asleep(true);

@@ -3,7 +3,7 @@
 use super::*;
 
 /// Creates a durable queue and one in memory; what holds for one holds for the other.
-fn both(daemon: &Daemon, arguments: &[&str]) -> [&'static str; 2] {
+pub(super) fn both(daemon: &Daemon, arguments: &[&str]) -> [&'static str; 2] {
     daemon.create("durable", &[&["--durable"], arguments].concat());
     daemon.create("memory", &[&["--plane", "brokered"], arguments].concat());
     ["durable", "memory"]
@@ -15,7 +15,7 @@ fn brokered(daemon: &Daemon, queue: &str, name: &str) -> u64 {
 }
 
 /// Documents of `--json`, one a line.
-fn documents(text: &str) -> Vec<serde_json::Value> {
+pub(super) fn documents(text: &str) -> Vec<serde_json::Value> {
     text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
 }
 
@@ -200,20 +200,28 @@ fn a_count_takes_no_more_than_that() {
     }
 }
 
+/// What the first consumer of a group prints.
+pub(super) fn first(daemon: &Daemon, arguments: &[&str]) -> String {
+    let output = daemon.run(arguments);
+    let told = stderr(&output);
+    assert!(output.status.success() && told.contains("it was created"), "{told}");
+    stdout(&output)
+}
+
 #[test]
 fn groups_see_every_message() {
     let daemon = Daemon::durable();
     for queue in both(&daemon, &[]) {
-        assert_eq!(daemon.ok(&["consume", queue, "--group", "audit", "--drain"]), "");
+        assert_eq!(first(&daemon, &["consume", queue, "--group", "audit", "--drain"]), "");
         daemon.feed(&["publish", queue], b"a\nb\nc\n");
         assert_eq!(daemon.ok(&["consume", queue, "--group", "default", "--drain"]), "a\nb\nc\n");
         assert_eq!(brokered(&daemon, queue, "messages"), 3, "the other group has not seen them");
         assert_eq!(
-            daemon.ok(&["consume", queue, "--group", "late", "--from", "3", "--drain"]),
+            first(&daemon, &["consume", queue, "--group", "late", "--from", "3", "--drain"]),
             "c\n"
         );
         assert_eq!(
-            daemon.ok(&["consume", queue, "--group", "new", "--from", "new", "--drain"]),
+            first(&daemon, &["consume", queue, "--group", "new", "--from", "new", "--drain"]),
             ""
         );
         assert_eq!(daemon.ok(&["consume", queue, "--group", "audit", "--drain"]), "a\nb\nc\n");
@@ -468,6 +476,85 @@ fn a_clean_stop_keeps_everything() {
     assert_eq!(daemon.ok(&["consume", "q", "--drain"]), "b\n");
 }
 
+/// Lines of these numbers.
+fn numbered(lines: std::ops::RangeInclusive<u64>) -> Vec<u8> {
+    lines.map(|line| format!("line {line}\n")).collect::<String>().into_bytes()
+}
+
+#[test]
+fn under_a_name_each_line_is_stored_once() {
+    let mut daemon = Daemon::durable();
+    for queue in both(&daemon, &[]) {
+        let named = ["publish", queue, "--producer", "import"];
+        let first = daemon.feed(&named, &numbered(1..=40));
+        assert!(first.status.success() && first.stderr.is_empty(), "{first:?}");
+        // Again from the start, with more of it.
+        let again = daemon.feed(&[&named[..], &["--json"]].concat(), &numbered(1..=100));
+        let said = "40 of 100 lines were stored before under the name import";
+        assert!(stderr(&again).contains(said), "{again:?}");
+        let summary = json(&again);
+        assert_eq!((&summary["published"], &summary["duplicates"]), (&100.into(), &40.into()));
+        assert_eq!(
+            (&summary["first_sequence"], &summary["last_sequence"]),
+            (&41.into(), &100.into())
+        );
+        let rest = [&named[..], &["--first-sequence", "100", "--receipts"]].concat();
+        assert_eq!(stdout(&daemon.feed(&rest, &numbered(100..=102))), "duplicate\n101\n102\n");
+        let other = ["publish", queue, "--producer", "other", "--receipts", "--json"];
+        let other = documents(&stdout(&daemon.feed(&other, &numbered(1..=1))));
+        assert_eq!(other[0]["sequence"], 103);
+        let mut expected = numbered(1..=102);
+        expected.extend(numbered(1..=1));
+        assert_eq!(daemon.ok(&["consume", queue, "--drain"]).into_bytes(), expected);
+    }
+    daemon.stop();
+    daemon.restart();
+    let again = ["publish", "durable", "--producer", "import", "--json"];
+    assert_eq!(json(&daemon.feed(&again, &numbered(1..=103)))["duplicates"], 102);
+}
+
+#[test]
+fn the_later_one_has_the_name() {
+    let daemon = Daemon::durable();
+    daemon.create("q", &["--durable"]);
+    let named = ["publish", "q", "--producer", "import", "--receipts"];
+    let mut command = daemon.command(&named);
+    let piped = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut earlier = Running::start(piped);
+    let mut stdin = earlier.0.stdin.take().unwrap();
+    let receipts = lines(earlier.0.stdout.take().unwrap());
+    stdin.write_all(b"one\n").unwrap();
+    assert_eq!(receipts.recv_timeout(LIMIT).unwrap(), "1");
+    assert_eq!(stdout(&daemon.feed(&named, b"one\ntwo\n")), "duplicate\n2\n");
+    stdin.write_all(b"two, otherwise\n").unwrap();
+    drop(stdin);
+    let mut said = String::new();
+    earlier.0.stderr.take().unwrap().read_to_string(&mut said).unwrap();
+    assert!(said.contains("another producer has attached under this name"), "{said}");
+    assert_eq!(earlier.end(), 75);
+    assert_eq!(daemon.ok(&["consume", "q", "--drain"]), "one\ntwo\n");
+}
+
+#[test]
+fn names_that_cannot_be() {
+    let daemon = Daemon::durable();
+    daemon.create("q", &["--durable"]);
+    daemon.create("direct", &[]);
+    assert_fails(&daemon.run(&["publish", "direct", "--producer", "a"]), 78, "direct");
+    for bad in [
+        &["--producer", ""][..],
+        &["--producer", "a b"],
+        &["--producer", &"x".repeat(201)],
+        &["--producer", "a", "--first-sequence", "0"],
+        &["--producer", "a", "--first-sequence", "x"],
+        &["--first-sequence", "1"],
+    ] {
+        let output = daemon.run(&[&["publish", "q"], bad].concat());
+        assert_eq!(output.status.code(), Some(64), "{bad:?}: {output:?}");
+    }
+    assert_eq!(brokered(&daemon, "q", "next_sequence"), 1);
+}
+
 #[test]
 fn a_time_out_covers_confirmations() {
     let daemon = Daemon::durable();
@@ -505,7 +592,7 @@ fn a_start_beyond_the_end_is_refused() {
             assert_fails(&daemon.run(&from), 65, &said);
         }
         let next = ["consume", queue, "--group", "next", "--from", "4", "--drain"];
-        assert_eq!(daemon.ok(&next), "");
+        assert_eq!(first(&daemon, &next), "");
     }
 }
 

@@ -2,7 +2,9 @@
 
 mod brokered;
 mod demo;
+mod groups;
 mod journal;
+mod limits;
 mod messages;
 mod queues;
 mod usage;

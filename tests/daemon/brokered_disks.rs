@@ -225,7 +225,7 @@ fn a_journal_that_somebody_else_holds_is_only_its_own_queues_error() {
     client.create_queue("memory", in_memory()).unwrap();
     let path = daemon.data.path().join("shard-0/segment-00000001.journal");
     let before = daemon.daemon.status();
-    // Waits for the broker's end, and has the lock before the next one asks for it.
+    // Waits for the broker's end.
     let taken = std::thread::spawn(move || {
         let file = std::fs::File::open(path).unwrap();
         Flock::lock(file, FlockArg::LockExclusive).unwrap()
@@ -235,9 +235,12 @@ fn a_journal_that_somebody_else_holds_is_only_its_own_queues_error() {
         let waits = format!(" {} ", std::process::id());
         locks.lines().any(|line| line.contains("->") && line.contains(&waits)).then_some(())
     });
+    // Meanwhile nobody starts the next one.
+    signal(before.keeper_pid, Signal::SIGSTOP);
     signal(before.broker_pid, Signal::SIGKILL);
-    daemon.daemon.next_broker(&before);
     let held = taken.join().unwrap();
+    signal(before.keeper_pid, Signal::SIGCONT);
+    daemon.daemon.next_broker(&before);
     // Asked before the shard gives up: the answer waits for it, and tells of both queues.
     let mut raw = Raw::hello(&daemon.daemon.socket, 79);
     let Reply::Queues(queues) = raw.ask(&Request::ListQueues { after: String::new() }) else {

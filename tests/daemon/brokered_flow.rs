@@ -12,7 +12,7 @@ use ringmain_client::{
 use crate::brokered_support::*;
 use crate::support::*;
 
-fn refused<T: std::fmt::Debug>(result: Result<T, ClientError>) -> (ErrorCode, String) {
+pub(crate) fn refused<T: std::fmt::Debug>(result: Result<T, ClientError>) -> (ErrorCode, String) {
     match result {
         Err(ClientError::Refused { code, message }) => (code, message),
         other => panic!("not refused: {other:?}"),

@@ -6,7 +6,7 @@ use crate::brokered_support::*;
 use crate::support::*;
 
 /// Times that any thread of a process has given up the processor.
-fn switches(pid: u32) -> u64 {
+pub(crate) fn switches(pid: u32) -> u64 {
     let mut total = 0;
     for task in std::fs::read_dir(format!("/proc/{pid}/task")).unwrap() {
         let Ok(text) = std::fs::read_to_string(task.unwrap().path().join("status")) else {

@@ -490,6 +490,26 @@ pub(crate) mod child {
                 say("ready");
                 wait_for_end();
             }
+            // Brokered queues: moves messages from one to the other, each in a transaction, until it is killed.
+            ["transform", input, output] => {
+                // The broker may be killed meanwhile, and the next one may take long.
+                let attach = || -> Result<_, ringmain_client::ClientError> {
+                    let client = ringmain_client::Client::connect(&socket)?;
+                    let input = client.brokered_consumer(input, Default::default())?;
+                    let output = client.brokered_producer(output, Default::default())?;
+                    Ok((client, input, output))
+                };
+                let (client, mut input, mut output) =
+                    eventually("the handles of a worker", || attach().ok());
+                say("ready");
+                loop {
+                    let Ok(message) = input.receive_timeout(PATIENCE) else { continue };
+                    let mut transaction = client.transaction();
+                    transaction.publish(&output, message.payload()).unwrap();
+                    transaction.ack(&input, &message).unwrap();
+                    transaction.commit(&mut output).unwrap();
+                }
+            }
             // As another user: one request, one answer.
             ["as", uid, request @ ..] => as_user(&socket, uid.parse().unwrap(), request),
             other => panic!("unknown child {other:?}"),

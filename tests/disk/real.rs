@@ -7,8 +7,8 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use ringmain::disk::{
-    Availability, Backend, BlockingDisk, Buffer, Disk, Durability, Operation, RawWrites, SyncMode,
-    Ticket, UringDisk, availability, errno, open_disk, probe_sync_modes,
+    Availability, Backend, BlockingDisk, Buffer, Disk, Durability, Operation, RawWrites, SelfTest,
+    SyncMode, Ticket, UringDisk, availability, errno, open_disk, open_disk_after, probe_sync_modes,
 };
 
 use crate::mounted::Mounted;
@@ -102,6 +102,38 @@ fn a_file_system_without_direct_writes_or_with_them_is_described() {
         open_disk(&folder.path().join("missing"), Backend::Auto).err().map(|error| error.kind()),
         Some(io::ErrorKind::NotFound)
     );
+}
+
+#[test]
+fn a_self_test_is_made_once_where_it_is_kept() {
+    let (journal, beside) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let open = |test, folder: &tempfile::TempDir| {
+        let (mut disk, description) = open_disk_after(test, folder.path(), Backend::Auto).unwrap();
+        assert_eq!(disk.list().unwrap(), []);
+        (description.figures, description.to_string())
+    };
+    let earlier = |line: &str| line.contains("as the self-test before found");
+    let files = |folder: &tempfile::TempDir| fs::read_dir(folder.path()).unwrap().count();
+    // Times in nanoseconds: two self-tests never find the same.
+    let (made, line) = open(SelfTest::Made, &journal);
+    assert!(!earlier(&line) && files(&journal) == 0, "{line}");
+    let (kept, line) = open(SelfTest::Kept, &journal);
+    assert!(!earlier(&line) && files(&journal) == 1 && kept != made, "{line}");
+    let (again, line) = open(SelfTest::Again, &journal);
+    assert!(earlier(&line) && again == kept, "{line}");
+    let (of, line) = open(SelfTest::Of(journal.path()), &beside);
+    assert!(earlier(&line) && of == kept && files(&beside) == 0, "{line}");
+    // Who opens it for the first time finds out anew.
+    let (anew, _) = open(SelfTest::Kept, &journal);
+    assert_ne!(anew, kept);
+    assert_eq!(open(SelfTest::Again, &journal).0, anew);
+    // Where nothing was kept, or nothing that can be understood, it is made.
+    fs::write(journal.path().join(".sync-mode"), "{").unwrap();
+    let (of, line) = open(SelfTest::Of(journal.path()), &beside);
+    assert!(!earlier(&line) && of != anew && files(&beside) == 0, "{line}");
+    let (again, line) = open(SelfTest::Again, &journal);
+    assert!(!earlier(&line) && again != anew, "{line}");
+    assert_eq!(open(SelfTest::Again, &journal).0, again);
 }
 
 #[test]

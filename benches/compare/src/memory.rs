@@ -1,10 +1,12 @@
 //! Shared anonymous memory, pinning and forked children: what the comparisons need from the operating system.
 
+use std::hint::spin_loop;
 use std::io;
 
 use ringmain_client::layout::{Geometry, PAGE_BYTES};
 use ringmain_client::protocol::Kind;
 use ringmain_client::ring::{Region, RingMemory, repair};
+use ringmain_client::sync::atomic::{AtomicU64, Ordering};
 
 /// Shared, zeroed, pre-faulted memory that a forked child sees as well. Never unmapped.
 pub(crate) fn region(bytes: usize) -> Region {
@@ -68,8 +70,18 @@ fn pin_to_any() {
     }
 }
 
-/// Runs `child` in another process, pinned to cpu 1, while `parent` runs here, pinned to cpu 0.
+/// Spins until the word is set.
+pub(crate) fn wait_for(word: &AtomicU64) {
+    // Acquire: partner of whoever sets it.
+    while word.load(Ordering::Acquire) == 0 {
+        spin_loop();
+    }
+}
+
+/// Runs `child` in another process, pinned to cpu 1, while `parent` runs here, pinned to cpu 0. `parent` begins when the child
+/// is about to: making a process takes milliseconds, which are no part of what is measured.
 pub(crate) fn two_processes<T>(child: impl FnOnce(), parent: impl FnOnce() -> T) -> T {
+    let ready = board();
     // Before the fork: a child that inherits cpu 0 from a spinning parent could wait for it for ever.
     pin_to_any();
     // SAFETY: the process has one thread at this point, so the child may do anything.
@@ -81,12 +93,14 @@ pub(crate) fn two_processes<T>(child: impl FnOnce(), parent: impl FnOnce() -> T)
             // SAFETY: takes no pointer.
             unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) };
             pin(1);
+            ready.u64_at(0).store(1, Ordering::Release);
             child();
         }));
         // SAFETY: does not return.
         unsafe { libc::_exit(i32::from(outcome.is_err())) };
     }
     pin(0);
+    wait_for(ready.u64_at(0));
     let value = parent();
     let mut status = 0;
     // SAFETY: `status` outlives the call.

@@ -11,7 +11,8 @@ use crate::layout::metadata::Metadata;
 use crate::wire::Up;
 use crate::{
     AckError, BrokeredConsumer, BrokeredProducer, ClientError, ConfirmError, Confirmation,
-    Delivery, Receipt, Receipts, ReceiveError, SendError, SettledRun,
+    Delivery, Receipt, Receipts, ReceiveError, SendError, SettledRun, Transaction,
+    TransactionError,
 };
 
 /// A [`BrokeredProducer`] whose waiting forms are futures. Dropped futures have sent nothing, or lost no receipt.
@@ -61,6 +62,18 @@ impl AsyncBrokeredProducer {
     /// As [`BrokeredProducer::send_batch`].
     pub async fn send_batch(&mut self, payloads: &[&[u8]]) -> Result<Receipts, SendError> {
         self.send_with(|ends, attachment| ends.try_send_all(attachment, payloads)).await
+    }
+
+    /// Sends a transaction through the lane of this producer, waiting for room.
+    ///
+    /// # Errors
+    /// As [`Transaction::commit`].
+    pub async fn commit(&mut self, transaction: &Transaction) -> Result<Receipt, TransactionError> {
+        let (body, own) = transaction.body(&self.producer)?;
+        let sent = self.send_with(|ends, attachment| ends.try_send_transaction(attachment, &body));
+        let receipt = sent.await?;
+        self.producer.ends.took_own(own);
+        Ok(receipt)
     }
 
     async fn send_with<T>(

@@ -41,9 +41,12 @@ pub struct BrokeredConsumer {
     pub(crate) inbox: Inbox,
     // Behind the rings, because it owns their mappings: fields are dropped in this order.
     pub(crate) attachment: Attachment,
+    /// Number of its shard.
+    pub(super) shard: u32,
     durable: bool,
     leases: u32,
     max_message: usize,
+    group_created: bool,
     /// Something was submitted since the last [`Self::flush`].
     pub(crate) unflushed: bool,
     /// `Send`, not `Sync`.
@@ -61,16 +64,20 @@ impl BrokeredConsumer {
             from: options.from,
             credit: options.credit,
             browse: options.browse,
+            ..AttachOptions::default()
         };
-        let Opened { up, down, shard, durable, leases, max_message, attachment } =
-            open(client, queue, Role::Consume, asked, options.wait)?;
+        let opened = open(client, queue, Role::Consume, asked, options.wait)?;
+        let Opened { up, down, shard, shard_number, durable, leases, max_message, .. } = opened;
+        let (group_created, attachment) = (opened.group_created, opened.attachment);
         let inbox = Inbox::new(up, down, shard, handle_number());
         Ok(Self {
             inbox,
             attachment,
+            shard: shard_number,
             durable,
             leases,
             max_message,
+            group_created,
             unflushed: false,
             not_sync: PhantomData,
         })
@@ -92,6 +99,12 @@ impl BrokeredConsumer {
     #[must_use]
     pub fn is_durable(&self) -> bool {
         self.durable
+    }
+
+    /// Whether its group did not exist and was created for it: a mistyped name, perhaps.
+    #[must_use]
+    pub fn created_group(&self) -> bool {
+        self.group_created
     }
 
     /// Longest payload in bytes.
@@ -314,6 +327,13 @@ impl BrokeredConsumer {
             self.unflushed = false;
         }
         Ok(())
+    }
+
+    /// How many messages a limit of the queue has discarded since the last call before anybody in this consumer's group had them:
+    /// there is a gap of so many in front of what was received last. 0 as long as the group keeps up, and always on a queue that
+    /// loses nothing. Every consumer of the group is told the same.
+    pub fn take_skipped(&mut self) -> u64 {
+        self.inbox.take_skipped()
     }
 
     /// From now on at most this many messages may be unacknowledged; 0 pauses. At most [`Self::max_credit`] count.

@@ -3,6 +3,7 @@
 use super::completions;
 use super::error::ConfirmError;
 use super::ledger::Ledger;
+use super::named::OwnSequences;
 use super::receipt::{Receipt, Receipts};
 use super::shard_link::ShardEnd;
 use super::waiting::Pair;
@@ -23,6 +24,8 @@ pub(crate) struct Ends {
     shard: ShardEnd,
     pub(crate) ledger: Ledger,
     window: usize,
+    /// Of a producer with a name.
+    pub(super) named: Option<OwnSequences>,
     /// The daemon broke the rules: nothing it says is believed any more.
     broken: Option<Fault>,
     /// When it was first seen that the journal failed, in nanoseconds; 0: it has not.
@@ -74,8 +77,9 @@ impl Ends {
         shard: ShardEnd,
         ledger: Ledger,
         window: usize,
+        named: Option<OwnSequences>,
     ) -> Self {
-        Self { up, down, shard, ledger, window, broken: None, failed_ns: 0 }
+        Self { up, down, shard, ledger, window, named, broken: None, failed_ns: 0 }
     }
 
     /// Takes all completions that are there; whether there were any.
@@ -122,6 +126,9 @@ impl Ends {
         if attachment.is_lost() {
             return Err(NotSent::Never(SendError::Lost));
         }
+        if self.ledger.is_fenced() {
+            return Err(NotSent::Never(SendError::Fenced));
+        }
         if !self.fits_window(messages) {
             return Err(NotSent::Lacks(Lacks::Completion));
         }
@@ -167,6 +174,24 @@ impl Ends {
         metadata: &[u8],
         payload: &[u8],
     ) -> Result<Receipt, NotSent> {
+        match self.named.take() {
+            None => self.try_send_unnamed(attachment, metadata, payload),
+            Some(mut named) => {
+                let sent = self.try_send_named(attachment, &mut named, metadata, payload);
+                self.named = Some(named);
+                sent
+            }
+        }
+    }
+
+    /// Sends one message with this metadata and no more.
+    #[inline]
+    pub(super) fn try_send_unnamed(
+        &mut self,
+        attachment: &Attachment,
+        metadata: &[u8],
+        payload: &[u8],
+    ) -> Result<Receipt, NotSent> {
         let body = || metadata.len().next_multiple_of(8) + payload.len();
         let slots = || attachment.geometry.slots_for(body());
         self.try_send(attachment, 1, slots, |up, ledger| {
@@ -180,10 +205,29 @@ impl Ends {
         attachment: &Attachment,
         payloads: &[&[u8]],
     ) -> Result<Receipts, NotSent> {
-        let slots_of = |payload: &&[u8]| attachment.geometry.slots_for(payload.len());
+        match self.named.take() {
+            None => self.try_send_batch(attachment, 0, payloads, |up| up.try_send_batch(payloads)),
+            Some(mut named) => {
+                let sent = self.try_send_all_named(attachment, &mut named, payloads);
+                self.named = Some(named);
+                sent
+            }
+        }
+    }
+
+    /// Sends a batch with `send`, each message of it with so many bytes of metadata.
+    pub(super) fn try_send_batch(
+        &mut self,
+        attachment: &Attachment,
+        metadata: usize,
+        payloads: &[&[u8]],
+        send: impl FnOnce(&mut ring::Producer) -> Result<u64, TrySendError>,
+    ) -> Result<Receipts, NotSent> {
+        let metadata = metadata.next_multiple_of(8);
+        let slots_of = |payload: &&[u8]| attachment.geometry.slots_for(metadata + payload.len());
         let slots = || payloads.iter().map(slots_of).sum();
         self.try_send(attachment, payloads.len(), slots, |up, ledger| {
-            let mut position = up.try_send_batch(payloads)?;
+            let mut position = send(up)?;
             Ok(ledger.sent_batch(payloads.iter().map(|payload| {
                 let own = position;
                 position += slots_of(payload);

@@ -29,6 +29,17 @@ pub enum ConfirmError {
     /// The queue has reached its limit and rejects. The message is not stored.
     #[error("the queue has reached its limit: the message was rejected")]
     QueueFull,
+    /// Somebody else has attached under the producer's name: this message and all later ones of this handle are not stored.
+    #[error(
+        "another producer has attached under this name: the message is not stored; only one at a time may use a name"
+    )]
+    Fenced,
+    /// Transactions: a lease was over, so that its message is with somebody else or done with. Nothing of the transaction is done.
+    #[error("a message of the transaction is not this consumer's any more: nothing of it is done")]
+    LeaseLost,
+    /// Transactions: a handle in it is not served together with the others. Nothing of the transaction is done.
+    #[error("a handle of the transaction is gone or belongs elsewhere: nothing of it is done")]
+    CrossShard,
     /// The daemon refused the message for another reason. It is not stored.
     #[error("the daemon rejected the message")]
     Rejected,

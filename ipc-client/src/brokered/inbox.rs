@@ -45,6 +45,8 @@ pub(crate) struct Inbox {
     broken: Option<Fault>,
     /// When it was first seen that the journal failed, in nanoseconds; 0: it has not.
     failed_ns: u64,
+    /// Messages of the group that a limit discarded, not asked for yet.
+    skipped: u64,
 }
 
 /// What one record was.
@@ -89,6 +91,7 @@ impl Inbox {
             answer: None,
             broken: None,
             failed_ns: 0,
+            skipped: 0,
         }
     }
 
@@ -184,6 +187,10 @@ impl Inbox {
                 self.drained = true;
                 Some(News::Other)
             }
+            Down::Skipped { messages } => {
+                self.skipped = self.skipped.saturating_add(messages);
+                Some(News::Other)
+            }
             Down::Completed { .. } => None,
         }
     }
@@ -211,6 +218,10 @@ impl Inbox {
             }
         }
         Ok(())
+    }
+
+    pub(super) fn take_skipped(&mut self) -> u64 {
+        std::mem::take(&mut self.skipped)
     }
 
     /// A number for a request that wants an answer.
@@ -283,7 +294,8 @@ impl Inbox {
             }
             Outcome::QueueDeleted => Err(AckError::Closed(ring::Closed::Deleted)),
             Outcome::LeaseLost => Err(AckError::LeaseLost),
-            Outcome::TooLarge | Outcome::Invalid | Outcome::QueueFull => Err(AckError::Rejected),
+            // The others are outcomes of messages.
+            _ => Err(AckError::Rejected),
         })
     }
 

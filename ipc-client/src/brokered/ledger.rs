@@ -72,6 +72,8 @@ pub(crate) struct Ledger {
     told: u64,
     /// The first failure since [`Self::all_settled`].
     failure: Option<ConfirmError>,
+    /// Somebody else has the producer's name now.
+    fenced: bool,
 }
 
 impl Ledger {
@@ -85,6 +87,7 @@ impl Ledger {
             runs: VecDeque::new(),
             told: 0,
             failure: None,
+            fenced: false,
         }
     }
 
@@ -167,7 +170,14 @@ impl Ledger {
         Ok(())
     }
 
+    /// Whether nothing is stored any more because somebody else has the producer's name.
+    #[inline]
+    pub(crate) fn is_fenced(&self) -> bool {
+        self.fenced
+    }
+
     fn remember(&mut self, run: Run) {
+        self.fenced |= run.outcome == Outcome::Fenced;
         if self.failure.is_none() {
             self.failure = failure(run.outcome, run.detail);
         }
@@ -205,9 +215,13 @@ impl Ledger {
     fn result(&self, run: &Run, number: u64) -> Result<Confirmation, ConfirmError> {
         match failure(run.outcome, run.detail) {
             Some(error) => Err(error),
+            None if run.outcome == Outcome::Duplicate => {
+                Ok(Confirmation { sequence: 0, level: self.level, duplicate: true })
+            }
             None => Ok(Confirmation {
                 sequence: run.sequence.wrapping_add(number - run.first),
                 level: self.level,
+                duplicate: false,
             }),
         }
     }
@@ -257,14 +271,17 @@ impl Ledger {
 
 fn failure(outcome: Outcome, detail: u64) -> Option<ConfirmError> {
     Some(match outcome {
-        Outcome::Done => return None,
+        Outcome::Done | Outcome::Duplicate => return None,
         Outcome::JournalFailed => {
             ConfirmError::JournalFailed { errno: i32::try_from(detail).unwrap_or(i32::MAX) }
         }
         Outcome::QueueDeleted => ConfirmError::QueueDeleted,
         Outcome::TooLarge => ConfirmError::TooLarge { max: detail },
         Outcome::QueueFull => ConfirmError::QueueFull,
-        Outcome::LeaseLost | Outcome::Invalid => ConfirmError::Rejected,
+        Outcome::Fenced => ConfirmError::Fenced,
+        Outcome::LeaseLost => ConfirmError::LeaseLost,
+        Outcome::CrossShard => ConfirmError::CrossShard,
+        Outcome::Invalid => ConfirmError::Rejected,
     })
 }
 
@@ -323,7 +340,10 @@ mod tests {
         ledger.settle(failed).expect("fits");
         let run = ledger.tell().expect("known").expect("one");
         assert_eq!((run.first.number, run.count), (2, 1));
-        assert_eq!(run.result, Ok(Confirmation { sequence: 3, level: Level::Stored }));
+        assert_eq!(
+            run.result,
+            Ok(Confirmation { sequence: 3, level: Level::Stored, duplicate: false })
+        );
         let run = ledger.tell().expect("known").expect("one");
         assert_eq!(run.result, Err(ConfirmError::JournalFailed { errno: 5 }));
         assert_eq!(ledger.tell(), Ok(None));
@@ -342,6 +362,24 @@ mod tests {
         ledger.settle(completed(&[8], 9)).expect("fits");
         ledger.settle(completed(&[8], 9)).expect("known");
         assert_eq!(sequence(&ledger, &receipts[4]), Some(9));
+    }
+
+    #[test]
+    fn duplicates_are_confirmed_and_a_fence_is_final() {
+        let mut ledger = Ledger::new(1, true);
+        let receipts: Vec<_> = (0..4).map(|position| ledger.sent(position)).collect();
+        let told = |outcome, positions: &[u64]| Completed { outcome, ..completed(positions, 0) };
+        ledger.settle(told(Outcome::Duplicate, &[0, 1])).expect("fits");
+        ledger.settle(completed(&[2], 7)).expect("fits");
+        let confirmed = |sequence, duplicate| {
+            Some(Ok(Confirmation { sequence, level: Level::Durable, duplicate }))
+        };
+        assert_eq!(ledger.settled(&receipts[1]), confirmed(0, true));
+        assert_eq!(ledger.settled(&receipts[2]), confirmed(7, false));
+        assert!(!ledger.is_fenced());
+        ledger.settle(told(Outcome::Fenced, &[3])).expect("fits");
+        assert_eq!(ledger.settled(&receipts[3]), Some(Err(ConfirmError::Fenced)));
+        assert!(ledger.is_fenced());
     }
 
     #[test]

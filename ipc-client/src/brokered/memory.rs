@@ -10,7 +10,7 @@ use crate::client::internal::{
 };
 use crate::layout::Geometry;
 use crate::pair::{Pair, PairGeometry};
-use crate::protocol::{AttachOptions, Attached, Memory, Plane, Request, Role};
+use crate::protocol::{AttachOptions, Attached, Memory, NamedHandle, Plane, Request, Role};
 use crate::ring::{self, Region};
 use crate::sys::map::{Access, Mapping};
 use crate::wait::WaitPolicy;
@@ -22,19 +22,25 @@ pub(super) struct Opened {
     pub(super) up: ring::Producer,
     pub(super) down: ring::Consumer,
     pub(super) shard: ShardEnd,
+    pub(super) shard_number: u32,
     pub(super) durable: bool,
     pub(super) leases: u32,
     /// Longest payload in bytes.
     pub(super) max_message: usize,
+    pub(super) named: Option<NamedHandle>,
+    pub(super) group_created: bool,
     pub(super) attachment: Attachment,
 }
 
 struct Parts {
     pair: Pair,
     shard: ShardEnd,
+    shard_number: u32,
     durable: bool,
     leases: u32,
     max_message: u32,
+    named: Option<NamedHandle>,
+    group_created: bool,
 }
 
 pub(super) fn open(
@@ -57,9 +63,12 @@ pub(super) fn open(
         up,
         down,
         shard: parts.shard,
+        shard_number: parts.shard_number,
         durable: parts.durable,
         leases: parts.leases,
         max_message: parts.max_message as usize,
+        named: parts.named,
+        group_created: parts.group_created,
         attachment,
     })
 }
@@ -105,9 +114,12 @@ fn map(
     let parts = Parts {
         pair,
         shard,
+        shard_number: brokered.shard,
         durable: brokered.durable,
         leases: brokered.leases,
         max_message: attached.max_message,
+        named: brokered.named,
+        group_created: brokered.group_created,
     };
     Ok((geometry.up(), vec![client_file, shard_file], parts))
 }

@@ -8,9 +8,11 @@ mod error;
 mod inbox;
 mod ledger;
 mod memory;
+mod named;
 mod producer;
 mod receipt;
 mod shard_link;
+mod transaction;
 mod waiting;
 
 pub use consumer::BrokeredConsumer;
@@ -19,6 +21,7 @@ pub use error::{AckError, ConfirmError};
 pub use producer::BrokeredProducer;
 pub use receipt::{Confirmation, Level, Receipt, Receipts, SettledRun};
 pub(crate) use shard_link::ShardLinks;
+pub use transaction::{Transaction, TransactionError};
 
 /// What [`crate::async_io`] builds on.
 #[cfg(feature = "tokio")]

@@ -9,6 +9,7 @@ use super::ends::{Ends, Lacks, NotSent};
 use super::error::ConfirmError;
 use super::ledger::Ledger;
 use super::memory::{Opened, open};
+use super::named::OwnSequences;
 use super::receipt::{Confirmation, Receipt, Receipts, SettledRun};
 use super::waiting::{Deadline, ForNews, ForRoom};
 use super::{ProducerOptions, handle_number};
@@ -34,12 +35,14 @@ const MESSAGES_PER_LOOK: u64 = 32;
 /// The sending forms return [`SendError::Full`] (`try_`) or [`SendError::Timeout`] (`_timeout`) when there is no room in the
 /// lane or in the window, [`SendError::JournalFailed`] when the disk of a durable queue is gone, [`SendError::Closed`] when the
 /// queue was deleted or its daemon stopped, [`SendError::Lost`] when another daemon answers, [`SendError::TooLarge`] for what can
-/// never fit, and [`SendError::UsedAfterFork`] in a forked child. What was not sent leaves no trace.
+/// never fit, [`SendError::Fenced`] when somebody else has attached under its name, and [`SendError::UsedAfterFork`] in a forked child. What was not sent leaves no trace.
 #[derive(Debug)]
 pub struct BrokeredProducer {
     pub(crate) ends: Ends,
     // Behind the rings, because it owns their mappings: fields are dropped in this order.
     pub(crate) attachment: Attachment,
+    /// Number of its shard.
+    pub(super) shard: u32,
     durable: bool,
     max_message: usize,
     metadata: Vec<u8>,
@@ -51,16 +54,24 @@ impl BrokeredProducer {
     pub(crate) fn attach(
         client: &Arc<Inner>,
         queue: &str,
+        name: &str,
         options: ProducerOptions,
     ) -> Result<Self, ClientError> {
-        let Opened { up, down, shard, durable, max_message, attachment, .. } =
-            open(client, queue, Role::Produce, AttachOptions::default(), options.wait)?;
+        let asked = AttachOptions { producer: name.to_owned(), ..AttachOptions::default() };
+        let opened = open(client, queue, Role::Produce, asked, options.wait)?;
+        let Opened { up, down, shard, shard_number, durable, max_message, .. } = opened;
+        let (named, attachment) = (opened.named, opened.attachment);
+        if named.is_none() && !name.is_empty() {
+            return Err(ClientError::Protocol("a handle without the name".to_owned()));
+        }
+        let named = named.map(|named| OwnSequences::new(name.to_owned(), named));
         let window = if options.window == 0 { usize::MAX } else { options.window };
         let ledger = Ledger::new(handle_number(), durable);
-        let ends = Ends::new(up, down, shard, ledger, window);
+        let ends = Ends::new(up, down, shard, ledger, window, named);
         Ok(Self {
             ends,
             attachment,
+            shard: shard_number,
             durable,
             max_message,
             metadata: Vec::new(),
@@ -90,6 +101,39 @@ impl BrokeredProducer {
     #[must_use]
     pub fn max_message(&self) -> usize {
         self.max_message
+    }
+
+    /// Its name, if it has one.
+    #[must_use]
+    pub fn name(&self) -> Option<&str> {
+        self.ends.named.as_ref().map(|named| named.name.as_str())
+    }
+
+    /// Last own sequence that was stored under the name when this producer was attached; 0: none. `None` without a name.
+    #[must_use]
+    pub fn stored_own_sequence(&self) -> Option<u64> {
+        self.ends.named.as_ref().map(|named| named.stored)
+    }
+
+    /// The own sequence that the next message gets. `None` without a name.
+    #[must_use]
+    pub fn next_own_sequence(&self) -> Option<u64> {
+        self.ends.named.as_ref().map(|named| named.next)
+    }
+
+    /// The next message gets this own sequence, and those after it the following ones: for a source that numbers its messages
+    /// itself. A number at or below the last one stored is a duplicate ([`Confirmation::duplicate`]), whatever the message
+    /// says, so numbers ascend; they may leave gaps. Returns whether that is possible: the producer has a name and the number
+    /// is not 0.
+    #[must_use]
+    pub fn set_next_own_sequence(&mut self, sequence: u64) -> bool {
+        match &mut self.ends.named {
+            Some(named) if sequence > 0 => {
+                named.next = sequence;
+                true
+            }
+            _ => false,
+        }
     }
 
     /// Messages that were sent and are not settled, as far as this handle has looked.
@@ -235,6 +279,28 @@ impl BrokeredProducer {
             Err(NotSent::Never(error)) => Err(error),
             Err(NotSent::Lacks(_)) => {
                 self.send_longer(timeout, late, |ends, at| ends.try_send_one(at, metadata, payload))
+            }
+        }
+    }
+
+    /// Sends a transaction and waits for room.
+    pub(super) fn send_transaction(
+        &mut self,
+        body: &[u8],
+        timeout: Option<Duration>,
+        late: SendError,
+    ) -> Result<Receipt, SendError> {
+        if self.attachment.is_forked() {
+            return Err(SendError::UsedAfterFork);
+        }
+        match self.ends.try_send_transaction(&self.attachment, body) {
+            Ok(receipt) => {
+                let _ = self.ends.collect(&self.attachment);
+                Ok(receipt)
+            }
+            Err(NotSent::Never(error)) => Err(error),
+            Err(NotSent::Lacks(_)) => {
+                self.send_longer(timeout, late, |ends, at| ends.try_send_transaction(at, body))
             }
         }
     }

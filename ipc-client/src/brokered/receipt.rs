@@ -70,10 +70,12 @@ pub enum Level {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Confirmation {
-    /// Its place in the queue: dense, from 1.
+    /// Its place in the queue: dense, from 1. 0 of a duplicate.
     pub sequence: u64,
     /// How safe it is.
     pub level: Level,
+    /// Named producers: a message with this own sequence was stored before, and this one was not stored again.
+    pub duplicate: bool,
 }
 
 /// Messages that were sent one behind the other and are settled, all in the same way.

@@ -122,6 +122,11 @@ impl Attachment {
         Ok((attachment, memory))
     }
 
+    /// Whether it was made by this client.
+    pub(crate) fn is_of(&self, client: &Arc<Inner>) -> bool {
+        Arc::ptr_eq(&self.client, client)
+    }
+
     /// Whether this is a forked child, which has neither the mappings nor a right to the connection.
     #[inline]
     pub(crate) fn is_forked(&self) -> bool {

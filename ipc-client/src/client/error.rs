@@ -131,6 +131,9 @@ pub enum SendError {
     /// The handle was made in another process: a forked child connects anew.
     #[error("this handle was made before fork; a child process connects and attaches anew")]
     UsedAfterFork,
+    /// Somebody else has attached under the producer's name (named producers only).
+    #[error("another producer has attached under this name; only one at a time may use a name")]
+    Fenced,
 }
 
 /// Why nothing was received.

@@ -8,6 +8,7 @@ mod connection;
 mod consumer;
 mod doorbell;
 mod error;
+mod groups;
 mod guard;
 mod producer;
 mod reservation;
@@ -33,6 +34,7 @@ use std::sync::Arc;
 
 pub use consumer::{Consumer, Received};
 pub use error::{ClientError, ReceiveError, SendError};
+pub use groups::ResetOptions;
 pub use guard::{Guard, Message, ReadMetadataError};
 pub use producer::Producer;
 pub use reservation::Reservation;
@@ -40,7 +42,9 @@ pub use selector::{Selector, Token};
 
 use connection::{Inner, unexpected};
 
-use crate::brokered::{BrokeredConsumer, BrokeredProducer, ConsumerOptions, ProducerOptions};
+use crate::brokered::{
+    BrokeredConsumer, BrokeredProducer, ConsumerOptions, ProducerOptions, Transaction,
+};
 use crate::protocol::{DeliverySpec, ErrorCode, QueueInfo, QueueSpec, Reply, Request, Status};
 use crate::wait::WaitPolicy;
 
@@ -257,7 +261,37 @@ impl Client {
         queue: &str,
         options: ProducerOptions,
     ) -> Result<BrokeredProducer, ClientError> {
-        BrokeredProducer::attach(&self.inner, queue, options)
+        BrokeredProducer::attach(&self.inner, queue, "", options)
+    }
+
+    /// Attaches a producer to a brokered queue under a name: the queue remembers which of its messages it has, so that one that
+    /// is sent again, after a lost connection, a crash or a restart, is stored once. Messages are numbered from the last one
+    /// stored on; see [`BrokeredProducer::set_next_own_sequence`]. Whoever was attached under the name before is fenced:
+    /// nothing of it is stored any more. A name that nobody uses for 7 days is forgotten.
+    ///
+    /// # Errors
+    /// As [`Self::brokered_producer`]; `Invalid` if the name is not 1 to 200 characters of `[A-Za-z0-9._-]`, `Limit` if the
+    /// queue remembers 4096 names.
+    pub fn named_producer(
+        &self,
+        queue: &str,
+        name: &str,
+        options: ProducerOptions,
+    ) -> Result<BrokeredProducer, ClientError> {
+        if name.is_empty() {
+            let message = "the name of a producer is empty: give it one, or use brokered_producer";
+            return Err(ClientError::Refused {
+                code: ErrorCode::Invalid,
+                message: message.to_owned(),
+            });
+        }
+        BrokeredProducer::attach(&self.inner, queue, name, options)
+    }
+
+    /// Messages to several brokered queues and acknowledgements, to be carried out together or not at all.
+    #[must_use]
+    pub fn transaction(&self) -> Transaction {
+        Transaction::new(&self.inner)
     }
 
     /// Attaches a consumer to a brokered queue.

@@ -4,7 +4,7 @@
 //! |---|---|
 //! | 1 | key: bytes |
 //! | 2 | header: name length u8, name (UTF-8), value bytes |
-//! | 3 | producer sequence: producer id u64, epoch u32, sequence u64 (reserved for named producers) |
+//! | 3 | own sequence of a named producer: its id u64, epoch u32, sequence u64; the first entry, see [`OwnSequence`] |
 //! | 4 | trace context as W3C has it: trace id 16 bytes, span id 8 bytes, flags 1 byte |
 //! | 5 to 8 | reserved: priority, time to live, delay, reply-to |
 //!
@@ -42,6 +42,60 @@ pub struct TraceId {
     pub span: [u8; 8],
     /// Trace flags.
     pub flags: u8,
+}
+
+/// What a named producer says of a message: with it the shard knows those that it has stored before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct OwnSequence {
+    /// The producer's id in its queue.
+    pub producer: u64,
+    /// Its attachment.
+    pub epoch: u32,
+    /// The producer's number of the message, from 1.
+    pub sequence: u64,
+}
+
+impl OwnSequence {
+    /// Bytes of the entry.
+    pub const ENTRY_BYTES: usize = ENTRY_HEADER_BYTES + 20;
+
+    /// The entry.
+    #[inline]
+    #[must_use]
+    pub fn encode(&self) -> [u8; Self::ENTRY_BYTES] {
+        let mut entry = [0; Self::ENTRY_BYTES];
+        entry[0] = tag::PRODUCER_SEQUENCE;
+        entry[2] = 20;
+        entry[4..12].copy_from_slice(&self.producer.to_le_bytes());
+        entry[12..16].copy_from_slice(&self.epoch.to_le_bytes());
+        entry[16..24].copy_from_slice(&self.sequence.to_le_bytes());
+        entry
+    }
+
+    /// The first entry of some metadata, if it is one of these. Anywhere else it means nothing.
+    ///
+    /// # Errors
+    /// It has the tag, and is none.
+    #[inline]
+    pub fn first_of(metadata: &[u8]) -> Result<Option<Self>, MetadataError> {
+        if metadata.first() != Some(&tag::PRODUCER_SEQUENCE) {
+            return Ok(None);
+        }
+        let Some(entry) = metadata.first_chunk::<{ Self::ENTRY_BYTES }>() else {
+            return Err(MetadataError::Malformed(0));
+        };
+        let own = Self {
+            producer: number(&entry[4..12]),
+            epoch: u32::from_le_bytes([entry[12], entry[13], entry[14], entry[15]]),
+            sequence: number(&entry[16..24]),
+        };
+        if own.encode() == *entry { Ok(Some(own)) } else { Err(MetadataError::Malformed(0)) }
+    }
+}
+
+/// Eight bytes as a number.
+fn number(bytes: &[u8]) -> u64 {
+    bytes.iter().rev().fold(0, |number, byte| number << 8 | u64::from(*byte))
 }
 
 /// Key, headers and trace id of one message.
@@ -143,4 +197,28 @@ fn trace(value: &[u8]) -> Option<TraceId> {
     let (span, rest) = rest.split_first_chunk::<8>()?;
     let &[flags] = rest else { return None };
     Some(TraceId { trace: *trace, span: *span, flags })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn own_sequences_come_back_and_damaged_ones_do_not() {
+        let own = OwnSequence { producer: u64::MAX - 5, epoch: 7, sequence: 1 << 40 };
+        let entry = own.encode();
+        assert_eq!(OwnSequence::first_of(&entry), Ok(Some(own)));
+        assert_eq!(OwnSequence::first_of(&[entry.as_slice(), b"more"].concat()), Ok(Some(own)));
+        assert_eq!(OwnSequence::first_of(&[]), Ok(None));
+        assert_eq!(OwnSequence::first_of(&[tag::KEY, 0, 1, 0, 3]), Ok(None));
+        for length in 1..entry.len() {
+            assert!(OwnSequence::first_of(&entry[..length]).is_err());
+        }
+        for at in 1..4 {
+            let mut entry = entry;
+            entry[at] ^= 1;
+            assert!(OwnSequence::first_of(&entry).is_err());
+        }
+        assert_eq!(Metadata::decode(&entry), Ok(Metadata::default()));
+    }
 }

@@ -63,6 +63,8 @@ pub mod control {
     pub const CLOSED_DELETED: u64 = 2;
     /// [`CLOSED`]: an invariant was violated.
     pub const CLOSED_FAULT: u64 = 3;
+    /// [`CLOSED`]: the group of this consumer is deleted.
+    pub const CLOSED_GROUP_DELETED: u64 = 4;
 }
 
 /// Offsets in the ring region of an mpmc queue, which all members map writable.

@@ -148,7 +148,7 @@ mod tests {
     #[test]
     fn header_bytes_are_fixed() {
         let frame = CONTROL.encode(&Request::Status).unwrap();
-        assert_eq!(frame, [b'R', b'M', b'C', b'P', 2, 0, 0, 0, 1, 0, 0, 0, 14]);
+        assert_eq!(frame, [b'R', b'M', b'C', b'P', 3, 0, 0, 0, 1, 0, 0, 0, 14]);
     }
 
     #[test]
@@ -184,7 +184,7 @@ mod tests {
             CONTROL.decode::<Request>(&bytes).unwrap_err()
         };
         assert_eq!(with(0, b'X'), FrameError::Magic);
-        assert_eq!(with(4, 3), FrameError::Version { theirs: 3, ours: PROTOCOL_VERSION });
+        assert_eq!(with(4, 2), FrameError::Version { theirs: 2, ours: PROTOCOL_VERSION });
         assert_eq!(with(6, 1), FrameError::Reserved(1));
         assert_eq!(with(11, 255), FrameError::Truncated { stated: 0xff00_0001, actual: 1 });
         assert!(matches!(with(12, 200), FrameError::Body(_)));

@@ -10,12 +10,12 @@ use serde::{Deserialize, Serialize};
 
 pub use frame::FrameError;
 pub use types::{
-    BrokeredInfo, DeliverySpec, HandleInfo, Kind, Plane, QueueInfo, QueueSpec, Role, Status,
-    WakeMode,
+    BrokeredInfo, DeliverySpec, GroupInfo, GroupPlace, HandleInfo, Kind, Overflow, Plane,
+    QueueInfo, QueueSpec, Retention, Role, Status, WakeMode,
 };
 
 /// Version of the messages below. A daemon refuses another one with [`ErrorCode::Version`].
-pub const PROTOCOL_VERSION: u16 = 2;
+pub const PROTOCOL_VERSION: u16 = 3;
 
 /// Largest packet in bytes, header included.
 pub const FRAME_BYTES_MAX: usize = 64 * 1024;
@@ -132,6 +132,51 @@ pub enum Request {
         /// From [`Reply::Doorbell`].
         doorbell: u32,
     },
+    /// Groups of a brokered queue in the order of their names, after this one. Reply: [`Reply::Groups`].
+    ListGroups {
+        /// Name of the queue.
+        name: String,
+        /// Last group of the page before; the default group has an empty name and comes first.
+        after: Option<String>,
+    },
+    /// One group. Reply: [`Reply::Groups`] with one entry.
+    GroupInfo {
+        /// Name of the queue.
+        name: String,
+        /// Name of the group; empty for the default group.
+        group: String,
+    },
+    /// Creates a group. Reply: [`Reply::Group`].
+    CreateGroup {
+        /// Name of the queue.
+        name: String,
+        /// Name of the group.
+        group: String,
+        /// Where it starts.
+        from: StartAt,
+    },
+    /// Puts a group to another start. Reply: [`Reply::Group`].
+    ResetGroup {
+        /// Name of the queue.
+        name: String,
+        /// Name of the group.
+        group: String,
+        /// Its new start.
+        to: StartAt,
+        /// Only says what it would come to.
+        dry_run: bool,
+        /// Although consumers are attached: their leases are lost.
+        force: bool,
+    },
+    /// Deletes a group other than the default one. Reply: [`Reply::Done`].
+    DeleteGroup {
+        /// Name of the queue.
+        name: String,
+        /// Name of the group.
+        group: String,
+        /// Although consumers are attached: they end.
+        force: bool,
+    },
 }
 
 impl Request {
@@ -143,7 +188,12 @@ impl Request {
             | Self::QueueInfo { name }
             | Self::Attach { name, .. }
             | Self::EditQueue { name, .. }
-            | Self::Redrive { name, .. } => Some(name),
+            | Self::Redrive { name, .. }
+            | Self::ListGroups { name, .. }
+            | Self::GroupInfo { name, .. }
+            | Self::CreateGroup { name, .. }
+            | Self::ResetGroup { name, .. }
+            | Self::DeleteGroup { name, .. } => Some(name),
             _ => None,
         }
     }
@@ -165,6 +215,8 @@ pub struct AttachOptions {
     pub credit: u32,
     /// Consumers: is shown the messages that are there from `from` on, and takes none.
     pub browse: bool,
+    /// Producers: the name whose own sequences the queue remembers, 1 to 200 characters of `[A-Za-z0-9._-]`; empty for none.
+    pub producer: String,
 }
 
 /// A place in a queue.
@@ -177,6 +229,10 @@ pub enum StartAt {
     New,
     /// The message with this sequence, or the first one behind it.
     Sequence(u64),
+    /// The first message that was published then or later: nanoseconds since 1970.
+    Time(u64),
+    /// The last so many messages that are there.
+    Last(u64),
 }
 
 /// Names a handle for the life of its queue.
@@ -234,6 +290,10 @@ pub enum Reply {
         /// For people: one line that says what to do.
         message: String,
     },
+    /// A page of groups; an empty page ends the list.
+    Groups(Vec<GroupInfo>),
+    /// Where a group starts.
+    Group(GroupPlace),
 }
 
 /// What a new handle needs to know. It comes with the handshake and lives in private memory.
@@ -272,6 +332,21 @@ pub struct BrokeredHandle {
     pub ready_index: u32,
     /// Shard that serves it.
     pub shard: u32,
+    /// The consumer's group did not exist: it was created.
+    pub group_created: bool,
+    /// Producers with a name only.
+    pub named: Option<NamedHandle>,
+}
+
+/// What a producer with a name needs to know besides.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NamedHandle {
+    /// Of the name in its queue.
+    pub id: u64,
+    /// Of this attachment.
+    pub epoch: u32,
+    /// Last own sequence that is stored under the name; 0: none.
+    pub last: u64,
 }
 
 /// What a descriptor beside [`Reply::Attached`] maps, and whether it may be mapped writable.

@@ -96,6 +96,40 @@ pub struct DeliverySpec {
     /// Milliseconds until a message that was neither acknowledged nor extended is given to another consumer; 0 for
     /// never while its consumer lives; 30,000 by default.
     pub lease_ms: Option<u64>,
+    /// How long a message is kept.
+    pub retention: Option<Retention>,
+    /// Most messages that the queue holds; 0, the default, for any number.
+    pub max_messages: Option<u64>,
+    /// Most bytes of payload and metadata that the queue holds; 0, the default, for any number.
+    pub max_bytes: Option<u64>,
+    /// Streams: milliseconds after which a message is discarded; 0, the default, for never.
+    pub max_age_ms: Option<u64>,
+    /// What happens at a limit. Streams discard their oldest messages instead.
+    pub overflow: Option<Overflow>,
+}
+
+/// How long a brokered queue keeps a message.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Retention {
+    /// Until every group has acknowledged it.
+    #[default]
+    Acknowledged,
+    /// Until a limit discards it, whoever has acknowledged it.
+    Stream,
+}
+
+/// What happens to a message for which a queue with a limit has no room.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Overflow {
+    /// It waits in its producer's lane.
+    #[default]
+    Block,
+    /// It is refused: [`Outcome::QueueFull`](crate::wire::Outcome::QueueFull).
+    Reject,
+    /// It is taken, and the oldest are discarded and counted. Only if the queue is not durable.
+    DropOldest,
 }
 
 /// One queue, as `queue list` and `queue info` show it.
@@ -180,6 +214,28 @@ pub struct BrokeredInfo {
     pub lease_ms: u64,
     /// Number of the shard.
     pub shard: u32,
+    /// How long a message is kept.
+    pub retention: Retention,
+    /// Most messages; 0: any number.
+    pub max_messages: u64,
+    /// Most bytes; 0: any number.
+    pub max_bytes: u64,
+    /// Streams: milliseconds that a message stays; 0: for ever.
+    pub max_age_ms: u64,
+    /// What happens at a limit.
+    pub overflow: Overflow,
+    /// Sequence of the oldest message that is stored; that of the next one if there is none.
+    pub first_sequence: u64,
+    /// Messages that left a stream by a limit.
+    pub trimmed: u64,
+    /// Messages discarded by `drop-oldest`.
+    pub dropped: u64,
+    /// Messages that were discarded by a limit before the default group had acknowledged them.
+    pub skipped: u64,
+    /// Producers whose messages wait for room below the limit.
+    pub blocked_producers: u32,
+    /// The limit that they wait for, `max-messages` or `max-bytes`; empty if nobody waits.
+    pub blocked_by: String,
 }
 
 /// One attached handle.
@@ -239,4 +295,34 @@ pub struct Status {
     pub memory_bytes: u64,
     /// What does not work, in words: journals that failed, cannot be opened or have no room.
     pub troubles: Vec<String>,
+}
+
+/// A group of a brokered queue.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GroupInfo {
+    /// Its name; empty for the default group.
+    pub group: String,
+    /// Messages that it has not acknowledged.
+    pub lag_messages: u64,
+    /// Their payload and metadata bytes.
+    pub lag_bytes: u64,
+    /// Age of the oldest of them in nanoseconds: this or a little less.
+    pub lag_ns: u64,
+    /// Consumers attached.
+    pub consumers: u32,
+    /// Of the messages, those that are with a consumer.
+    pub unacknowledged: u64,
+    /// Of the messages, those whose delay is not over.
+    pub delayed: u64,
+    /// First sequence that was never given out.
+    pub next_sequence: u64,
+}
+
+/// Where a group starts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GroupPlace {
+    /// The first message that it gets.
+    pub sequence: u64,
+    /// Messages that are there for it.
+    pub messages: u64,
 }

@@ -189,7 +189,7 @@ impl Consumer {
     pub fn try_take(&mut self) -> Result<Taken, TryReceiveError> {
         // Looked at before the ring: what was sent before the queue was closed is still found.
         let closed = closed_state(&self.control);
-        if let Some(closed @ (Closed::Deleted | Closed::Fault)) = closed {
+        if let Some(closed) = closed.filter(|closed| *closed != Closed::Draining) {
             return Err(TryReceiveError::Closed(closed));
         }
         match with_end!(&mut self.end, end => take(end)) {
@@ -213,7 +213,7 @@ impl Consumer {
         }
         // Looked at before the ring, as in `try_take`.
         let closed = closed_state(&self.control);
-        if let Some(closed @ (Closed::Deleted | Closed::Fault)) = closed {
+        if let Some(closed) = closed.filter(|closed| *closed != Closed::Draining) {
             return Err(TryReceiveError::Closed(closed));
         }
         let mut show = Showing {

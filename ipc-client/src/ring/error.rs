@@ -66,6 +66,8 @@ pub enum Closed {
     Deleted,
     /// A member violated an invariant.
     Fault,
+    /// The consumer's group was deleted.
+    GroupDeleted,
 }
 
 impl fmt::Display for Closed {
@@ -73,6 +75,7 @@ impl fmt::Display for Closed {
         f.write_str(match self {
             Closed::Draining => "the daemon has stopped",
             Closed::Deleted => "the queue was deleted",
+            Closed::GroupDeleted => "the group of this consumer was deleted",
             Closed::Fault => {
                 "the queue was closed because one of its members violated an invariant"
             }

@@ -5,7 +5,6 @@
 /// A processor that predicts more looks issues their loads ahead, and each of them pulls at the slot's line: also
 /// between a producer's claim and its publication, which then has to get the line back. On x86-64 `lfence` stops that
 /// for some nanoseconds; `pause` does as well, but is several times longer and delays the look that finds something.
-/// On a Zen 4 machine this makes an mpmc round trip a tenth shorter, an spsc one some hundredths.
 #[inline(always)]
 pub(super) fn end_look() {
     #[cfg(all(target_arch = "x86_64", not(loom)))]

@@ -112,6 +112,7 @@ fn why_closed(value: u64) -> Closed {
     match value {
         control::CLOSED_DRAINING => Closed::Draining,
         control::CLOSED_DELETED => Closed::Deleted,
+        control::CLOSED_GROUP_DELETED => Closed::GroupDeleted,
         _ => Closed::Fault,
     }
 }

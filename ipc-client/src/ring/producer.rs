@@ -133,6 +133,23 @@ impl Producer {
         Ok(sequence)
     }
 
+    /// The same with metadata in front of each payload: as many of one as of the other.
+    pub fn try_send_batch_with<const N: usize>(
+        &mut self,
+        metadata: &[[u8; N]],
+        payloads: &[&[u8]],
+    ) -> Result<u64, TrySendError> {
+        assert_eq!(metadata.len(), payloads.len(), "each payload has its metadata");
+        self.refuse_closed()?;
+        if payloads.is_empty() {
+            return Ok(self.position());
+        }
+        let (sequence, payload_bytes) =
+            with_end!(&mut self.end, end => send_batch_with(end, metadata, payloads))?;
+        self.count(payloads.len() as u64, payload_bytes);
+        Ok(sequence)
+    }
+
     /// Claims one slot for a payload of at most this many bytes, to be written in place.
     pub fn try_reserve(&mut self, payload_max: usize) -> Result<Reserved, TrySendError> {
         self.refuse_closed()?;
@@ -302,31 +319,56 @@ fn send_batch(end: &mut impl SendEnd, payloads: &[&[u8]]) -> Result<(u64, u64), 
     let n = if longest <= geometry.first_body_bytes().min(geometry.max_message()) {
         payloads.len() as u64
     } else {
-        slots_for_batch(&geometry, payloads)?
+        slots_for_batch(&geometry, 0, payloads)?
     };
-    let n = match u32::try_from(n) {
-        Ok(n) if n <= geometry.claim_slots_max() => n,
-        _ => {
-            let max = geometry.body_bytes(geometry.claim_slots_max()) as usize;
-            return Err(TrySendError::TooLarge { length: payload_bytes, max });
-        }
-    };
+    let n = one_claim(&geometry, n, payload_bytes)?;
     let claim = end.claim(n)?;
     if n as usize == payloads.len() {
         write_singles(end, claim.position, payloads);
         end.prepare_next(claim);
     } else {
-        write_batch(end, claim.position, payloads);
+        write_batch(end, claim.position, |_| &[], payloads);
     }
     end.finish(claim);
     Ok((claim.position, payload_bytes as u64))
 }
 
+/// A batch with metadata under one claim; as [`send_batch`].
 #[inline(never)]
-fn slots_for_batch(geometry: &Geometry, payloads: &[&[u8]]) -> Result<u64, TrySendError> {
-    payloads
-        .iter()
-        .try_fold(0, |total, payload| Ok(total + u64::from(slots_for(geometry, 0, payload.len())?)))
+fn send_batch_with<const N: usize>(
+    end: &mut impl SendEnd,
+    metadata: &[[u8; N]],
+    payloads: &[&[u8]],
+) -> Result<(u64, u64), TrySendError> {
+    let geometry = end.slots().geometry;
+    let payload_bytes = payloads.iter().map(|payload| payload.len()).sum();
+    let n = one_claim(&geometry, slots_for_batch(&geometry, N, payloads)?, payload_bytes)?;
+    let claim = end.claim(n)?;
+    write_batch(end, claim.position, |index| &metadata[index], payloads);
+    end.finish(claim);
+    Ok((claim.position, payload_bytes as u64))
+}
+
+/// So many slots, if one claim may take them.
+fn one_claim(geometry: &Geometry, n: u64, payload_bytes: usize) -> Result<u32, TrySendError> {
+    match u32::try_from(n) {
+        Ok(n) if n <= geometry.claim_slots_max() => Ok(n),
+        _ => {
+            let max = geometry.body_bytes(geometry.claim_slots_max()) as usize;
+            Err(TrySendError::TooLarge { length: payload_bytes, max })
+        }
+    }
+}
+
+#[inline(never)]
+fn slots_for_batch(
+    geometry: &Geometry,
+    metadata: usize,
+    payloads: &[&[u8]],
+) -> Result<u64, TrySendError> {
+    payloads.iter().try_fold(0, |total, payload| {
+        Ok(total + u64::from(slots_for(geometry, metadata, payload.len())?))
+    })
 }
 
 /// A batch of messages that take a slot each. The first comes last: nobody looks at the others before its word is there, and
@@ -345,20 +387,30 @@ fn write_singles(end: &mut impl SendEnd, first: u64, payloads: &[&[u8]]) {
     slots.write_run(first, end.published(first, 1), &payloads[..1]);
 }
 
-/// A batch in which some message takes more than a slot; otherwise as [`write_singles`].
+/// A batch in which some message takes more than a slot, or has metadata; otherwise as [`write_singles`].
 #[inline(never)]
-fn write_batch(end: &mut impl SendEnd, first: u64, payloads: &[&[u8]]) {
+fn write_batch<'a>(
+    end: &mut impl SendEnd,
+    first: u64,
+    metadata: impl Fn(usize) -> &'a [u8],
+    payloads: &[&[u8]],
+) {
     let slots = end.slots();
-    let slots_of = |payload: &[u8]| slots.geometry.slots_for(payload.len());
-    let write = |position: u64, payload: &[u8]| {
-        write_message(slots, position, header(0, 0, payload.len()), &[], payload);
-        let n = u32::try_from(slots_of(payload)).unwrap_or(u32::MAX);
+    let slots_of = |index: usize| {
+        let body = Header::payload_offset(metadata(index).len()) + payloads[index].len();
+        slots.geometry.slots_for(body)
+    };
+    let write = |position: u64, index: usize| {
+        let (metadata, payload) = (metadata(index), payloads[index]);
+        let header = header(0, metadata.len(), payload.len());
+        write_message(slots, position, header, metadata, payload);
+        let n = u32::try_from(slots_of(index)).unwrap_or(u32::MAX);
         slots.store(position, end.published(position, n));
     };
     let mut position = first;
-    for pair in payloads.windows(2) {
-        position = position.wrapping_add(slots_of(pair[0]));
-        write(position, pair[1]);
+    for index in 1..payloads.len() {
+        position = position.wrapping_add(slots_of(index - 1));
+        write(position, index);
     }
-    write(first, payloads[0]);
+    write(first, 0);
 }

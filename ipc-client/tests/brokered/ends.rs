@@ -307,6 +307,8 @@ fn attach(
         leases,
         ready_index: number,
         shard: 0,
+        named: None,
+        group_created: false,
     };
     let attached = Attached {
         key,

@@ -85,6 +85,9 @@ Examples:
   ringmain queue create shared --mode 770 --group staff
   ringmain queue create jobs --durable --max-deliveries 5 --dead-letter jobs-dead --lease 1m
   ringmain queue create tasks --plane brokered
+  ringmain queue create inbox --durable --max-messages 100000 --overflow reject
+  ringmain queue create events --durable --retention stream --max-bytes 10GiB --max-age 7d
+  ringmain queue create prices --plane brokered --max-messages 1000 --overflow drop-oldest
 
 A brokered queue gives each message to one consumer, waits for its acknowledgement, and gives it to another one if the \
 consumer dies or its lease is over. With --durable a confirmed message is on stable storage; without, messages survive \
@@ -99,11 +102,18 @@ Examples:
   tail -f access.log | ringmain publish access --header host=web1
   seq 1000 | ringmain publish numbers --batch 64 --receipts
   ringmain publish jobs --file jobs.ndjson --confirm durable --receipts --key k1
+  ringmain publish orders --file 2024-05.ndjson --producer import-2024-05
+  ringmain publish orders --file rest.ndjson --producer import-2024-05 --first-sequence 100001
 
 The line break is no part of the message; an empty line is an empty message. A full queue is waited for.
 
 On a durable queue every message is on stable storage before the command ends with success, unless --confirm received \
-is given. A receipt is the sequence of a message that is confirmed, printed as soon as it is known.";
+is given. A receipt is the sequence of a message that is confirmed, printed as soon as it is known.
+
+With --producer the queue remembers the last line number that it has stored under the name; lines up to that one are \
+duplicates, whatever they say, and are counted on stderr. So each input has a name of its own, or goes on with \
+--first-sequence. Only one command at a time may use a name: the one that comes later ends the earlier one. A name that \
+nobody uses for 7 days is forgotten.";
 
 pub(super) const CONSUME_EXAMPLES: &str = "\
 Examples:
@@ -172,6 +182,8 @@ Examples:
   ringmain queue edit jobs --max-deliveries 5 --dead-letter jobs-dead
   ringmain queue edit jobs --lease 10m
   ringmain queue edit jobs --no-dead-letter
+  ringmain queue edit events --max-age 30d
+  ringmain queue edit inbox --max-messages 0 --overflow block
 
 What is not given stays as it is.";
 
@@ -183,6 +195,56 @@ Examples:
 
 Shows what no group has done with: messages that wait, that are with a consumer, and that are delayed. Takes and \
 changes nothing.";
+
+pub(super) const TAIL_EXAMPLES: &str = "\
+Examples:
+  ringmain tail jobs
+  ringmain tail jobs -n 0 --follow
+  ringmain tail jobs -n 100 --with-sequence --follow
+
+Takes and changes nothing. With --follow a message is shown as it is stored, also one that is consumed at once; where \
+the output is not read fast enough, messages that every group has acknowledged meanwhile are left out.";
+
+pub(super) const GROUP_LIST_EXAMPLES: &str = "\
+Examples:
+  ringmain group list jobs
+  ringmain group list jobs --json | jq '.[] | select(.lag_seconds > 60).group'
+
+The lag is what a group has not acknowledged, and the age of the oldest of it. Lag bytes are an estimate where the \
+length of single messages is not known any more.";
+
+pub(super) const GROUP_INFO_EXAMPLES: &str = "\
+Examples:
+  ringmain group info jobs audit
+  ringmain group info jobs default --json | jq .lag_messages";
+
+pub(super) const GROUP_CREATE_EXAMPLES: &str = "\
+Examples:
+  ringmain group create jobs audit --from first
+  ringmain group create jobs audit --from new
+  ringmain group create jobs audit --from -10m
+  ringmain group create jobs audit --from 2026-01-31T08:00:00+01:00
+
+A group gets what is there: messages that some group has not acknowledged. The answer says where it starts. Consuming \
+creates a group as well.";
+
+pub(super) const GROUP_RESET_EXAMPLES: &str = "\
+Examples:
+  ringmain group reset jobs audit --to first --dry-run
+  ringmain group reset jobs audit --to new
+  ringmain group reset jobs audit --to 1000 --force
+
+Back it reaches messages that some group has not acknowledged; forward, what lies between is done with for this group. \
+The answer says where it really starts. With --force leases of attached consumers are lost: their messages may come \
+again.";
+
+pub(super) const GROUP_DELETE_EXAMPLES: &str = "\
+Examples:
+  ringmain group delete jobs audit
+  ringmain group delete jobs audit --force
+  ringmain group delete jobs audit --if-exists
+
+What only this group had not acknowledged is gone. The default group cannot be deleted.";
 
 pub(super) const DEAD_LETTER_LIST_EXAMPLES: &str = "\
 Examples:

@@ -4,13 +4,14 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Subcommand, ValueEnum};
-use ringmain_client::WaitPolicy;
+use ringmain_client::{StartAt, WaitPolicy};
 
 use super::Format;
 use super::examples::{
     CONSUME_EXAMPLES, DEAD_LETTER_LIST_EXAMPLES, PEEK_EXAMPLES, PUBLISH_EXAMPLES, REDRIVE_EXAMPLES,
 };
 use super::queue::parse_queue_name;
+use super::start::parse_start;
 use crate::cli::units::parse_duration;
 
 /// What a confirmation promises.
@@ -56,6 +57,13 @@ pub(crate) struct PublishArgs {
     /// A key for every message, at most 65,531 bytes long
     #[arg(long, value_name = "KEY")]
     pub(crate) key: Option<String>,
+    /// Brokered: publish under this name; a line that was stored under it before is not stored again, so a command that was
+    /// killed can be run again from the start. The number of a line is its own sequence
+    #[arg(long, value_name = "NAME", value_parser = parse_producer)]
+    pub(crate) producer: Option<String>,
+    /// Own sequence of the first line; those after it have the following ones [default: 1]
+    #[arg(long, value_name = "N", requires = "producer", value_parser = clap::value_parser!(u64).range(1..=1 << 62))]
+    pub(crate) first_sequence: Option<u64>,
     #[command(flatten)]
     pub(crate) format: Format,
 }
@@ -69,10 +77,10 @@ pub(crate) struct ConsumeArgs {
     /// Consumer group: each group sees every message. Direct queues have the default group only
     #[arg(long, value_name = "GROUP")]
     pub(crate) group: Option<String>,
-    /// Where a group starts that does not exist yet: first, new or a sequence up to the next one; a direct queue gives
-    /// what is there
-    #[arg(long, value_name = "first|new|SEQ", value_parser = parse_from)]
-    pub(crate) from: Option<Start>,
+    /// Where a group starts that does not exist yet: first, new, a sequence, or a time: RFC 3339 or a duration ago such as
+    /// -10m; a direct queue gives what is there
+    #[arg(long, value_name = "first|new|SEQ|TIME", value_parser = parse_start, allow_hyphen_values = true)]
+    pub(crate) from: Option<StartAt>,
     /// End after this many messages
     #[arg(long, value_name = "N")]
     pub(crate) count: Option<u64>,
@@ -95,14 +103,6 @@ pub(crate) struct ConsumeArgs {
     pub(crate) format: Format,
 }
 
-/// Where a consumer group starts.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Start {
-    First,
-    New,
-    Sequence(u64),
-}
-
 #[derive(Debug, Args)]
 #[command(after_help = PEEK_EXAMPLES)]
 pub(crate) struct PeekArgs {
@@ -112,9 +112,9 @@ pub(crate) struct PeekArgs {
     /// At most this many messages; 0 for all
     #[arg(long, value_name = "N", default_value_t = 10)]
     pub(crate) count: u64,
-    /// The first message to show [default: the oldest one that is there]
-    #[arg(long, value_name = "SEQ")]
-    pub(crate) from: Option<u64>,
+    /// The first message to show: a sequence or a time as with consume [default: the oldest one that is there]
+    #[arg(long, value_name = "first|SEQ|TIME", value_parser = parse_start, allow_hyphen_values = true)]
+    pub(crate) from: Option<StartAt>,
     /// Print the sequence and a tab in front of each message
     #[arg(long)]
     pub(crate) with_sequence: bool,
@@ -156,15 +156,12 @@ pub(crate) struct DeadLetterRedriveArgs {
     pub(crate) format: Format,
 }
 
-fn parse_from(text: &str) -> Result<Start, String> {
-    match text {
-        "first" => Ok(Start::First),
-        "new" => Ok(Start::New),
-        _ => text
-            .parse()
-            .map(Start::Sequence)
-            .map_err(|_| "expected first, new or a sequence number".to_string()),
+fn parse_producer(text: &str) -> Result<String, String> {
+    let good = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-');
+    if (1..=200).contains(&text.len()) && text.bytes().all(good) {
+        return Ok(text.to_owned());
     }
+    Err("expected 1 to 200 characters of A-Z a-z 0-9 . _ -".to_owned())
 }
 
 fn parse_header(text: &str) -> Result<(String, String), String> {

@@ -2,9 +2,11 @@
 
 mod bench;
 mod examples;
+mod group;
 mod journal;
 mod messages;
 mod queue;
+mod start;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -20,12 +22,16 @@ use examples::{
 pub(crate) use bench::{
     BenchCommand, DeathsArgs, DurableArgs, ReplayArgs, RttArgs, ThroughputArgs,
 };
+pub(crate) use group::{
+    GroupCommand, GroupCreateArgs, GroupDeleteArgs, GroupInfoArgs, GroupListArgs, GroupName,
+    GroupResetArgs, TailArgs,
+};
 pub(crate) use journal::{
     JournalCommand, JournalInspectArgs, JournalRepairArgs, JournalVerifyArgs,
 };
 pub(crate) use messages::{
     Confirm, ConsumeArgs, DeadLetterCommand, DeadLetterListArgs, DeadLetterRedriveArgs, PeekArgs,
-    PublishArgs, Start,
+    PublishArgs,
 };
 pub(crate) use queue::{
     DeliveryArgs, PlaneArg, QueueCommand, QueueCreateArgs, QueueDeleteArgs, QueueEditArgs,
@@ -63,6 +69,11 @@ pub(crate) enum Command {
     Consume(ConsumeArgs),
     /// Shows messages of a brokered queue without taking them
     Peek(PeekArgs),
+    /// Shows the last messages of a brokered queue, and what comes, without taking them
+    Tail(TailArgs),
+    /// Manages the consumer groups of brokered queues
+    #[command(subcommand)]
+    Group(GroupCommand),
     /// Shows dead letters, and sends them back to where they came from
     #[command(subcommand)]
     DeadLetter(DeadLetterCommand),

@@ -3,13 +3,13 @@
 use std::time::Duration;
 
 use clap::{Args, Subcommand, ValueEnum};
-use ringmain_client::raw::protocol::{Kind, Plane};
+use ringmain_client::raw::protocol::{Kind, Overflow, Plane, Retention};
 
 use super::Format;
 use super::examples::{
     CREATE_EXAMPLES, DELETE_EXAMPLES, EDIT_EXAMPLES, INFO_EXAMPLES, LIST_EXAMPLES, PURGE_EXAMPLES,
 };
-use crate::cli::units::{parse_duration, parse_size_u32};
+use crate::cli::units::{parse_duration, parse_size, parse_size_u32};
 
 /// `spsc` or `mpmc`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -47,6 +47,45 @@ impl From<PlaneArg> for Plane {
     }
 }
 
+/// How long a message is kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum RetentionArg {
+    /// Until every group has acknowledged it
+    Acknowledged,
+    /// Until a limit discards it, whoever has acknowledged it
+    Stream,
+}
+
+impl From<RetentionArg> for Retention {
+    fn from(retention: RetentionArg) -> Self {
+        match retention {
+            RetentionArg::Acknowledged => Retention::Acknowledged,
+            RetentionArg::Stream => Retention::Stream,
+        }
+    }
+}
+
+/// What happens at a limit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum OverflowArg {
+    /// Producers wait
+    Block,
+    /// New messages are refused
+    Reject,
+    /// The oldest messages are discarded and counted; not for durable queues
+    DropOldest,
+}
+
+impl From<OverflowArg> for Overflow {
+    fn from(overflow: OverflowArg) -> Self {
+        match overflow {
+            OverflowArg::Block => Overflow::Block,
+            OverflowArg::Reject => Overflow::Reject,
+            OverflowArg::DropOldest => Overflow::DropOldest,
+        }
+    }
+}
+
 /// What a brokered queue does with messages that are not acknowledged.
 #[derive(Debug, Args)]
 pub(crate) struct DeliveryArgs {
@@ -60,6 +99,21 @@ pub(crate) struct DeliveryArgs {
     /// consumer lives [default: 30s]
     #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
     pub(crate) lease: Option<Duration>,
+    /// Brokered: how long a message is kept [default: acknowledged]
+    #[arg(long, value_enum)]
+    pub(crate) retention: Option<RetentionArg>,
+    /// Brokered: most messages; 0 for any number [default: 0]
+    #[arg(long, value_name = "N")]
+    pub(crate) max_messages: Option<u64>,
+    /// Brokered: most bytes of payload and metadata; 0 for any number [default: 0]
+    #[arg(long, value_name = "BYTES", value_parser = parse_size)]
+    pub(crate) max_bytes: Option<u64>,
+    /// Streams: how long a message stays; 0s for ever [default: 0s]
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
+    pub(crate) max_age: Option<Duration>,
+    /// Brokered: what happens at a limit; a stream discards its oldest messages instead [default: block]
+    #[arg(long, value_enum)]
+    pub(crate) overflow: Option<OverflowArg>,
 }
 
 #[derive(Debug, Subcommand)]
@@ -173,6 +227,21 @@ pub(crate) struct QueueEditArgs {
     /// How long a consumer may hold a message before it is given to another one; 0s for as long as the consumer lives
     #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
     pub(crate) lease: Option<Duration>,
+    /// How long a message is kept
+    #[arg(long, value_enum)]
+    pub(crate) retention: Option<RetentionArg>,
+    /// Most messages; 0 for any number
+    #[arg(long, value_name = "N")]
+    pub(crate) max_messages: Option<u64>,
+    /// Most bytes of payload and metadata; 0 for any number
+    #[arg(long, value_name = "BYTES", value_parser = parse_size)]
+    pub(crate) max_bytes: Option<u64>,
+    /// Streams: how long a message stays; 0s for ever
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
+    pub(crate) max_age: Option<Duration>,
+    /// What happens at a limit; a stream discards its oldest messages instead
+    #[arg(long, value_enum)]
+    pub(crate) overflow: Option<OverflowArg>,
     /// Dead letters are discarded and counted from now on
     #[arg(long, conflicts_with = "dead_letter")]
     pub(crate) no_dead_letter: bool,

@@ -15,6 +15,7 @@ use ringmain_client::{
 };
 use serde::{Deserialize, Serialize};
 
+use super::durable::placement::Placement;
 use super::durable::publish::Load;
 use super::durable::{Microseconds, file_system};
 use super::queues::Shape;
@@ -172,7 +173,7 @@ fn measure(args: &ReplayArgs, messages: u64, shape: &Shape) -> Outcome<Answer> {
     };
     let (mut alone, mut beside) = (Produced::default(), Produced::default());
     if let Some(load) = &mut load {
-        load.run(SLICE, &mut Samples::new())?;
+        load.run(SLICE, &mut Placement::new(None), &mut Samples::new())?;
         let until = Instant::now() + args.alone;
         while Instant::now() < until {
             alone.add(load)?;
@@ -244,7 +245,7 @@ impl Produced {
     fn add(&mut self, load: &mut Load) -> Outcome {
         signals::check()?;
         load.reset_totals();
-        load.run(SLICE, &mut self.samples)?;
+        load.run(SLICE, &mut Placement::new(None), &mut self.samples)?;
         self.nanoseconds += load.totals().nanoseconds;
         Ok(())
     }

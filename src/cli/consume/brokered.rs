@@ -12,8 +12,8 @@ use ringmain_client::{
 
 use super::rendering::{Format, Shown};
 use super::{Absence, Config, DRAIN_SLICE, NOTICE_AFTER, SLICE, write_as_far};
-use crate::cli::args::Start;
 use crate::cli::exit::{Exit, Failure, Outcome};
+use crate::cli::group::called;
 use crate::cli::output::notice;
 use crate::cli::signals;
 
@@ -31,26 +31,24 @@ pub(super) fn run(client: &Client, info: &QueueInfo, config: &Config) -> Outcome
     let options = ConsumerOptions::default()
         .wait(config.wait)
         .group(group(config))
-        .from(start(config.from))
+        .from(config.from.unwrap_or_default())
         // A credit of 0 would be the daemon's default.
         .credit(credit.max(1));
     if config.count == Some(0) {
         return Ok(());
     }
-    if let (Some(Start::Sequence(from)), Some(info)) = (config.from, &info.brokered)
-        && from > info.next_sequence
-    {
-        return Err(Failure::new(
-            Exit::Data,
-            format_args!(
-                "--from {from}: the next sequence of queue {} is {}; use --from new, or a sequence up to that",
-                config.queue, info.next_sequence
-            ),
-        ));
-    }
+    check_start("--from", config.from.unwrap_or_default(), info)?;
     let consumer = client
         .brokered_consumer(&config.queue, options)
         .map_err(|error| Failure::queue(&config.queue, error))?;
+    if consumer.created_group() {
+        notice(&format!(
+            "queue {} had no group {}: it was created; see 'ringmain group list {}'",
+            config.queue,
+            called(&group(config)),
+            config.queue
+        ));
+    }
     signals::catch()?;
     let mut taker = Taker {
         client,
@@ -66,6 +64,8 @@ pub(super) fn run(client: &Client, info: &QueueInfo, config: &Config) -> Outcome
         idle_since: None,
         noticed: false,
         absence: Absence::default(),
+        skipped: 0,
+        skipped_told: 0,
     };
     let result = taker.take_all();
     // What was written is acknowledged, however the command ends.
@@ -76,21 +76,34 @@ pub(super) fn run(client: &Client, info: &QueueInfo, config: &Config) -> Outcome
             taker.again
         ));
     }
+    if taker.skipped > taker.skipped_told {
+        notice(&format!(
+            "{} messages in all were discarded by a limit of queue {} before they were delivered",
+            taker.skipped, config.queue
+        ));
+    }
     debug_assert_eq!(info.plane, ringmain_client::Plane::Brokered);
     result.and(flushed)
+}
+
+/// A sequence that nobody has published is a mistake.
+pub(crate) fn check_start(flag: &str, start: StartAt, info: &QueueInfo) -> Outcome {
+    let next = info.brokered.as_ref().map_or(u64::MAX, |info| info.next_sequence);
+    match start {
+        StartAt::Sequence(sequence) if sequence > next => Err(Failure::new(
+            Exit::Data,
+            format_args!(
+                "{flag} {sequence}: the next sequence of queue {} is {next}; use {flag} new, or a sequence up to that",
+                info.name
+            ),
+        )),
+        _ => Ok(()),
+    }
 }
 
 /// `default` is what the group without a name is called, here as on direct queues.
 fn group(config: &Config) -> String {
     config.group.clone().filter(|group| group != "default").unwrap_or_default()
-}
-
-fn start(from: Option<Start>) -> StartAt {
-    match from {
-        None | Some(Start::First) => StartAt::First,
-        Some(Start::New) => StartAt::New,
-        Some(Start::Sequence(sequence)) => StartAt::Sequence(sequence),
-    }
 }
 
 fn limit_u32(value: u64) -> u32 {
@@ -122,6 +135,9 @@ struct Taker<'a> {
     idle_since: Option<Instant>,
     noticed: bool,
     absence: Absence,
+    /// Messages that a limit discarded before this group had them; how many of them were told.
+    skipped: u64,
+    skipped_told: u64,
 }
 
 impl Taker<'_> {
@@ -133,8 +149,7 @@ impl Taker<'_> {
                     self.absence.over();
                     self.write()?;
                 }
-                Got::Drained if self.config.drain && self.drained()? => return Ok(()),
-                Got::Nothing if self.config.drain && self.empty()? => return Ok(()),
+                Got::Drained | Got::Nothing if self.config.drain && self.empty()? => return Ok(()),
                 Got::Drained | Got::Nothing => self.check_idle()?,
             }
         }
@@ -171,7 +186,20 @@ impl Taker<'_> {
             self.ends.push(self.line.len());
             self.filled += 1;
         }
+        self.tell_of_skipped();
         Ok(if self.filled > 0 { Got::Messages } else { Got::Nothing })
+    }
+
+    /// A gap is told when it is seen first; at the end comes the sum.
+    fn tell_of_skipped(&mut self) {
+        self.skipped += self.consumer.take_skipped();
+        if self.skipped > 0 && self.skipped_told == 0 {
+            self.skipped_told = self.skipped;
+            notice(&format!(
+                "{} messages were discarded by a limit of queue {} before they were delivered",
+                self.skipped, self.config.queue
+            ));
+        }
     }
 
     /// Writes the lines and acknowledges those that were written as a whole.
@@ -227,25 +255,15 @@ impl Taker<'_> {
         )
     }
 
-    /// The daemon says that there is nothing more for this group. Consumers of the default group wait until the others
-    /// have acknowledged what they hold: it may come back.
-    fn drained(&mut self) -> Outcome<bool> {
-        if !group(self.config).is_empty() {
-            return Ok(true);
-        }
-        self.empty()
-    }
-
+    /// The daemon says that there is nothing more for this group now. What others hold may come back: that is waited for.
     fn empty(&mut self) -> Outcome<bool> {
         self.flush()?;
-        let info = self.client.queue_info(&self.config.queue);
-        let info = info.map_err(|error| Failure::queue(&self.config.queue, error))?;
-        let Some(brokered) = info.brokered.filter(|_| group(self.config).is_empty()) else {
-            return Ok(false);
-        };
-        if brokered.ready == 0 && brokered.unacknowledged == 0 {
-            if brokered.delayed > 0 {
-                notice(&format!("{} messages stay until their delay is over", brokered.delayed));
+        let queue = &self.config.queue;
+        let info = self.client.group_info(queue, &group(self.config));
+        let info = info.map_err(|error| Failure::queue(queue, error))?;
+        if info.lag_messages <= info.delayed {
+            if info.delayed > 0 {
+                notice(&format!("{} messages stay until their delay is over", info.delayed));
             }
             return Ok(true);
         }
@@ -254,7 +272,7 @@ impl Taker<'_> {
             self.noticed = true;
             notice(&format!(
                 "waiting for {} messages of queue {} that are with other consumers",
-                brokered.unacknowledged, self.config.queue
+                info.unacknowledged, self.config.queue
             ));
         }
         thread::sleep(DRAIN_SLICE);
@@ -278,16 +296,16 @@ impl Taker<'_> {
     }
 }
 
-/// Shows messages without taking them, oldest first; each is handed to `show`, which says whether it wants more.
+/// Shows messages without taking them, oldest first, up to the last one that is there or on and on; each is handed to `show`,
+/// which says whether it wants more.
 pub(crate) fn browse(
     client: &Client,
     queue: &str,
-    from: Option<u64>,
+    from: StartAt,
+    follow: bool,
     mut show: impl FnMut(&Delivery) -> Outcome<bool>,
 ) -> Outcome {
-    let options = ConsumerOptions::default()
-        .browse(true)
-        .from(from.map_or(StartAt::First, StartAt::Sequence));
+    let options = ConsumerOptions::default().browse(true).from(from);
     let mut consumer =
         client.brokered_consumer(queue, options).map_err(|error| Failure::queue(queue, error))?;
     let mut delivery = Delivery::default();
@@ -300,7 +318,8 @@ pub(crate) fn browse(
                     return Ok(());
                 }
             }
-            Ok(false) => return Ok(()),
+            Ok(false) if !follow => return Ok(()),
+            Ok(false) => {}
             Err(ReceiveError::Empty | ReceiveError::Timeout) => {}
             Err(error) => return Err(Failure::receive(queue, &error)),
         }

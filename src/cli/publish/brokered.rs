@@ -17,6 +17,7 @@ use super::{Config, NOTICE_AFTER, Source, bad_input, send_failure};
 use crate::cli::args::Confirm;
 use crate::cli::exit::{Exit, Failure, Outcome};
 use crate::cli::output::{notice, print_json};
+use crate::cli::units;
 
 /// How long a wait for confirmations goes on before the input is looked at again.
 const SLICE: Duration = Duration::from_millis(5);
@@ -33,9 +34,16 @@ pub(super) fn run(client: Client, info: &QueueInfo, config: Config, input: Sourc
     let options = ProducerOptions::default()
         .wait(config.wait)
         .window(config.window.map_or(0, |window| window as usize));
-    let producer = client
-        .brokered_producer(&config.queue, options)
-        .map_err(|error| Failure::queue(&config.queue, error))?;
+    let attached = match &config.producer {
+        None => client.brokered_producer(&config.queue, options),
+        Some((name, _)) => client.named_producer(&config.queue, name, options),
+    };
+    let mut producer = attached.map_err(|error| Failure::queue(&config.queue, error))?;
+    if let Some((_, first)) = config.producer
+        && !producer.set_next_own_sequence(first)
+    {
+        return Err(Failure::internal("a producer without the name that was asked for"));
+    }
     let mut publisher = Publisher {
         client,
         producer,
@@ -45,6 +53,7 @@ pub(super) fn run(client: Client, info: &QueueInfo, config: Config, input: Sourc
         sent: 0,
         bytes: 0,
         settled: 0,
+        duplicates: 0,
         first: None,
         last: None,
         noticed: false,
@@ -65,6 +74,8 @@ struct Publisher {
     bytes: u64,
     /// Messages that are confirmed and, if asked for, printed.
     settled: u64,
+    /// Of these, stored before.
+    duplicates: u64,
     first: Option<u64>,
     last: Option<u64>,
     noticed: bool,
@@ -104,6 +115,12 @@ impl Publisher {
         while self.unsettled() > 0 {
             self.collect(self.patience())?;
         }
+        if let Some((name, _)) = self.config.producer.as_ref().filter(|_| self.duplicates > 0) {
+            notice(&format!(
+                "{} of {} lines were stored before under the name {name}, and not again",
+                self.duplicates, self.settled
+            ));
+        }
         Ok(())
     }
 
@@ -115,7 +132,9 @@ impl Publisher {
     }
 
     fn wants_confirmations(&self) -> bool {
-        self.confirm == Confirm::Durable || self.config.receipts
+        // With a name it says how many were duplicates.
+        let told = self.config.receipts || self.config.producer.is_some();
+        self.confirm == Confirm::Durable || told
     }
 
     fn unsettled(&self) -> u64 {
@@ -189,6 +208,10 @@ impl Publisher {
         let confirmation = run.result.map_err(|error| self.unconfirmed(error))?;
         let sequences = confirmation.sequence..confirmation.sequence + run.count;
         self.settled += run.count;
+        if confirmation.duplicate {
+            self.duplicates += run.count;
+            return self.print_duplicates(run.count, level_name(confirmation.level));
+        }
         self.first.get_or_insert(sequences.start);
         self.last = Some(sequences.end - 1);
         if !self.config.receipts {
@@ -203,6 +226,25 @@ impl Publisher {
                     writeln!(self.receipts, "{line}")?;
                 } else {
                     writeln!(self.receipts, "{sequence}")?;
+                }
+            }
+            self.receipts.flush()
+        };
+        write().map_err(|error| Failure::stdout(&error))
+    }
+
+    fn print_duplicates(&mut self, count: u64, level: &str) -> Outcome {
+        if !self.config.receipts {
+            return Ok(());
+        }
+        let json = self.config.json;
+        let mut write = || -> io::Result<()> {
+            for _ in 0..count {
+                if json {
+                    let line = format!("{{\"duplicate\":true,\"confirmed\":\"{level}\"}}");
+                    writeln!(self.receipts, "{line}")?;
+                } else {
+                    writeln!(self.receipts, "duplicate")?;
                 }
             }
             self.receipts.flush()
@@ -230,14 +272,10 @@ impl Publisher {
         }
         self.asked = Some(now);
         let asked = self.client.queue_info(&self.config.queue);
-        asked.map_err(|error| self.failed(Failure::queue(&self.config.queue, error)))?;
+        let info = asked.map_err(|error| self.failed(Failure::queue(&self.config.queue, error)))?;
         if !self.noticed {
             self.noticed = true;
-            notice(&format!(
-                "queue {} confirms nothing for now; if its disk is full it goes on as soon as there is \
-                 room, see the daemon's log",
-                self.config.queue
-            ));
+            notice(&why_nothing_is_confirmed(&info));
         }
         Ok(())
     }
@@ -266,7 +304,7 @@ impl Publisher {
         let exit = match error {
             ConfirmError::JournalFailed { .. } => Exit::Io,
             ConfirmError::Closed(_) | ConfirmError::Lost => Exit::Unavailable,
-            ConfirmError::QueueFull => Exit::Temporary,
+            ConfirmError::QueueFull | ConfirmError::Fenced => Exit::Temporary,
             ConfirmError::TooLarge { .. } | ConfirmError::QueueDeleted => Exit::Data,
             _ => Exit::Internal,
         };
@@ -293,14 +331,39 @@ impl Publisher {
             return Ok(());
         }
         let all = self.unsettled() == 0 && self.producer.is_durable();
-        print_json(&json!({
+        let mut summary = json!({
             "queue": self.config.queue,
             "published": self.sent,
             "bytes": self.bytes,
             "confirmed": if all { "durable" } else { "received" },
             "first_sequence": self.first,
             "last_sequence": self.last,
-        }))
+        });
+        if self.config.producer.is_some() {
+            summary["duplicates"] = self.duplicates.into();
+        }
+        print_json(&summary)
+    }
+}
+
+fn why_nothing_is_confirmed(info: &QueueInfo) -> String {
+    let queue = &info.name;
+    match &info.brokered {
+        Some(brokered) if brokered.blocked_producers > 0 => {
+            let limit = match brokered.blocked_by.as_str() {
+                "max-bytes" => units::bytes(brokered.max_bytes),
+                _ => format!("{} messages", units::count(brokered.max_messages)),
+            };
+            format!(
+                "queue {queue} is full ({}: {limit}): waiting until messages are acknowledged, or 'ringmain queue \
+                 edit {queue}' raises the limit",
+                brokered.blocked_by
+            )
+        }
+        _ => format!(
+            "queue {queue} confirms nothing for now; if its disk is full it goes on as soon as there is \
+             room, see the daemon's log"
+        ),
     }
 }
 

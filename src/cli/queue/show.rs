@@ -1,6 +1,8 @@
 //! Queues as people see them.
 
-use ringmain_client::raw::protocol::{BrokeredInfo, HandleInfo, Kind, Plane, QueueInfo, Role};
+use ringmain_client::raw::protocol::{
+    BrokeredInfo, HandleInfo, Kind, Overflow, Plane, QueueInfo, Retention, Role,
+};
 
 use crate::cli::output::{Facts, Table};
 use crate::cli::units;
@@ -32,7 +34,34 @@ pub(super) fn rules(info: &BrokeredInfo) -> String {
         (most, "") => format!("at most {most} deliveries, then discarded"),
         (most, queue) => format!("at most {most} deliveries, then to {queue}"),
     };
-    format!("{deliveries}; lease {}", lease(info))
+    let limits = match limits(info).as_str() {
+        "" => String::new(),
+        limits => format!("; {limits}"),
+    };
+    format!("{deliveries}; lease {}{limits}", lease(info))
+}
+
+/// What it keeps, and what happens at a limit; empty if everything is as usual.
+fn limits(info: &BrokeredInfo) -> String {
+    let mut bounds = Vec::new();
+    if info.max_messages > 0 {
+        bounds.push(format!("{} messages", units::count(info.max_messages)));
+    }
+    if info.max_bytes > 0 {
+        bounds.push(units::bytes(info.max_bytes));
+    }
+    if info.max_age_ms > 0 {
+        bounds.push(units::duration_ms(info.max_age_ms));
+    }
+    let bounds = bounds.join(", ");
+    match (info.retention, info.overflow) {
+        (Retention::Stream, _) if bounds.is_empty() => "a stream without limits".to_string(),
+        (Retention::Stream, _) => format!("a stream of at most {bounds}"),
+        _ if bounds.is_empty() => String::new(),
+        (_, Overflow::Block) => format!("at most {bounds}, then producers wait"),
+        (_, Overflow::Reject) => format!("at most {bounds}, then messages are refused"),
+        (_, Overflow::DropOldest) => format!("at most {bounds}, then the oldest are discarded"),
+    }
 }
 
 fn lease(info: &BrokeredInfo) -> String {
@@ -148,6 +177,22 @@ fn brokered(facts: &mut Facts, info: &BrokeredInfo) {
     facts.add("redelivered", units::count(info.redelivered));
     facts.add("dead letters", units::count(info.dead_lettered));
     facts.add("discarded", units::count(info.discarded));
+    if !limits(info).is_empty() || info.first_sequence > 1 {
+        facts.add("first sequence", info.first_sequence);
+    }
+    if info.retention == Retention::Stream || info.trimmed > 0 {
+        facts.add("left the stream", units::count(info.trimmed));
+    }
+    if info.overflow == Overflow::DropOldest || info.dropped > 0 {
+        facts.add("dropped for room", units::count(info.dropped));
+    }
+    if info.skipped > 0 {
+        facts.add("skipped by consumers", units::count(info.skipped));
+    }
+    if info.blocked_producers > 0 {
+        let producers = units::count(info.blocked_producers.into());
+        facts.add("waiting producers", format!("{producers}, for {}", info.blocked_by));
+    }
     facts.add("rules", rules(info));
     facts.add("shard", info.shard);
 }

@@ -8,8 +8,8 @@ use ringmain_client::layout::pair::{lease, link};
 use ringmain_client::layout::{HANDLE_MAX, LAYOUT_VERSION};
 use ringmain_client::pair::PairGeometry;
 use ringmain_client::protocol::{
-    AttachOptions, Attached, BrokeredHandle as Terms, ErrorCode, HandleKey, Kind, Memory, Reply,
-    Role,
+    AttachOptions, Attached, BrokeredHandle as Terms, ErrorCode, HandleKey, Kind, Memory,
+    NamedHandle, Reply, Role,
 };
 use ringmain_client::sys::eventfd::EventFd;
 use ringmain_client::sys::memory::{MemoryError, reopen_read_only};
@@ -22,9 +22,8 @@ use super::super::host_memory;
 use super::super::link::{Item, LinkLost};
 use super::super::peer::Credentials;
 use super::super::queues::{ALLOCATED_AT_ONCE, clone_descriptor, memory_failure, no_room};
-use super::{
-    BrokeredHandle, BrokeredQueue, SHARDS, SessionLink, State, Waiting, failure, no_right,
-};
+use super::groups::check_group_name;
+use super::{BrokeredHandle, BrokeredQueue, SHARDS, SessionLink, Waiting, failure, no_right};
 use crate::shard::control::{NewHandle, ToShard};
 use crate::shard::logic::ControlResult;
 use crate::shard::memory::{LinkMemory, PairFiles, PairMemory, PairSize, pair_bytes};
@@ -33,8 +32,8 @@ use crate::shard::memory::{LinkMemory, PairFiles, PairMemory, PairSize, pair_byt
 const RECORD_SLOTS: u32 = 1024;
 /// Unacknowledged messages of a consumer that does not say.
 const CREDIT_DEFAULT: u32 = 256;
-/// Longest name of a group in bytes.
-const GROUP_BYTES_MAX: usize = 200;
+/// Longest name of a producer in bytes.
+const NAME_BYTES_MAX: usize = 200;
 
 impl Broker {
     /// `None`: the answer comes when the shard serves the handle.
@@ -138,6 +137,7 @@ impl Broker {
             from: options.from,
             credit: credit(options, size.leases),
             browse: options.browse,
+            producer: options.producer.clone(),
         };
         let key = HandleKey { queue: *id, handle: index, epoch };
         self.hand_out_brokered(*connection, key, entry, pair)
@@ -226,6 +226,9 @@ impl Broker {
                 leases: entry.size.leases,
                 ready_index: entry.ready_index,
                 shard,
+                // The shard's answer says these.
+                group_created: false,
+                named: None,
             }),
             descriptors: vec![
                 Memory::ClientFile,
@@ -254,28 +257,18 @@ impl Broker {
         if !queue.rights(user).may_attach(Kind::Spsc, role) {
             return no_right(queue, if role == Role::Produce { "write" } else { "read" });
         }
-        match queue.state {
-            State::Open => {}
-            State::Creating => {
-                let text = format!("queue {} is being created: try again later", entry.name);
-                return refuse(ErrorCode::Busy, text);
-            }
-            State::Deleting => {
-                let text = format!("queue {} is being deleted", entry.name);
-                return refuse(ErrorCode::Closed, text);
-            }
-        }
-        if role == Role::Produce && *options != AttachOptions::default() {
+        self.open_shard(queue)?;
+        let of_producers =
+            AttachOptions { producer: options.producer.clone(), ..AttachOptions::default() };
+        if role == Role::Produce && *options != of_producers {
             let text = "group, start, credit and browse are for consumers";
             return refuse(ErrorCode::Invalid, text);
         }
-        let good = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-');
-        if options.group.len() > GROUP_BYTES_MAX || !options.group.bytes().all(good) {
-            let text = format!(
-                "group name: at most {GROUP_BYTES_MAX} characters of A-Z a-z 0-9 . _ - are allowed"
-            );
-            return refuse(ErrorCode::Invalid, text);
+        if role == Role::Consume && !options.producer.is_empty() {
+            return refuse(ErrorCode::Invalid, "the name of a producer is for producers");
         }
+        check_group_name(&options.group)?;
+        check_producer_name(&options.producer)?;
         self.check_shard(entry.shard)?;
         let most = u32::try_from(lease::LEASES_MAX).unwrap_or(u32::MAX);
         let leases = match role {
@@ -406,15 +399,24 @@ impl Broker {
         request: u64,
         key: HandleKey,
         result: ControlResult,
+        group_created: bool,
     ) -> Result<(), LinkLost> {
+        let named = match result {
+            ControlResult::Named { id, epoch, last } => Some(NamedHandle { id, epoch, last }),
+            _ => None,
+        };
         let waiting = self.brokered.waiting.remove(&request);
         let refused = failure(&result);
         if refused.is_some() {
             self.on_released(key)?;
         }
-        let Some(Waiting::Attach { connection, attached, descriptors }) = waiting else {
+        let Some(Waiting::Attach { connection, mut attached, descriptors }) = waiting else {
             return Ok(());
         };
+        if let Some(terms) = &mut attached.brokered {
+            terms.named = named;
+            terms.group_created = group_created;
+        }
         let outcome = match refused {
             Some(failure) => Err(failure),
             None => Ok(Some(Answer { descriptors, ..Answer::of(Reply::Attached(attached)) })),
@@ -487,6 +489,7 @@ impl NewHandle {
             from: entry.from,
             credit: entry.credit,
             browse: entry.browse,
+            producer: entry.producer.clone(),
             adopted,
         }
     }
@@ -498,6 +501,17 @@ fn free_index(queue: &BrokeredQueue, role: Role, browse: bool) -> Option<u8> {
         return None;
     }
     (1..=HANDLE_MAX).find(|index| !queue.handles.contains_key(index))
+}
+
+fn check_producer_name(name: &str) -> Result<(), Failure> {
+    let good = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-');
+    if name.len() <= NAME_BYTES_MAX && name.bytes().all(good) {
+        return Ok(());
+    }
+    let text = format!(
+        "producer name: at most {NAME_BYTES_MAX} characters of A-Z a-z 0-9 . _ - are allowed"
+    );
+    refuse(ErrorCode::Invalid, text)
 }
 
 fn credit(options: &AttachOptions, leases: u32) -> u32 {

@@ -12,7 +12,7 @@ use super::super::peer::Credentials;
 use super::super::queues::{check_name, checked_mode, group_of};
 use super::{BrokeredQueue, SHARD_DURABLE, SHARD_MEMORY, State, Waiting, failure, no_right};
 use crate::shard::control::ToShard;
-use crate::shard::logic::{ControlResult, QueueDefinition};
+use crate::shard::logic::{ControlResult, Limits, QueueDefinition};
 use crate::shard::memory::DEAD_LETTER_BYTES;
 use crate::shard::start::message_bytes_max;
 
@@ -22,6 +22,8 @@ const SLOTS_DEFAULT: u32 = 1024;
 const LEASE_DEFAULT_MS: u64 = 30_000;
 /// A year; beyond it 0 is meant.
 const LEASE_MAX_MS: u64 = 366 * 24 * 3600 * 1000;
+/// A hundred years; beyond it 0 is meant.
+const AGE_MAX_MS: u64 = 100 * LEASE_MAX_MS;
 
 impl Broker {
     /// `None`: the answer comes when the queue is stored.
@@ -57,8 +59,9 @@ impl Broker {
             group_gid: entry.group_gid,
             mode: entry.mode,
             max_deliveries: delivery.max_deliveries.unwrap_or(0),
-            dead_letter: delivery.dead_letter.unwrap_or_default(),
             lease_ms: delivery.lease_ms.unwrap_or(LEASE_DEFAULT_MS),
+            limits: Limits::asked(&delivery),
+            dead_letter: delivery.dead_letter.unwrap_or_default(),
         };
         let shard = entry.shard;
         let queue = BrokeredQueue { entry, state: State::Creating, handles: Default::default() };
@@ -172,6 +175,12 @@ impl Broker {
             && lease_ms > LEASE_MAX_MS
         {
             let text = format!("lease={lease_ms} ms: at most {LEASE_MAX_MS} ms, or 0 for no end");
+            return refuse(ErrorCode::Invalid, text);
+        }
+        if let Some(age_ms) = delivery.max_age_ms
+            && age_ms > AGE_MAX_MS
+        {
+            let text = format!("max-age={age_ms} ms: at most {AGE_MAX_MS} ms, or 0 for no end");
             return refuse(ErrorCode::Invalid, text);
         }
         let Some(target) = delivery.dead_letter.as_deref().filter(|name| !name.is_empty()) else {

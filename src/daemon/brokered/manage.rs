@@ -5,9 +5,9 @@ use ringmain_client::protocol::{DeliverySpec, ErrorCode};
 use super::super::broker::{Broker, bug};
 use super::super::connections::{Answer, Failure, refuse};
 use super::super::peer::Credentials;
-use super::{State, Waiting, no_right};
+use super::{BrokeredQueue, State, Waiting, no_right};
 use crate::shard::control::ToShard;
-use crate::shard::logic::QueueEdit;
+use crate::shard::logic::{LimitsEdit, QueueEdit};
 
 impl Broker {
     /// The shard of a queue, for those who may manage it.
@@ -18,6 +18,11 @@ impl Broker {
         if !queue.rights(user).may_manage() {
             return no_right(queue, "execute (manage)");
         }
+        self.open_shard(queue)
+    }
+
+    /// The shard of a queue that is in use.
+    pub(super) fn open_shard(&self, queue: &BrokeredQueue) -> Result<u32, Failure> {
         match queue.state {
             State::Open => Ok(queue.entry.shard),
             State::Creating => refuse(
@@ -43,10 +48,12 @@ impl Broker {
             return Err(bug("queue without entry").into());
         };
         let delivery = self.checked_delivery(user, &queue.entry, Some(id), delivery)?;
+        let limits = LimitsEdit::asked(&delivery);
         let edit = QueueEdit {
             max_deliveries: delivery.max_deliveries,
             dead_letter: delivery.dead_letter,
             lease_ms: delivery.lease_ms,
+            limits,
         };
         let request = self.brokered.request(Waiting::Edit { connection: number, queue: id });
         self.brokered.tell(shard, ToShard::Edit { request, queue: id, edit });

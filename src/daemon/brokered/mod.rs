@@ -8,6 +8,7 @@ mod adopt;
 mod attach;
 mod create;
 mod departure;
+mod groups;
 mod inform;
 mod manage;
 mod shards;
@@ -127,6 +128,8 @@ enum Waiting {
     Count { connection: u64, queue: u64 },
     Attach { connection: u64, attached: Box<Attached>, descriptors: Vec<OwnedFd> },
     Inform(Box<inform::Informing>),
+    Group { connection: u64, queue: u64 },
+    Groups { connection: u64, queue: u64, one: Option<String> },
 }
 
 impl BrokeredQueue {
@@ -280,7 +283,10 @@ impl Broker {
             FromShard::Information { request, queues, handles, .. } => {
                 self.on_information(request, queues, &handles)
             }
-            FromShard::Attached { request, key, result } => self.on_attached(request, key, result),
+            FromShard::Attached { request, key, result, group_created } => {
+                self.on_attached(request, key, result, group_created)
+            }
+            FromShard::Groups { request, groups } => self.on_groups(request, groups),
             FromShard::Released { key } => self.on_released(key),
             FromShard::Fault { key, what } => {
                 self.on_brokered_fault(key, &what);
@@ -339,7 +345,10 @@ impl Broker {
                 };
                 self.answer(connection, outcome)
             }
-            Some(Waiting::Attach { .. } | Waiting::Inform(_)) | None => Ok(()),
+            Some(Waiting::Group { connection, .. }) => self.on_group_done(connection, &result),
+            Some(Waiting::Attach { .. } | Waiting::Inform(_) | Waiting::Groups { .. }) | None => {
+                Ok(())
+            }
         }
     }
 }
@@ -347,7 +356,11 @@ impl Broker {
 /// As an answer, if it is a refusal.
 fn failure(result: &ControlResult) -> Option<Failure> {
     match result {
-        ControlResult::Done | ControlResult::Purged(_) | ControlResult::Redriven(_) => None,
+        ControlResult::Done
+        | ControlResult::Purged(_)
+        | ControlResult::Redriven(_)
+        | ControlResult::Group(_)
+        | ControlResult::Named { .. } => None,
         ControlResult::Refused(code, text) => Some(Failure::Refused(*code, text.clone())),
         ControlResult::JournalFailed(errno) => {
             let error = io::Error::from_raw_os_error(*errno);

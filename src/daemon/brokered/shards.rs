@@ -166,6 +166,7 @@ impl Broker {
             Storage::Folder {
                 path: folder.ok_or("no data folder")?,
                 backend: config.shards.backend,
+                again: known,
             }
         } else {
             let files = self.brokered.segments.found.remove(&shard).unwrap_or_default();
@@ -245,7 +246,9 @@ impl Broker {
                     Waiting::Create { queue, .. }
                     | Waiting::Delete { queue, .. }
                     | Waiting::Edit { queue, .. }
-                    | Waiting::Count { queue, .. },
+                    | Waiting::Count { queue, .. }
+                    | Waiting::Group { queue, .. }
+                    | Waiting::Groups { queue, .. },
                 ) => *queue,
                 Some(Waiting::Attach { attached, .. }) => attached.key.queue,
                 Some(Waiting::Inform(_)) => {
@@ -262,8 +265,9 @@ impl Broker {
             match self.brokered.waiting.get(&request) {
                 Some(Waiting::Attach { attached, .. }) => {
                     let key = attached.key;
-                    self.on_attached(request, key, refused)?;
+                    self.on_attached(request, key, refused, false)?;
                 }
+                Some(Waiting::Groups { .. }) => self.on_groups_refused(request, text)?,
                 _ => self.on_done(request, refused)?,
             }
         }

@@ -89,6 +89,7 @@ impl Logic {
             self.doom_exhausted(index, number);
             self.arm_group(index, number);
             self.mark(index);
+            self.may_be_overfull(index);
         }
     }
 }

@@ -17,17 +17,53 @@ pub(super) enum Canary {
     /// A lane is known by the place of its handle alone, so that positions of a lane that is gone count for the one that has its
     /// place now.
     LanesOfOthers,
+    /// A deleted group comes back with a restart.
+    KeepDeletedGroup,
+    /// Leases outlive the reset of their group.
+    ResetKeepsLeases,
+    /// A start at a time is taken from the marks alone.
+    StartAtMark,
+    /// What a limit discards stays in the journal.
+    ForgetTrim,
+    /// What a limit discards may be overwritten before that is durable.
+    GiveUpEarly,
+    /// A limit discards one message too many.
+    TrimAhead,
+    /// A lane that waits for room is not looked at again.
+    LeaveWaiting,
+    /// A consumer does not hear of what was discarded.
+    SkipInSilence,
+    /// A stream keeps only what is not acknowledged.
+    StreamForgets,
+    /// Messages of a fenced producer are stored.
+    ForgetFence,
+    /// A checkpoint forgets the last own sequence of a named producer.
+    LoseOwnSequence,
+    /// The acknowledgements of a transaction do not get into the journal.
+    HalfTransaction,
 }
 
 #[cfg(test)]
 impl Canary {
-    pub(super) const ALL: [Self; 6] = [
+    pub(super) const ALL: [Self; 18] = [
         Self::DispatchBeforeDurable,
         Self::AckAhead,
         Self::LoseCount,
         Self::DeliverTwice,
         Self::Resurrect,
         Self::LanesOfOthers,
+        Self::KeepDeletedGroup,
+        Self::ResetKeepsLeases,
+        Self::StartAtMark,
+        Self::ForgetTrim,
+        Self::GiveUpEarly,
+        Self::TrimAhead,
+        Self::LeaveWaiting,
+        Self::SkipInSilence,
+        Self::StreamForgets,
+        Self::ForgetFence,
+        Self::LoseOwnSequence,
+        Self::HalfTransaction,
     ];
 }
 

@@ -2,7 +2,8 @@
 
 use std::collections::VecDeque;
 
-use super::types::HandleId;
+use super::canary;
+use super::types::{HandleId, Port};
 
 /// What an entry of a lease table is used for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -12,6 +13,9 @@ pub(super) enum LeaseState {
     Held,
     /// Acknowledged, but that is not durable yet: a broker that takes over must not give the message to another one.
     Settling,
+    /// A limit has discarded the message under the consumer, which is still busy with it: its credit is in use until it says
+    /// something or its time is over.
+    Gone,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -54,8 +58,10 @@ pub(super) struct Consumer {
     pub(super) drained_wanted: bool,
     /// Entry in the timers: no lease ends before it.
     pub(super) armed_ns: Option<u64>,
-    /// Leases that are held.
+    /// Leases that use credit: held or gone.
     pub(super) held: u32,
+    /// Messages that a limit discarded and that it has not been told of.
+    pub(super) skipped: u64,
     leases: Vec<Lease>,
     free: Vec<u32>,
     leases_max: u32,
@@ -74,6 +80,7 @@ impl Consumer {
             drained_wanted: true,
             armed_ns: None,
             held: 0,
+            skipped: 0,
             leases: Vec::new(),
             free: Vec::new(),
             leases_max: 0,
@@ -155,24 +162,50 @@ impl Consumer {
         }
     }
 
-    /// Held or settling to free.
+    /// Held to gone.
+    pub(super) fn abandon(&mut self, slot: u32) {
+        if let Some(lease) = self.leases.get_mut(slot as usize) {
+            lease.state = LeaseState::Gone;
+        }
+    }
+
+    /// Whether a token names a lease whose message is gone.
+    pub(super) fn is_gone(&self, slot: u32, sequence: u64, attempt: u32) -> bool {
+        self.leases.get(slot as usize).is_some_and(|lease| {
+            (lease.state, lease.sequence, lease.attempt) == (LeaseState::Gone, sequence, attempt)
+        })
+    }
+
+    /// Leases that use credit, with their entries.
+    pub(super) fn busy_leases(&self) -> impl Iterator<Item = (u32, Lease)> + '_ {
+        let used = if self.held == 0 { 0 } else { self.leases.len() };
+        (0u32..)
+            .zip(&self.leases[..used])
+            .filter(|(_, lease)| matches!(lease.state, LeaseState::Held | LeaseState::Gone))
+            .map(|(slot, lease)| (slot, *lease))
+    }
+
+    /// Held, gone or settling to free.
     pub(super) fn release(&mut self, slot: u32) {
         let Some(lease) = self.leases.get_mut(slot as usize) else { return };
         match lease.state {
             LeaseState::Free => return,
-            LeaseState::Held => self.held -= 1,
+            LeaseState::Held | LeaseState::Gone => self.held -= 1,
             LeaseState::Settling => {}
         }
         *lease = FREE;
         self.free.push(slot);
     }
 
+    /// In front of what it gets next.
+    pub(super) fn tell_skipped(&mut self, port: &mut dyn Port) {
+        if self.skipped > 0 && !canary::planted(canary::Canary::SkipInSilence) {
+            port.skipped(self.handle, std::mem::take(&mut self.skipped));
+        }
+    }
+
     /// Held leases with their entries.
     pub(super) fn held_leases(&self) -> impl Iterator<Item = (u32, Lease)> + '_ {
-        let used = if self.held == 0 { 0 } else { self.leases.len() };
-        (0u32..)
-            .zip(&self.leases[..used])
-            .filter(|(_, lease)| lease.state == LeaseState::Held)
-            .map(|(slot, lease)| (slot, *lease))
+        self.busy_leases().filter(|(_, lease)| lease.state == LeaseState::Held)
     }
 }

@@ -1,18 +1,18 @@
 //! Requests of the control thread: one after the other, each answered once it is durable.
 
-use ringmain_client::protocol::ErrorCode;
+use ringmain_client::protocol::{ErrorCode, Overflow};
 use ringmain_client::wire::Outcome;
 
-use super::consumer::LeaseState;
-use super::effects::{Effect, Item, NO_SLOT};
-use super::group::Waiter;
+use super::effects::Effect;
 use super::handles::NO_QUEUE;
+use super::limits::LimitsEdit;
+use super::named::REJECTS;
 use super::queue::Queue;
 use super::record::{self, kind};
 use super::redrive::RedriveJob;
 use super::time::Timer;
 use super::types::{ControlResult, Lsn, Port, QueueDefinition, QueueEdit, RecordRef};
-use super::{AppendError, Log, Logic};
+use super::{AppendError, GroupCommand, Log, Logic};
 use crate::shard::memory::{carried_bytes, letter_bytes};
 
 /// A request that is not in the log yet.
@@ -29,10 +29,11 @@ pub(super) enum What {
     Delete(u64),
     Purge(u64),
     Redrive(u64, u64),
+    Group(u64, String, GroupCommand),
 }
 
 /// Why a command ended without a record.
-enum Stop {
+pub(super) enum Stop {
     /// No room: later.
     Later,
     Answer(ControlResult),
@@ -48,8 +49,18 @@ impl From<AppendError> for Stop {
     }
 }
 
+fn invalid(message: &str) -> Stop {
+    refused(ErrorCode::Invalid, message)
+}
+
+impl Stop {
+    pub(super) fn refused(code: ErrorCode, message: impl Into<String>) -> Self {
+        Self::Answer(ControlResult::Refused(code, message.into()))
+    }
+}
+
 fn refused(code: ErrorCode, message: impl Into<String>) -> Stop {
-    Stop::Answer(ControlResult::Refused(code, message.into()))
+    Stop::refused(code, message)
 }
 
 impl Logic {
@@ -77,6 +88,18 @@ impl Logic {
     /// nobody knows where they came from stay.
     pub fn redrive(&mut self, log: &mut dyn Log, request: u64, queue: u64, count: u64) {
         self.command(log, request, What::Redrive(queue, count));
+    }
+
+    /// Creates, resets or deletes a group. What a reset or a deletion gives up is needed until that is durable.
+    pub fn group_command(
+        &mut self,
+        log: &mut dyn Log,
+        request: u64,
+        queue: u64,
+        group: &str,
+        command: GroupCommand,
+    ) {
+        self.command(log, request, What::Group(queue, group.to_owned(), command));
     }
 
     fn command(&mut self, log: &mut dyn Log, request: u64, what: What) {
@@ -115,6 +138,9 @@ impl Logic {
             What::Edit(queue, edit) => self.edit(log, request, *queue, edit),
             What::Delete(queue) => self.delete(log, request, *queue),
             What::Purge(queue) => self.purge_now(log, request, *queue),
+            What::Group(queue, name, command) => {
+                self.run_group_command(log, request, (*queue, name), command)
+            }
             What::Redrive(queue, count) => {
                 let index = self.live(*queue)?;
                 let end = self.queues.get(index).map_or(0, |queue| queue.durable_end);
@@ -126,7 +152,7 @@ impl Logic {
         }
     }
 
-    fn live(&self, id: u64) -> Result<u32, Stop> {
+    pub(super) fn live(&self, id: u64) -> Result<u32, Stop> {
         self.by_id
             .get(&id)
             .copied()
@@ -149,6 +175,7 @@ impl Logic {
             return Err(refused(ErrorCode::Exists, message));
         }
         self.check_dead_letter(definition)?;
+        definition.limits.check(definition.durable).map_err(invalid)?;
         let body = record::encode(definition);
         let lsn = self.append(log, kind::QUEUE_CREATED, definition.id, &body)?;
         self.add_queue(Queue::new(definition.clone()));
@@ -156,7 +183,13 @@ impl Logic {
         Ok(())
     }
 
-    fn append(&self, log: &mut dyn Log, kind: u8, queue: u64, body: &[u8]) -> Result<Lsn, Stop> {
+    pub(super) fn append(
+        &self,
+        log: &mut dyn Log,
+        kind: u8,
+        queue: u64,
+        body: &[u8],
+    ) -> Result<Lsn, Stop> {
         let record = RecordRef { kind, flags: 0, queue, sequence: 0, parts: &[body] };
         Ok(log.append(record)?.0)
     }
@@ -228,16 +261,32 @@ impl Logic {
         if let Some(lease_ms) = edit.lease_ms {
             definition.lease_ms = lease_ms;
         }
+        edit.limits.apply(&mut definition.limits, queue.next_sequence);
+        if edit.limits != LimitsEdit::default() {
+            definition.limits.check(definition.durable).map_err(invalid)?;
+        }
+        if definition.limits.overflow == Overflow::Reject
+            && self.queues.get(index).is_some_and(|queue| !queue.named.is_empty())
+        {
+            return Err(refused(ErrorCode::Busy, REJECTS));
+        }
         let lsn = self.append(log, kind::QUEUE_EDITED, id, &record::encode(&definition))?;
         let mut groups = 0;
         if let Some(queue) = self.queues.get_mut(index) {
-            queue.definition = definition;
+            let other = queue.is_stream() != definition.limits.is_stream();
+            queue.redefine(definition);
             groups = queue.groups.len();
+            if other {
+                // What is not kept any more is needed until that is durable.
+                queue.purging += 1;
+                self.effects.push(lsn, Effect::Purged { queue: index, items: 0 });
+            }
         }
         for group in 0..groups {
             self.doom_exhausted(index, group);
         }
         self.mark(index);
+        self.may_be_overfull(index);
         self.effects.push(lsn, Effect::Control { request, result: ControlResult::Done });
         Ok(())
     }
@@ -278,6 +327,10 @@ impl Logic {
             }
         }
         self.dirty.retain(|dirty| *dirty != index);
+        self.overfull.retain(|overfull| *overfull != index);
+        if let Some(armed_ns) = queue.armed_ns {
+            self.timers.remove(&(armed_ns, Timer::Age(index)));
+        }
         for (_, producer) in self.producers.iter_mut().filter(|(_, one)| one.queue == index) {
             producer.queue = NO_QUEUE;
         }
@@ -294,6 +347,7 @@ impl Logic {
                 job.queue = NO_QUEUE;
             }
         }
+        self.searches.retain(|(id, _), _| *id != queue.definition.id);
         log.forget(queue.definition.id, u64::MAX);
     }
 
@@ -302,7 +356,7 @@ impl Logic {
         let below = self.queues.get(index).map_or(1, |queue| queue.next_sequence);
         let lsn = self.append(log, kind::PURGED, id, &below.to_le_bytes())?;
         let messages = self.messages(index, below);
-        let items = self.discard_all(index, below);
+        let items = self.discard_below(index, below, None);
         if let Some(queue) = self.queues.get_mut(index) {
             queue.purging += 1;
         }
@@ -311,39 +365,5 @@ impl Logic {
         let result = ControlResult::Purged(messages);
         self.effects.push_behind(Effect::Control { request, result });
         Ok(())
-    }
-
-    /// Everything below is done with, for all groups: leases are lost, who waits for a rejection is answered when it is durable.
-    fn discard_all(&mut self, index: u32, below: u64) -> u32 {
-        let mut items = 0;
-        let Some(queue) = self.queues.get_mut(index) else { return 0 };
-        for group in &mut queue.groups {
-            for (sequence, doomed) in &group.doomed {
-                if let Some(waiter) = doomed.waiter {
-                    let item = Item { queue: index, sequence: *sequence, waiter, slot: NO_SLOT };
-                    self.effects.items.push_back(item);
-                    items += 1;
-                }
-            }
-            group.discard_below(below);
-            group.leased = 0;
-            group.bytes = 0;
-            for number in &group.consumers {
-                let Some(consumer) = self.consumers.get_mut(*number) else { continue };
-                let held: Vec<_> = consumer
-                    .held_leases()
-                    .filter(|(_, lease)| lease.state == LeaseState::Held)
-                    .collect();
-                for (slot, lease) in held {
-                    consumer.settle(slot);
-                    let generation = consumer.generation;
-                    let waiter = Waiter { consumer: *number, generation, request: 0 };
-                    let sequence = lease.sequence;
-                    self.effects.items.push_back(Item { queue: index, sequence, waiter, slot });
-                    items += 1;
-                }
-            }
-        }
-        items
     }
 }

@@ -208,6 +208,7 @@ impl Logic {
         let sequence = to.next_sequence;
         to.appended(body.published_ns, self.scratch.len());
         self.effects.push_stored(stored, transfer.to, sequence, None, 0, 0);
+        self.may_be_overfull(transfer.to);
         self.effects.push(settled, Effect::Settled { queue: transfer.from, items: 1 });
         Ok(())
     }

@@ -69,7 +69,9 @@ impl Logic {
             if let Some(queue) = self.queues.get_mut(index) {
                 queue.dirty = false;
             }
-            match self.dispatch_queue(index, log, port, &mut budget) {
+            let step = self.dispatch_queue(index, log, port, &mut budget);
+            self.unblock(index);
+            match step {
                 Step::Done => {}
                 Step::Later => self.mark(index),
                 Step::More => {
@@ -98,6 +100,9 @@ impl Logic {
         let mut whole = Step::Done;
         for number in 0..groups {
             let group = first.wrapping_add(number) % groups;
+            if self.queues.get(index).is_none_or(|queue| queue.groups[group].deleted) {
+                continue;
+            }
             let mut share = SHARE.min(*budget);
             *budget -= share;
             let given = self.give_out(index, group, log, port, &mut share);
@@ -187,9 +192,10 @@ impl Logic {
         for number in &group.consumers {
             if let Some(consumer) = self.consumers.get_mut(*number)
                 && consumer.drained_wanted
-                && u64::from(consumer.held) == group.leased
+                && consumer.held_leases().count() as u64 == group.leased
             {
                 consumer.drained_wanted = false;
+                consumer.tell_skipped(port);
                 port.drained(consumer.handle);
             }
         }
@@ -257,6 +263,7 @@ fn give(
     };
     let Some(consumer) = consumers.get_mut(number) else { return Given::Blocked };
     let handle = consumer.handle;
+    consumer.tell_skipped(port);
     let slot = consumer.claim();
     let attempt = count + 1;
     port.lease(handle, slot, Some((attempt, sequence)));
@@ -311,10 +318,11 @@ fn show(
         }
         *budget -= 1;
         // What was purged meanwhile is not shown, nor what cannot be read.
-        let gone = queue
-            .groups
-            .iter()
-            .all(|group| sequence < group.fresh && group.leased == 0 && !group.has_back(sequence));
+        let kept = queue.is_stream() && sequence >= queue.first;
+        let gone = !kept
+            && queue.groups.iter().all(|group| {
+                sequence < group.fresh && group.leased == 0 && !group.has_back(sequence)
+            });
         let message = if gone {
             Message::Lost(String::new())
         } else {

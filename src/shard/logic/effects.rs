@@ -5,6 +5,7 @@ use std::collections::VecDeque;
 use ringmain_client::wire::Outcome;
 
 use super::group::Waiter;
+use super::queue::Queue;
 use super::types::{ControlResult, HandleId, Lsn, Now, Port};
 use super::{Log, Logic, canary};
 
@@ -44,6 +45,12 @@ pub(super) enum Effect {
         outcome: Outcome,
         detail: u64,
     },
+    /// All of a transaction is there: its first message has this sequence.
+    Transacted {
+        handle: HandleId,
+        position: u64,
+        sequence: u64,
+    },
     /// Messages are done with, or counted: the next so many items.
     Settled {
         queue: u32,
@@ -53,8 +60,19 @@ pub(super) enum Effect {
         queue: u32,
         items: u32,
     },
+    /// A limit has discarded so many messages.
+    Trimmed {
+        queue: u32,
+        items: u32,
+        messages: u64,
+    },
     Deleted {
         queue: u32,
+    },
+    GroupDeleted {
+        queue: u32,
+        group: u32,
+        items: u32,
     },
     Control {
         request: u64,
@@ -170,13 +188,32 @@ impl Logic {
                     }
                     self.settled(queue, 0, log);
                 }
+                Effect::Trimmed { queue, items, messages } => {
+                    self.settle_items(items, port, Outcome::Done, 0);
+                    if let Some(queue) = self.queues.get_mut(queue) {
+                        queue.cancelling.pop_front();
+                    }
+                    self.settled(queue, u32::try_from(messages).unwrap_or(u32::MAX), log);
+                }
                 Effect::Deleted { queue } => self.drop_queue(queue, port, log),
+                Effect::GroupDeleted { queue, group, items } => {
+                    self.settle_items(items, port, Outcome::Done, 0);
+                    self.drop_group(queue, group, port);
+                    // Producers that waited for it may go on.
+                    self.mark(queue);
+                    self.settled(queue, 0, log);
+                }
                 Effect::Refused { handle, position, outcome, detail } => {
                     if self.handles.contains_key(&handle) {
                         port.completed(handle, position, position, 1, 0, outcome, detail);
                     }
                 }
                 Effect::Control { request, result } => port.control(request, result),
+                Effect::Transacted { handle, position, sequence } => {
+                    if self.handles.contains_key(&handle) {
+                        port.completed(handle, position, position, 1, sequence, Outcome::Done, 0);
+                    }
+                }
             }
         }
     }
@@ -230,14 +267,19 @@ impl Logic {
     /// From time to time the log learns what it need not find any more.
     fn settled(&mut self, index: u32, items: u32, log: &mut dyn Log) {
         const OFTEN: u32 = 4096;
+        let nothing_settles = self.effects.items.is_empty();
         let Some(queue) = self.queues.get_mut(index) else { return };
+        if nothing_settles && queue.purging == 0 && queue.is_done_with() {
+            queue.marks.clear();
+        }
         queue.settled = queue.settled.saturating_add(items);
         if queue.settled < OFTEN || queue.purging > 0 {
             return;
         }
         queue.settled = 0;
         let below = self.needed_from(index);
-        if let Some(queue) = self.queues.get(index) {
+        if let Some(queue) = self.queues.get_mut(index) {
+            queue.marks.forget_below(below);
             log.forget(queue.definition.id, below);
         }
     }
@@ -245,6 +287,15 @@ impl Logic {
     /// The oldest message that may still be asked for, now or after a restart.
     fn needed_from(&self, index: u32) -> u64 {
         let Some(queue) = self.queues.get(index) else { return u64::MAX };
+        // What a limit cancels is needed until that is durable.
+        let cancelling = queue.cancelling.front().copied().unwrap_or(u64::MAX);
+        let from = self.oldest_stored(queue).min(cancelling);
+        let settling = self.effects.items.iter().filter(|item| item.queue == index);
+        settling.map(|item| item.sequence).fold(from, u64::min)
+    }
+
+    /// The oldest message that some group has not acknowledged, or the next one.
+    pub(super) fn oldest_open(&self, queue: &Queue) -> u64 {
         let mut from = queue.next_sequence;
         for group in &queue.groups {
             let heads = [
@@ -259,8 +310,7 @@ impl Logic {
             });
             from = heads.into_iter().flatten().chain(leased).fold(from, u64::min);
         }
-        let settling = self.effects.items.iter().filter(|item| item.queue == index);
-        settling.map(|item| item.sequence).fold(from, u64::min)
+        from
     }
 
     /// The journal failed with this errno, and [`Self::on_durable`] has been called for what is durable. Everybody who waits for
@@ -274,21 +324,37 @@ impl Logic {
         while let Some(effect) = self.effects.pop(Lsn::MAX) {
             match effect {
                 Effect::Stored(run) => self.failed_run(&run, detail, port),
-                Effect::Refused { handle, position, outcome, detail } => {
+                Effect::Refused { handle, position, outcome, detail: told } => {
+                    // What these rest on is not durable.
+                    let (outcome, detail) = match outcome {
+                        Outcome::Duplicate | Outcome::Fenced => (Outcome::JournalFailed, detail),
+                        outcome => (outcome, told),
+                    };
                     if self.handles.contains_key(&handle) {
+                        port.completed(handle, position, position, 1, 0, outcome, detail);
+                    }
+                }
+                Effect::Transacted { handle, position, .. } => {
+                    if self.handles.contains_key(&handle) {
+                        let outcome = Outcome::JournalFailed;
                         port.completed(handle, position, position, 1, 0, outcome, detail);
                     }
                 }
                 Effect::Control { request, .. } => {
                     port.control(request, ControlResult::JournalFailed(errno));
                 }
-                Effect::Settled { .. } | Effect::Purged { .. } | Effect::Deleted { .. } => {}
+                Effect::GroupDeleted { queue, group, .. } => self.keep_group(queue, group),
+                Effect::Settled { .. }
+                | Effect::Purged { .. }
+                | Effect::Trimmed { .. }
+                | Effect::Deleted { .. } => {}
             }
         }
         // Those of gathered records as well.
         let items = u32::try_from(self.effects.items.len()).unwrap_or(u32::MAX);
         self.settle_items(items, port, Outcome::JournalFailed, detail);
         self.gathered.clear();
+        self.searches.clear();
         self.effects.appended = 0;
         for command in self.commands.drain(..) {
             port.control(command.request, ControlResult::JournalFailed(errno));
@@ -297,6 +363,7 @@ impl Logic {
             port.control(job.request, ControlResult::JournalFailed(errno));
         }
         self.fail_rejections(port, detail);
+        self.unblock_all();
     }
 
     fn failed_run(&self, run: &StoredRun, detail: u64, port: &mut dyn Port) {
@@ -347,7 +414,7 @@ impl Logic {
     }
 
     /// Where dispatch stops.
-    pub(super) fn dispatch_end(queue: &super::queue::Queue) -> u64 {
+    pub(super) fn dispatch_end(queue: &Queue) -> u64 {
         if canary::planted(canary::Canary::DispatchBeforeDurable) {
             return queue.next_sequence;
         }

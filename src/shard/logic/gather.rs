@@ -91,9 +91,10 @@ impl Logic {
         }
     }
 
-    /// Appends what was gathered, and then carries out control requests that had to wait. `false`: the journal has no room.
+    /// Appends what was gathered, discards what is too much, and then carries out control requests that had to wait. `false`: the
+    /// journal has no room.
     pub fn flush(&mut self, log: &mut dyn Log) -> bool {
-        self.flush_gathered(log) && self.run_commands(log)
+        self.flush_gathered(log) && self.trim(log) && self.run_commands(log)
     }
 
     pub(super) fn flush_gathered(&mut self, log: &mut dyn Log) -> bool {

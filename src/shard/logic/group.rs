@@ -58,6 +58,12 @@ pub(super) struct Group {
     pub(super) armed_ns: Option<u64>,
     /// A message cannot be read: nothing goes on.
     pub(super) stalled: Option<String>,
+    /// How often it was reset.
+    pub(super) resets: u32,
+    /// A deletion is on its way to the disk.
+    pub(super) deleted: bool,
+    /// Messages that a limit discarded before they were acknowledged.
+    pub(super) skipped: u64,
 }
 
 impl Group {
@@ -124,14 +130,24 @@ impl Group {
         any
     }
 
+    /// The first message that is with nobody, or would come next.
+    fn head(&self) -> u64 {
+        let heads =
+            [self.ready.keys().next(), self.delayed.keys().next(), self.doomed.keys().next()];
+        heads.into_iter().flatten().copied().fold(self.fresh, u64::min)
+    }
+
     /// Forgets everything below this sequence that is not leased.
     pub(super) fn discard_below(&mut self, below: u64) {
+        // What cannot be read is the first message: there is another one now.
+        if self.head() < below {
+            self.stalled = None;
+        }
         self.fresh = self.fresh.max(below);
         self.ready = self.ready.split_off(&below);
         self.delayed = self.delayed.split_off(&below);
         self.doomed = self.doomed.split_off(&below);
         self.due.retain(|(_, sequence)| *sequence >= below);
-        self.stalled = None;
     }
 
     /// Sequences that are back, in no order.

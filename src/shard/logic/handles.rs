@@ -4,9 +4,8 @@ use std::collections::{BTreeSet, VecDeque};
 
 use super::consumer::{Browser, Consumer};
 use super::group::{ASIDE_NS, Group};
-use super::queue::Queue;
 use super::record::{self, GroupCreated, kind};
-use super::types::{ConsumerSpec, HandleId, Now, Port, RecordRef, Refusal, StartAt};
+use super::types::{ConsumerSpec, GROUPS_MAX, HandleId, Now, Port, RecordRef, Refusal};
 use super::{AppendError, Log, Logic, canary};
 
 /// Entries of a lease table at most.
@@ -89,6 +88,10 @@ pub(super) struct Producer {
     pub(super) queue: u32,
     pub(super) lane: u64,
     pub(super) runs: VecDeque<LaneRun>,
+    /// Id of its name in the queue, if it has one.
+    pub(super) named: Option<u64>,
+    /// Its next message waits for room below the limit of the queue.
+    pub(super) waits: bool,
 }
 
 impl Logic {
@@ -97,13 +100,22 @@ impl Logic {
     /// # Errors
     /// [`Refusal::Unknown`] if there is no such queue or the handle is open.
     pub fn open_producer(&mut self, handle: HandleId, lane: u64) -> Result<(), Refusal> {
+        self.open_producer_as(handle, lane, None)
+    }
+
+    pub(super) fn open_producer_as(
+        &mut self,
+        handle: HandleId,
+        lane: u64,
+        named: Option<u64>,
+    ) -> Result<(), Refusal> {
         let queue = self.open_queue(handle)?;
         let lane = match canary::planted(canary::Canary::LanesOfOthers) {
             true => handle.queue << 8 | u64::from(handle.handle),
             false => lane,
         };
         let runs = self.lanes.remove(&lane).unwrap_or_default();
-        let index = self.producers.insert(Producer { queue, lane, runs });
+        let index = self.producers.insert(Producer { queue, lane, runs, named, waits: false });
         self.handles.insert(handle, HandleRef::Producer(index));
         Ok(())
     }
@@ -127,24 +139,31 @@ impl Logic {
         }
     }
 
-    /// A consumer, or one who looks on. Creates its group if that does not exist.
+    /// A consumer, or one who looks on. Creates its group if that does not exist, unless it is adopted; whether it did. Who attaches
+    /// hears of it when the group is durable, so that one that is adopted has it.
     ///
     /// # Errors
     /// [`Refusal::Full`]: try again later. [`Refusal::Unknown`]: no such queue, or the handle is open.
-    /// [`Refusal::JournalFailed`]: the group cannot be created.
+    /// [`Refusal::NoGroup`]: its group was deleted. [`Refusal::JournalFailed`]: the group cannot be created.
     pub fn open_consumer(
         &mut self,
         log: &mut dyn Log,
         handle: HandleId,
         spec: &ConsumerSpec,
-    ) -> Result<(), Refusal> {
+    ) -> Result<bool, Refusal> {
         let index = self.open_queue(handle)?;
-        let group = if spec.browse { 0 } else { self.group_for(log, index, spec)? };
+        let (mut group, mut is_new) = (0, false);
+        let mut browser = None;
+        if spec.browse {
+            let from = self.find_start(log, index, spec.from).ok_or(Refusal::Full)?;
+            browser = Some(self.browser(index, from));
+        } else {
+            (group, is_new) = self.group_for(log, index, spec)?;
+        }
         self.next_generation = self.next_generation.wrapping_add(1);
         let mut consumer = Consumer::new(handle, self.next_generation, index, group);
-        if spec.browse {
-            consumer.browser = Some(self.browser(index, spec.from));
-        } else {
+        consumer.browser = browser;
+        if !spec.browse {
             consumer.set_leases_max(spec.leases.clamp(1, LEASES_MAX));
             consumer.set_credit(spec.credit);
         }
@@ -159,10 +178,10 @@ impl Logic {
             }
         }
         self.mark(index);
-        Ok(())
+        Ok(is_new)
     }
 
-    fn open_queue(&self, handle: HandleId) -> Result<u32, Refusal> {
+    pub(super) fn open_queue(&self, handle: HandleId) -> Result<u32, Refusal> {
         let index = *self.by_id.get(&handle.queue).ok_or(Refusal::Unknown)?;
         let deleted = self.queues.get(index).is_none_or(|queue| queue.deleted);
         if deleted || self.handles.contains_key(&handle) {
@@ -176,15 +195,22 @@ impl Logic {
         log: &mut dyn Log,
         index: u32,
         spec: &ConsumerSpec,
-    ) -> Result<usize, Refusal> {
+    ) -> Result<(usize, bool), Refusal> {
         let queue = self.queues.get(index).ok_or(Refusal::Unknown)?;
-        if let Some(at) = queue.groups.iter().position(|group| group.name == spec.group) {
-            return Ok(at);
+        if let Some(at) = queue.group_named(&spec.group) {
+            return Ok((at, false));
         }
         if let Some(errno) = self.failed {
             return Err(Refusal::JournalFailed(errno));
         }
-        let from = start(queue, spec.from);
+        if spec.adopted {
+            return Err(Refusal::NoGroup);
+        }
+        if queue.groups.len() >= GROUPS_MAX {
+            return Err(Refusal::GroupLimit);
+        }
+        let from = self.find_start(log, index, spec.from).ok_or(Refusal::Full)?;
+        let queue = self.queues.get(index).ok_or(Refusal::Unknown)?;
         let created = GroupCreated { group: queue.next_group, name: spec.group.clone(), from };
         let id = queue.definition.id;
         // What is there is what the log says is there: acknowledgements must be in it first.
@@ -204,14 +230,14 @@ impl Logic {
             Err(AppendError::TooLarge { .. }) => return Err(Refusal::Unknown),
             Err(AppendError::Failed { errno }) => return Err(Refusal::JournalFailed(errno)),
         }
-        Ok(self.create_group(index, &created))
+        Ok((self.create_group(index, &created), true))
     }
 
     /// A new group has what is there: the messages that some group has not acknowledged.
     pub(super) fn create_group(&mut self, index: u32, created: &GroupCreated) -> usize {
         let (open, fresh) = self.there(index, created.from);
         let Some(queue) = self.queues.get_mut(index) else { return 0 };
-        let bytes = queue.groups.iter().map(|group| group.mean_bytes(queue.next_sequence)).max();
+        let bytes = queue.live_groups().map(|group| group.mean_bytes(queue.next_sequence)).max();
         let mut group = Group::new(created.group, &created.name, fresh);
         group.ready = open.into_iter().map(|sequence| (sequence, 0)).collect();
         group.bytes = bytes.unwrap_or(0) * group.open(queue.next_sequence);
@@ -221,12 +247,23 @@ impl Logic {
     }
 
     /// Messages from a sequence on that some group has not acknowledged: single ones, and the place from which all are there.
+    /// Those of a stream are there whoever has acknowledged them.
     pub(super) fn there(&self, index: u32, from: u64) -> (BTreeSet<u64>, u64) {
+        match self.queues.get(index) {
+            Some(queue) if queue.is_stream() && !canary::planted(canary::Canary::StreamForgets) => {
+                (BTreeSet::new(), queue.first.max(from))
+            }
+            _ => self.open_from(index, from),
+        }
+    }
+
+    /// The same without regard to what a stream keeps.
+    pub(super) fn open_from(&self, index: u32, from: u64) -> (BTreeSet<u64>, u64) {
         let Some(queue) = self.queues.get(index) else { return (BTreeSet::new(), 1) };
-        let fresh = queue.groups.iter().map(|group| group.fresh).min().unwrap_or(1).max(from);
+        let fresh = queue.live_groups().map(|group| group.fresh).min().unwrap_or(1).max(from);
         let mut open = BTreeSet::new();
         let wanted = |sequence: &u64| (from..fresh).contains(sequence);
-        for group in &queue.groups {
+        for group in queue.live_groups() {
             open.extend(group.back().filter(wanted));
             for consumer in &group.consumers {
                 let Some(consumer) = self.consumers.get(*consumer) else { continue };
@@ -236,8 +273,7 @@ impl Logic {
         (open, fresh)
     }
 
-    fn browser(&self, index: u32, from: StartAt) -> Browser {
-        let from = self.queues.get(index).map_or(1, |queue| start(queue, from));
+    fn browser(&self, index: u32, from: u64) -> Browser {
         let (open, next) = self.there(index, from);
         Browser { open: open.into_iter().collect(), next }
     }
@@ -248,7 +284,9 @@ impl Logic {
         match self.handles.remove(&handle) {
             None => {}
             Some(HandleRef::Producer(index)) => {
-                self.producers.remove(index);
+                if let Some(producer) = self.producers.remove(index) {
+                    self.stop_waiting(producer.queue, handle);
+                }
             }
             Some(HandleRef::Consumer(index)) => {
                 self.return_all(port, index);
@@ -262,15 +300,6 @@ impl Logic {
                 self.mark(consumer.queue);
             }
         }
-    }
-}
-
-/// The sequence that a start means now.
-fn start(queue: &Queue, from: StartAt) -> u64 {
-    match from {
-        StartAt::First => 1,
-        StartAt::New => queue.next_sequence,
-        StartAt::Sequence(sequence) => sequence.clamp(1, queue.next_sequence),
     }
 }
 

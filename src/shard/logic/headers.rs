@@ -49,12 +49,13 @@ fn name_and_value(entry: &[u8]) -> Option<(&[u8], &[u8])> {
     rest.split_at_checked(usize::from(length))
 }
 
-/// Copies metadata without our headers.
+/// Copies metadata without our headers and without the own sequence of a named producer: the copy is a new message.
 pub(super) fn copy_without_ours(metadata: &[u8], out: &mut Vec<u8>) {
     for (tag, value, entry) in entries(metadata) {
-        let ours = tag == tag::HEADER
-            && name_and_value(value)
-                .is_some_and(|(name, _)| OURS.iter().any(|our| our.as_bytes() == name));
+        let ours = tag == tag::PRODUCER_SEQUENCE
+            || tag == tag::HEADER
+                && name_and_value(value)
+                    .is_some_and(|(name, _)| OURS.iter().any(|our| our.as_bytes() == name));
         if !ours {
             out.extend_from_slice(entry);
         }

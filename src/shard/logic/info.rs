@@ -1,6 +1,7 @@
 //! What is known about the queues.
 
 use super::Logic;
+use super::queue::Queue;
 use super::types::{BrokeredInfo, QueueDefinition};
 
 impl Logic {
@@ -21,10 +22,14 @@ impl Logic {
         let group = queue.groups.first()?;
         let definition = &queue.definition;
         let fresh = queue.durable_end.saturating_sub(group.fresh);
+        let message_bytes = match queue.is_stream() {
+            true => queue.stream_bytes(),
+            false => queue.groups.iter().map(|group| group.bytes).max().unwrap_or(0),
+        };
         Some(BrokeredInfo {
             next_sequence: queue.next_sequence,
             messages: self.messages(index, queue.durable_end),
-            message_bytes: queue.groups.iter().map(|group| group.bytes).max().unwrap_or(0),
+            message_bytes,
             ready: group.ready.len() as u64 + group.doomed.len() as u64 + fresh,
             unacknowledged: group.leased,
             delayed: group.delayed.len() as u64,
@@ -35,13 +40,29 @@ impl Logic {
             dead_letter: definition.dead_letter.clone(),
             lease_ms: definition.lease_ms,
             shard: self.shard,
+            retention: definition.limits.retention,
+            max_messages: definition.limits.max_messages,
+            max_bytes: definition.limits.max_bytes,
+            max_age_ms: definition.limits.max_age_ms,
+            overflow: definition.limits.overflow,
+            first_sequence: self.oldest_stored(queue),
+            trimmed: queue.trimmed,
+            dropped: queue.dropped,
+            skipped: group.skipped,
+            blocked_producers: u32::try_from(queue.waiting.len()).unwrap_or(u32::MAX),
+            blocked_by: queue.blocked_by().to_owned(),
         })
+    }
+
+    /// The errno of the journal, if it has failed.
+    pub fn failed(&self) -> Option<i32> {
+        self.failed
     }
 
     /// Groups that cannot go on because a message cannot be read: queue, group, what and where.
     pub fn stalls(&self) -> impl Iterator<Item = (u64, &str, &str)> + '_ {
         self.queues.iter().flat_map(|(_, queue)| {
-            queue.groups.iter().filter_map(|group| {
+            queue.live_groups().filter_map(|group| {
                 let what = group.stalled.as_deref()?;
                 Some((queue.definition.id, group.name.as_str(), what))
             })
@@ -53,9 +74,18 @@ impl Logic {
         std::mem::take(&mut self.stalls_untold)
     }
 
-    /// Messages below `end` that some group has not acknowledged.
+    /// The oldest message that is there, or the next one.
+    pub(super) fn oldest_stored(&self, queue: &Queue) -> u64 {
+        let open = self.oldest_open(queue);
+        if queue.is_stream() { open.min(queue.first) } else { open }
+    }
+
+    /// Messages below `end` that are stored: those that some group has not acknowledged, or a stream keeps.
     pub(super) fn messages(&self, index: u32, end: u64) -> u64 {
         let Some(queue) = self.queues.get(index) else { return 0 };
+        if queue.is_stream() {
+            return self.stored_below(index, end);
+        }
         match &queue.groups[..] {
             [group] => group.open(end),
             _ => {

@@ -7,7 +7,8 @@
 //! 2. [`Logic::on_time`] if [`Logic::next_deadline`] is over;
 //! 3. [`Logic::flush`]: acknowledgements and returns that were gathered become records; then `Journal::submit`;
 //! 4. after `Journal::reap`: [`Logic::on_durable`], **every turn**, also if nothing new is durable;
-//! 5. [`Logic::dispatch`] while it returns `true` and there is nothing more urgent.
+//! 5. [`Logic::dispatch`] while it returns `true` and there is nothing more urgent;
+//! 6. lanes that were refused with [`Refusal::Limit`] are offered again when [`Logic::take_unblocked`] names them.
 //!
 //! After a failure of the journal: `on_durable` for what is durable, [`Logic::on_failed`] once, then turns as before.
 //!
@@ -24,10 +25,14 @@ mod dispatch;
 mod effects;
 mod gather;
 mod group;
+mod groups;
 mod handles;
 pub mod headers;
 mod info;
+mod limits;
 mod log;
+mod marks;
+mod named;
 mod publish;
 mod queue;
 pub mod record;
@@ -38,6 +43,8 @@ mod slab;
 mod snapshot;
 mod submission;
 mod time;
+mod transaction;
+mod trim;
 mod types;
 
 #[cfg(test)]
@@ -49,6 +56,7 @@ use consumer::Consumer;
 use control::Command;
 use effects::Effects;
 use gather::Gather;
+use groups::Searches;
 use handles::{HandleRef, Producer};
 use queue::Queue;
 use redrive::RedriveJob;
@@ -56,14 +64,18 @@ use slab::Slab;
 
 use time::Timer;
 
+pub use groups::GroupCommand;
 pub use handles::LaneRun;
+pub use limits::{Limits, LimitsEdit};
 pub use log::{Log, Message};
+pub use named::{FORGOTTEN_AFTER_NS, NAMES_MAX};
 pub use publish::message_bytes_max;
 pub(super) use slab::NumberMap;
+pub use transaction::{TransactionAck, TransactionMessage};
 pub use types::{
-    AppendError, BrokeredInfo, ConsumerSpec, ControlResult, Delivered, FLAG_MESSAGE, HandleId,
-    Location, Lsn, Now, Port, QueueDefinition, QueueEdit, RecordRef, Refusal, Replay, Snapshot,
-    StartAt, Stored,
+    AppendError, BrokeredInfo, ConsumerSpec, ControlResult, Delivered, FLAG_MESSAGE, GROUPS_MAX,
+    HandleId, Location, Lsn, Now, Port, QueueDefinition, QueueEdit, RecordRef, Refusal, Replay,
+    Snapshot, StartAt, Stored,
 };
 
 /// The queues of a shard.
@@ -85,6 +97,10 @@ pub struct Logic {
     timers: BTreeSet<(u64, Timer)>,
     /// Queues that dispatch has to look at.
     dirty: VecDeque<u32>,
+    /// Queues that may have more than they may keep.
+    overfull: VecDeque<u32>,
+    /// Producers that may go on after [`Refusal::Limit`].
+    unblocked: Vec<HandleId>,
     /// Lanes of the replayed journal.
     lanes: BTreeMap<u64, VecDeque<LaneRun>>,
     /// A copy of a message that is to be moved.
@@ -93,6 +109,8 @@ pub struct Logic {
     stalls_untold: Vec<String>,
     started: bool,
     failed: Option<i32>,
+    /// Starts at a time that are being looked for.
+    searches: Searches,
     now: Now,
     /// While a checkpoint is replayed: what there was before it.
     before_checkpoint: Option<Box<Logic>>,
@@ -117,11 +135,14 @@ impl Logic {
             redrives: VecDeque::new(),
             timers: BTreeSet::new(),
             dirty: VecDeque::new(),
+            overfull: VecDeque::new(),
+            unblocked: Vec::new(),
             lanes: BTreeMap::new(),
             scratch: Vec::new(),
             stalls_untold: Vec::new(),
             started: false,
             failed: None,
+            searches: Searches::new(),
             now: Now::default(),
             before_checkpoint: None,
         }

@@ -1,9 +1,11 @@
 //! The way of a message into the log.
 
+use ringmain_client::protocol::Overflow;
 use ringmain_client::wire::Outcome;
 
 use super::effects::Effect;
 use super::handles::{HandleRef, NO_QUEUE, push_lane};
+use super::limits::WaitingLane;
 use super::record::{MESSAGE_HEADER_BYTES, MessageBody, kind};
 use super::types::{FLAG_MESSAGE, HandleId, Now, RecordRef, Refusal};
 use super::{AppendError, Log, Logic};
@@ -27,7 +29,7 @@ impl Logic {
     /// [`super::Port::completed`], in the order of the lane, from [`Self::on_durable`] or [`Self::on_failed`].
     ///
     /// # Errors
-    /// [`Refusal::Full`]: it was not taken and stays in the lane. [`Refusal::Unknown`]: no such producer.
+    /// [`Refusal::Full`], [`Refusal::Limit`]: it was not taken and stays in the lane. [`Refusal::Unknown`]: no such producer.
     #[allow(clippy::too_many_arguments)]
     pub fn publish(
         &mut self,
@@ -66,6 +68,29 @@ impl Logic {
             self.effects.push_behind(refused(Outcome::TooLarge, limit as u64));
             return Ok(());
         }
+        let own = match queue.named.judge(producer.named, metadata) {
+            Ok(own) => own,
+            Err(outcome) => {
+                self.effects.push_behind(refused(outcome, 0));
+                return Ok(());
+            }
+        };
+        let length = (metadata.len() + payload.len()) as u64;
+        if !queue.has_room(1, length) {
+            match queue.definition.limits.overflow {
+                Overflow::Block => {
+                    if !std::mem::replace(&mut producer.waits, true) {
+                        queue.waiting.push_back(WaitingLane { handle, bytes: length });
+                    }
+                    return Err(Refusal::Limit);
+                }
+                Overflow::Reject => {
+                    self.effects.push_behind(refused(Outcome::QueueFull, 0));
+                    return Ok(());
+                }
+                Overflow::DropOldest => {}
+            }
+        }
         let span = next_position.wrapping_sub(position);
         let body = MessageBody {
             published_ns: now.realtime_ns.max(queue.published_ns),
@@ -87,9 +112,13 @@ impl Logic {
         match log.append(record) {
             Ok((lsn, _)) => {
                 queue.appended(body.published_ns, metadata.len() + payload.len());
+                if let Some(own) = own {
+                    queue.named.appended(own, body.published_ns);
+                }
                 push_lane(&mut producer.runs, position, span, sequence);
                 let queue = producer.queue;
                 self.effects.push_stored(lsn, queue, sequence, Some(handle), position, span);
+                self.may_be_overfull(queue);
             }
             Err(AppendError::Full) => return Err(Refusal::Full),
             Err(AppendError::TooLarge { .. }) => {

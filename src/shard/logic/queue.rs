@@ -1,6 +1,11 @@
 //! One queue.
 
+use std::collections::VecDeque;
+
 use super::group::Group;
+use super::limits::WaitingLane;
+use super::marks::Marks;
+use super::named::NamedProducers;
 use super::types::QueueDefinition;
 
 #[derive(Debug)]
@@ -29,6 +34,22 @@ pub(super) struct Queue {
     pub(super) purging: u32,
     /// Since the log was last told what it may forget.
     pub(super) settled: u32,
+    pub(super) marks: Marks,
+    /// Messages below it were discarded, by a limit or a purge. Of a stream, everything from here on is kept.
+    pub(super) first: u64,
+    /// Of each record on its way to the disk by which a limit discards messages: the oldest one that was there before.
+    pub(super) cancelling: VecDeque<u64>,
+    /// Messages that left a stream by a limit.
+    pub(super) trimmed: u64,
+    /// Messages discarded to make room.
+    pub(super) dropped: u64,
+    /// Producers whose messages wait for room, in the order in which they came.
+    pub(super) waiting: VecDeque<WaitingLane>,
+    /// It is in the list of those that may have more than they may keep.
+    pub(super) overfull: bool,
+    /// Entry in the timers, for the age of the oldest message.
+    pub(super) armed_ns: Option<u64>,
+    pub(super) named: NamedProducers,
 }
 
 impl Queue {
@@ -49,7 +70,22 @@ impl Queue {
             deleted: false,
             purging: 0,
             settled: 0,
+            marks: Marks::default(),
+            first: 1,
+            cancelling: VecDeque::new(),
+            trimmed: 0,
+            dropped: 0,
+            waiting: VecDeque::new(),
+            overfull: false,
+            armed_ns: None,
+            named: NamedProducers::default(),
         }
+    }
+
+    /// Every message is done with.
+    pub(super) fn is_done_with(&self) -> bool {
+        let is_empty = !self.is_stream() || self.first == self.next_sequence;
+        is_empty && self.groups.iter().all(|group| group.open(self.next_sequence) == 0)
     }
 
     pub(super) fn group_by_id(&mut self, id: u32) -> Option<&mut Group> {
@@ -58,6 +94,8 @@ impl Queue {
 
     /// A message was appended.
     pub(super) fn appended(&mut self, published_ns: u64, bytes: usize) {
+        let step_bytes = self.definition.limits.mark_bytes();
+        self.marks.appended(self.next_sequence, published_ns, bytes, step_bytes);
         self.next_sequence += 1;
         self.published_ns = published_ns;
         for group in &mut self.groups {

@@ -6,6 +6,7 @@
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use super::marks::Mark;
 use super::types::QueueDefinition;
 
 /// Kinds of records. Numbers are never used again.
@@ -30,6 +31,18 @@ pub mod kind {
     pub const DISCARDED: u8 = 9;
     /// Everything below a sequence is discarded for all groups: u64.
     pub const PURGED: u8 = 10;
+    /// A limit has discarded everything below a sequence, for all groups: u64, then `TrimReason` as u8.
+    pub const TRIMMED: u8 = 11;
+    /// The number of the group.
+    pub const GROUP_DELETED: u8 = 12;
+    /// `GroupReset`.
+    pub const GROUP_RESET: u8 = 13;
+    /// `ProducerAttached`.
+    pub const PRODUCER_ATTACHED: u8 = 14;
+    /// `Transaction`: in front of its messages and acknowledgements, in the same atomic group.
+    pub const TRANSACTION: u8 = 15;
+    /// `ProducersForgotten`.
+    pub const PRODUCERS_FORGOTTEN: u8 = 16;
     /// Checkpoint: `ShardState`.
     pub const SHARD_STATE: u8 = 32;
     /// Checkpoint: `QueueState`.
@@ -40,6 +53,10 @@ pub mod kind {
     pub const OPEN_MESSAGES: u8 = 35;
     /// Checkpoint: `LaneState`.
     pub const LANE_STATE: u8 = 36;
+    /// Checkpoint: bytes of all messages, then marks.
+    pub const MARKS: u8 = 37;
+    /// Checkpoint: `NamedState`.
+    pub const NAMED_STATE: u8 = 38;
 }
 
 /// First byte of every body other than a message's.
@@ -117,6 +134,16 @@ pub(super) struct GroupCreated {
     pub(super) from: u64,
 }
 
+/// A group at another start.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct GroupReset {
+    pub(super) group: u32,
+    /// Counts the resets of this group, from 1: each is carried out once.
+    pub(super) number: u32,
+    /// It gets what is there from this sequence on.
+    pub(super) to: u64,
+}
+
 /// One message that came back.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Returned {
@@ -154,6 +181,10 @@ pub(super) struct QueueState {
     pub(super) redelivered: u64,
     pub(super) dead_lettered: u64,
     pub(super) discarded: u64,
+    /// Everything below was discarded.
+    pub(super) first: u64,
+    pub(super) trimmed: u64,
+    pub(super) dropped: u64,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -164,6 +195,10 @@ pub(super) struct GroupState {
     pub(super) fresh: u64,
     /// Payload and metadata bytes of its messages, as far as known.
     pub(super) bytes: u64,
+    /// How often it was reset.
+    pub(super) resets: u32,
+    /// Messages that a limit discarded before they were acknowledged.
+    pub(super) skipped: u64,
 }
 
 /// See [`super::LaneRun`]: first position, stride, count, first sequence.
@@ -171,6 +206,88 @@ pub(super) struct GroupState {
 pub(super) struct LaneState {
     pub(super) lane: u64,
     pub(super) runs: Vec<(u64, u64, u32, u64)>,
+}
+
+/// Somebody attached under a name.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct ProducerAttached {
+    /// Of the name in this queue, never used again.
+    pub(super) id: u64,
+    pub(super) epoch: u32,
+    /// Since 1970.
+    pub(super) at_ns: u64,
+    pub(super) name: String,
+}
+
+/// Messages and acknowledgements that came as one message of a lane.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Transaction {
+    pub(super) lane: u64,
+    pub(super) position: u64,
+    /// Slots that it took in the lane.
+    pub(super) span: u64,
+    /// Of its first message; 0 if it has none.
+    pub(super) sequence: u64,
+    /// Messages that follow.
+    pub(super) messages: u32,
+}
+
+/// Names that nobody has used for long.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct ProducersForgotten {
+    pub(super) ids: Vec<u64>,
+}
+
+/// Named producers of a queue, or some of them.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct NamedState {
+    /// Ids below it may have been used.
+    pub(super) next: u64,
+    pub(super) producers: Vec<ProducerState>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct ProducerState {
+    pub(super) id: u64,
+    pub(super) epoch: u32,
+    /// Last own sequence that is stored.
+    pub(super) last: u64,
+    /// Since 1970.
+    pub(super) used_ns: u64,
+    pub(super) name: String,
+}
+
+/// Why a limit has discarded messages. The numbers are in records.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum TrimReason {
+    /// A stream has too many.
+    Messages = 1,
+    /// A stream has too many bytes.
+    Bytes = 2,
+    /// They have been in a stream for too long.
+    Age = 3,
+    /// There was to be room for new ones.
+    DropOldest = 4,
+}
+
+/// The body of [`kind::TRIMMED`].
+pub(super) fn encode_trimmed(below: u64, reason: TrimReason) -> [u8; 9] {
+    let mut body = [reason as u8; 9];
+    body[..8].copy_from_slice(&below.to_le_bytes());
+    body
+}
+
+/// The body of [`kind::TRIMMED`].
+pub(super) fn decode_trimmed(body: &[u8]) -> Option<(u64, TrimReason)> {
+    let (below, reason) = body.split_first_chunk()?;
+    let reason = match reason {
+        [1] => TrimReason::Messages,
+        [2] => TrimReason::Bytes,
+        [3] => TrimReason::Age,
+        [4] => TrimReason::DropOldest,
+        _ => return None,
+    };
+    Some((u64::from_le_bytes(*below), reason))
 }
 
 /// A structure as a body.
@@ -366,4 +483,65 @@ pub(super) fn read_open_runs(
 fn count(numbers: &mut Numbers<'_>) -> Result<(u32, bool), String> {
     let packed = numbers.next().ok_or(MALFORMED)?;
     Ok((u32::try_from(packed >> 1).map_err(|_| MALFORMED)?, packed & 1 == 1))
+}
+
+/// Marks on their way into a record: numbers as distances from the mark before.
+#[derive(Debug, Default)]
+pub(super) struct MarkList {
+    bytes: Vec<u8>,
+    last: Option<Mark>,
+}
+
+impl MarkList {
+    pub(super) fn begin(&mut self, all_bytes: u64) {
+        self.bytes.clear();
+        self.bytes.push(FORM);
+        put(&mut self.bytes, all_bytes);
+        self.last = None;
+    }
+
+    pub(super) fn as_bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    pub(super) fn is_full(&self) -> bool {
+        self.bytes.len() >= LIST_BYTES
+    }
+
+    /// Behind the one before, in every respect.
+    pub(super) fn mark(&mut self, mark: &Mark) {
+        let last = self.last.unwrap_or(NO_MARK);
+        for distance in [
+            mark.sequence - last.sequence,
+            mark.published_ns - last.published_ns,
+            mark.bytes_below - last.bytes_below,
+        ] {
+            put(&mut self.bytes, distance);
+        }
+        self.last = Some(*mark);
+    }
+}
+
+const NO_MARK: Mark = Mark { sequence: 0, published_ns: 0, bytes_below: 0 };
+
+/// The marks of a body; returns the bytes of all messages.
+pub(super) fn read_marks(
+    body: &[u8],
+    mut take: impl FnMut(Mark) -> Result<(), String>,
+) -> Result<u64, String> {
+    const MALFORMED: &str = "malformed list of marks";
+    let Some((&FORM, rest)) = body.split_first() else { return Err(MALFORMED.to_owned()) };
+    let mut numbers = Numbers(rest);
+    let all_bytes = numbers.next().ok_or(MALFORMED)?;
+    let mut last = NO_MARK;
+    while !numbers.0.is_empty() {
+        let mut field = |from: u64| numbers.next()?.checked_add(from);
+        last = Mark {
+            sequence: field(last.sequence).ok_or(MALFORMED)?,
+            published_ns: field(last.published_ns).ok_or(MALFORMED)?,
+            bytes_below: field(last.bytes_below).ok_or(MALFORMED)?,
+        };
+        take(last)?;
+    }
+    Ok(all_bytes)
 }

@@ -7,7 +7,7 @@ use super::handles::push_lane;
 use super::queue::Queue;
 use super::record::{
     self, GroupCreated, GroupState, LaneState, MessageBody, OpenRun, QueueState, Returned,
-    ShardState, kind,
+    ShardState, Transaction, TrimReason, kind,
 };
 use super::returns::NS_PER_MS;
 use super::types::{QueueDefinition, Replay, Stored};
@@ -53,7 +53,7 @@ impl Logic {
             kind::QUEUE_EDITED => {
                 let definition: QueueDefinition = record::decode(body)?;
                 self.with_queue(record.queue, |queue| {
-                    queue.definition = definition;
+                    queue.redefine(definition);
                     Ok(())
                 })
             }
@@ -72,7 +72,38 @@ impl Logic {
             kind::RETURNED => self.with_queue(record.queue, |queue| {
                 record::read_returned(body, |group, entry| returned(queue, group, &entry))
             }),
-            kind::PURGED => self.with_queue(record.queue, |queue| purged(queue, body)),
+            kind::PURGED => {
+                let below = body.try_into().map_err(|_| "malformed record")?;
+                self.replay_discarded(record.queue, u64::from_le_bytes(below), None)
+            }
+            kind::TRIMMED => {
+                let (below, reason) = record::decode_trimmed(body).ok_or("malformed record")?;
+                self.replay_discarded(record.queue, below, Some(reason))
+            }
+            kind::GROUP_DELETED | kind::GROUP_RESET => self.replay_group_change(record),
+            kind::PRODUCER_ATTACHED => {
+                let attached = record::decode(body)?;
+                self.with_queue(record.queue, |queue| queue.named.attached(attached))
+            }
+            kind::TRANSACTION => {
+                let Transaction { lane, position, span, sequence, .. } = record::decode(body)?;
+                let runs = self.lanes.entry(lane).or_default();
+                if runs.back().is_none_or(|run| run.end() <= position) {
+                    push_lane(runs, position, span, sequence);
+                }
+                Ok(())
+            }
+            kind::PRODUCERS_FORGOTTEN => {
+                let forgotten = record::decode(body)?;
+                self.with_queue(record.queue, |queue| {
+                    queue.named.forget(&forgotten);
+                    Ok(())
+                })
+            }
+            kind::NAMED_STATE => {
+                let state = record::decode(body)?;
+                self.with_queue(record.queue, |queue| queue.named.restore(state))
+            }
             kind::SHARD_STATE => {
                 let state: ShardState = record::decode(body)?;
                 if state.shard != self.shard {
@@ -88,6 +119,10 @@ impl Logic {
             }
             kind::OPEN_MESSAGES => self.with_queue(record.queue, |queue| {
                 record::read_open_runs(body, |group, run| open_run(queue, group, &run))
+            }),
+            kind::MARKS => self.with_queue(record.queue, |queue| {
+                let end = queue.next_sequence;
+                queue.marks.read(body, end)
             }),
             kind::LANE_STATE => self.replay_lane(record::decode(body)?),
             kind => Err(format!("kind {kind} is not known to this version")),
@@ -136,6 +171,7 @@ impl Logic {
             if new {
                 let bytes = message.metadata.len() + message.payload.len();
                 queue.appended(message.published_ns.max(queue.published_ns), bytes);
+                queue.named.replay_message(&message)?;
             }
             Ok(())
         })?;
@@ -147,14 +183,43 @@ impl Logic {
 
     fn replay_group(&mut self, id: u64, created: &GroupCreated) -> Result<(), String> {
         let Some(&index) = self.by_id.get(&id) else { return self.with_queue(id, |_| Ok(())) };
-        let known = self
-            .queues
-            .get(index)
-            .is_some_and(|queue| queue.groups.iter().any(|group| group.id == created.group));
-        if !known {
+        let is_new = |queue: &Queue| created.group >= queue.next_group;
+        if self.queues.get(index).is_some_and(is_new) {
             self.create_group(index, created);
         }
         Ok(())
+    }
+
+    /// Purged, or discarded by a limit.
+    fn replay_discarded(
+        &mut self,
+        id: u64,
+        below: u64,
+        reason: Option<TrimReason>,
+    ) -> Result<(), String> {
+        let mut too_far = false;
+        self.with_queue(id, |queue| {
+            too_far = below > queue.next_sequence;
+            Ok(())
+        })?;
+        if too_far {
+            return Err(format!("messages below {below} do not exist"));
+        }
+        if let Some(&index) = self.by_id.get(&id) {
+            self.discard_below(index, below, reason);
+        }
+        Ok(())
+    }
+
+    fn replay_group_change(&mut self, record: &Stored<'_>) -> Result<(), String> {
+        let Some(&index) = self.by_id.get(&record.queue) else {
+            return self.with_queue(record.queue, |_| Ok(()));
+        };
+        if record.kind == kind::GROUP_DELETED {
+            self.replay_group_deleted(index, record::decode(record.body)?)
+        } else {
+            self.replay_group_reset(index, &record::decode(record.body)?)
+        }
     }
 
     fn replay_queue(&mut self, state: QueueState) -> Result<(), String> {
@@ -169,24 +234,21 @@ impl Logic {
         queue.redelivered = state.redelivered;
         queue.dead_lettered = state.dead_lettered;
         queue.discarded = state.discarded;
+        queue.first = state.first.max(1);
+        queue.trimmed = state.trimmed;
+        queue.dropped = state.dropped;
         self.add_queue(queue);
         Ok(())
     }
 }
 
-fn purged(queue: &mut Queue, body: &[u8]) -> Result<(), String> {
-    let below = u64::from_le_bytes(body.try_into().map_err(|_| "malformed record")?);
-    let end = queue.next_sequence;
-    for group in &mut queue.groups {
-        let mean = group.mean_bytes(end);
-        group.discard_below(below.min(end));
-        group.bytes = mean * group.open(end);
+/// `None`: it was deleted.
+fn group_of(queue: &mut Queue, id: u32) -> Result<Option<&mut Group>, String> {
+    let next = queue.next_group;
+    match queue.group_by_id(id) {
+        None if id >= next => Err(format!("group {id} was never created")),
+        found => Ok(found),
     }
-    Ok(())
-}
-
-fn group_of(queue: &mut Queue, id: u32) -> Result<&mut Group, String> {
-    queue.group_by_id(id).ok_or_else(|| format!("group {id} was never created"))
 }
 
 fn group_state(queue: &mut Queue, state: &GroupState) -> Result<(), String> {
@@ -195,12 +257,14 @@ fn group_state(queue: &mut Queue, state: &GroupState) -> Result<(), String> {
     }
     let mut group = Group::new(state.group, &state.name, state.fresh);
     group.bytes = state.bytes;
+    group.resets = state.resets;
+    group.skipped = state.skipped;
     queue.groups.push(group);
     Ok(())
 }
 
 fn open_run(queue: &mut Queue, id: u32, run: &OpenRun) -> Result<(), String> {
-    let group = group_of(queue, id)?;
+    let group = group_of(queue, id)?.ok_or("open messages of no group")?;
     if run.first == 0 || run.first + run.messages > group.fresh || run.messages > SKIPPED_MAX {
         return Err("impossible range of messages".to_owned());
     }
@@ -229,7 +293,7 @@ fn settled(queue: &mut Queue, kind: u8, body: &[u8]) -> Result<(), String> {
     let end = queue.next_sequence;
     let mut messages = 0;
     record::read_ranges(body, |id, first, count| {
-        let group = group_of(queue, id)?;
+        let Some(group) = group_of(queue, id)? else { return Ok(()) };
         if first == 0
             || first + count > end
             || count > SKIPPED_MAX
@@ -256,7 +320,7 @@ fn settled(queue: &mut Queue, kind: u8, body: &[u8]) -> Result<(), String> {
 
 fn returned(queue: &mut Queue, id: u32, entry: &Returned) -> Result<(), String> {
     let end = queue.next_sequence;
-    let group = group_of(queue, id)?;
+    let Some(group) = group_of(queue, id)? else { return Ok(()) };
     let sequence = entry.sequence;
     if sequence == 0 || sequence >= end || sequence.saturating_sub(group.fresh) > SKIPPED_MAX {
         return Err(format!("message {sequence} does not exist"));

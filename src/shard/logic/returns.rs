@@ -1,7 +1,7 @@
 //! Messages that come back from a consumer without being done with.
 
 use super::Logic;
-use super::consumer::Lease;
+use super::consumer::{Lease, LeaseState};
 use super::effects::{Item, NO_SLOT};
 use super::group::{Delayed, Doomed, Group, Waiter};
 use super::record::Returned;
@@ -36,6 +36,8 @@ impl Logic {
         let limit = queue.definition.max_deliveries;
         let queue_id = queue.definition.id;
         let Some(group) = queue.groups.get_mut(group_index) else { return };
+        // Nothing is said of a group behind its deletion.
+        let journaled = journaled && !group.deleted;
         let Return { sequence, count, rejected, .. } = back;
         let doomed = rejected || limit > 0 && count >= limit;
         let delay_ms = if doomed { 0 } else { back.delay_ms };
@@ -88,6 +90,10 @@ impl Logic {
         let seen = port.seen(handle, slot);
         port.lease(handle, slot, None);
         consumer.release(slot);
+        if lease.state == LeaseState::Gone {
+            self.mark(index);
+            return;
+        }
         self.unlease(index, group_index);
         let back = Return {
             sequence: lease.sequence,
@@ -110,7 +116,7 @@ impl Logic {
     /// All leases of a consumer end.
     pub(super) fn return_all(&mut self, port: &mut dyn Port, number: u32) {
         let Some(consumer) = self.consumers.get(number) else { return };
-        let mut held: Vec<_> = consumer.held_leases().collect();
+        let mut held: Vec<_> = consumer.busy_leases().collect();
         held.sort_unstable_by_key(|(_, lease)| lease.sequence);
         for (slot, lease) in held {
             self.end_lease(port, number, slot, lease);

@@ -23,8 +23,8 @@ impl Snapshot for Logic {
         // By id: a checkpoint is the same for the same state.
         let mut queues: Vec<_> = self.queues.iter().filter(|(_, one)| !one.deleted).collect();
         queues.sort_unstable_by_key(|(_, queue)| queue.definition.id);
-        for (_, queue) in queues {
-            self.write_queue(queue, emit);
+        for (index, queue) in queues {
+            self.write_queue(index, queue, emit);
         }
         for (lane, runs) in &self.lanes {
             write_lane(*lane, runs.iter(), emit);
@@ -44,6 +44,13 @@ impl Snapshot for Logic {
         let Some(&index) = self.by_id.get(&queue) else { return false };
         let Some(queue) = self.queues.get(index) else { return false };
         if queue.deleted || queue.purging > 0 {
+            return true;
+        }
+        // A stream keeps everything; what a limit cancels is needed until that is durable.
+        let kept = queue.is_stream() && last >= queue.first;
+        let early = canary::planted(canary::Canary::GiveUpEarly);
+        let oldest = queue.cancelling.front().filter(|_| !early);
+        if kept || oldest.is_some_and(|oldest| last >= *oldest && first < queue.first) {
             return true;
         }
         let range = first..=last;
@@ -132,7 +139,7 @@ impl Logic {
         group.consumers.iter().filter_map(|number| self.consumers.get(*number))
     }
 
-    fn write_queue(&self, queue: &Queue, emit: &mut dyn FnMut(RecordRef<'_>)) {
+    fn write_queue(&self, index: u32, queue: &Queue, emit: &mut dyn FnMut(RecordRef<'_>)) {
         let id = queue.definition.id;
         let state = QueueState {
             definition: queue.definition.clone(),
@@ -142,15 +149,22 @@ impl Logic {
             redelivered: queue.redelivered,
             dead_lettered: queue.dead_lettered,
             discarded: queue.discarded,
+            first: queue.first,
+            trimmed: queue.trimmed,
+            dropped: queue.dropped,
         };
         put(emit, kind::QUEUE_STATE, id, &record::encode(&state));
-        for group in &queue.groups {
+        queue.marks.write(|body| put(emit, kind::MARKS, id, body));
+        let attached = |producer| self.is_attached(index, producer);
+        queue.named.write(id, attached, self.now.realtime_ns, emit);
+        for group in queue.live_groups() {
             let mut fresh = group.fresh;
             if canary::planted(canary::Canary::Resurrect) {
                 fresh = fresh.saturating_sub(3).max(1);
             }
             let (name, bytes) = (group.name.clone(), group.bytes);
-            let state = GroupState { group: group.id, name, fresh, bytes };
+            let (resets, skipped) = (group.resets, group.skipped);
+            let state = GroupState { group: group.id, name, fresh, bytes, resets, skipped };
             put(emit, kind::GROUP_STATE, id, &record::encode(&state));
             self.write_open(id, group, emit);
         }

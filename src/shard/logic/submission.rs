@@ -60,7 +60,13 @@ impl Logic {
             self.answer(waiter, port, Outcome::QueueDeleted, 0);
             return Ok(());
         }
+        let group = self.queues.get(asked.queue).and_then(|queue| queue.groups.get(asked.group));
+        if group.is_some_and(|group| group.deleted) {
+            self.answer(waiter, port, Outcome::LeaseLost, 0);
+            return Ok(());
+        }
         let Some(lease) = found else {
+            self.end_gone(port, number, token);
             self.without_lease(port, asked, up, token, again);
             return Ok(());
         };
@@ -80,6 +86,17 @@ impl Logic {
             Up::Credit { .. } | Up::Flush { .. } => {}
         }
         Ok(())
+    }
+
+    /// A consumer has come to an end with a message that a limit has discarded.
+    fn end_gone(&mut self, port: &mut dyn Port, number: u32, token: LeaseToken) {
+        let Some(consumer) = self.consumers.get_mut(number) else { return };
+        if consumer.is_gone(token.slot, token.sequence, token.attempt) {
+            port.lease(consumer.handle, token.slot, None);
+            consumer.release(token.slot);
+            let queue = consumer.queue;
+            self.mark(queue);
+        }
     }
 
     fn set_credit(&mut self, number: u32, credit: u32) {
@@ -181,10 +198,18 @@ impl Logic {
                 if count + 1 == token.attempt =>
             {
                 // The entry was freed, but the count is not in the journal.
-                let taken = self
+                let group = self
                     .queues
                     .get_mut(asked.queue)
-                    .and_then(|queue| queue.groups.get_mut(asked.group)?.take(token.sequence));
+                    .and_then(|queue| queue.groups.get_mut(asked.group));
+                let Some(group) = group else { return };
+                let doomed = group.doomed.get(&token.sequence);
+                let superseded = doomed.and_then(|doomed| doomed.waiter);
+                let taken = group.take(token.sequence);
+                if let Some(waiter) = superseded {
+                    // It was rejected before it was delivered again.
+                    self.answer(waiter, port, Outcome::Done, 0);
+                }
                 if taken.is_some() {
                     let (delay_ms, rejected) = match up {
                         Up::Nack { delay_ms, .. } => (delay_ms, false),

@@ -10,6 +10,8 @@ pub(super) enum Timer {
     Consumer(u32),
     /// The first delay of this queue's group.
     Group(u32, usize),
+    /// The oldest messages of this queue have had their time.
+    Age(u32),
 }
 
 impl Logic {
@@ -45,6 +47,7 @@ impl Logic {
             match timer {
                 Timer::Consumer(index) => self.consumer_time(port, index, now),
                 Timer::Group(queue, group) => self.group_time(queue, group, now),
+                Timer::Age(queue) => self.age_time(queue),
             }
         }
     }
@@ -53,7 +56,7 @@ impl Logic {
         let Some(consumer) = self.consumers.get_mut(index) else { return };
         consumer.armed_ns = None;
         let mut over: Vec<_> = consumer
-            .held_leases()
+            .busy_leases()
             .filter(|(_, lease)| lease.deadline_ns <= now.monotonic_ns)
             .collect();
         over.sort_unstable_by_key(|(_, lease)| lease.sequence);
@@ -61,7 +64,7 @@ impl Logic {
             self.end_lease(port, index, slot, lease);
         }
         let Some(consumer) = self.consumers.get(index) else { return };
-        if let Some(next_ns) = consumer.held_leases().map(|(_, lease)| lease.deadline_ns).min() {
+        if let Some(next_ns) = consumer.busy_leases().map(|(_, lease)| lease.deadline_ns).min() {
             self.arm_consumer(index, next_ns);
         }
     }

@@ -1,6 +1,7 @@
 //! Names and values of the logic's interface.
 
-use ringmain_client::protocol::{ErrorCode, Kind};
+use super::limits::{Limits, LimitsEdit};
+use ringmain_client::protocol::{ErrorCode, GroupPlace, Kind};
 use ringmain_client::wire::{DeliveryHeader, Outcome};
 use serde::{Deserialize, Serialize};
 
@@ -47,6 +48,8 @@ pub struct QueueDefinition {
     pub dead_letter: String,
     /// Milliseconds; 0: as long as the consumer lives.
     pub lease_ms: u64,
+    /// What it may hold.
+    pub limits: Limits,
 }
 
 /// What an edit changes; `None` leaves it.
@@ -58,7 +61,12 @@ pub struct QueueEdit {
     pub dead_letter: Option<String>,
     /// As in [`QueueDefinition`].
     pub lease_ms: Option<u64>,
+    /// As in [`QueueDefinition`].
+    pub limits: LimitsEdit,
 }
+
+/// Groups of a queue at most: each is looked at with every message.
+pub const GROUPS_MAX: usize = 256;
 
 /// A consumer that is to be opened.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -74,6 +82,8 @@ pub struct ConsumerSpec {
     pub leases: u32,
     /// Only shows messages.
     pub browse: bool,
+    /// It was served by a broker that is gone.
+    pub adopted: bool,
 }
 
 /// A message or a submission was not taken: it stays in its ring, and is offered again later.
@@ -81,10 +91,17 @@ pub struct ConsumerSpec {
 pub enum Refusal {
     /// The journal has no room now.
     Full,
+    /// The queue is at its limit: nothing of this lane is taken before [`super::Logic::take_unblocked`] names it. Other lanes
+    /// are as before.
+    Limit,
     /// There is no such handle or queue, or the request makes no sense for it: its rings are to be closed.
     Unknown,
     /// The journal failed with this errno.
     JournalFailed(i32),
+    /// The group of an adopted consumer was deleted: it ends.
+    NoGroup,
+    /// The queue has as many groups as it may have.
+    GroupLimit,
 }
 
 /// How a delivery went.
@@ -107,10 +124,21 @@ pub enum ControlResult {
     Purged(u64),
     /// Messages moved back, durably.
     Redriven(u64),
+    /// A named producer is attached, durably.
+    Named {
+        /// Its id in the queue.
+        id: u64,
+        /// Of this attachment.
+        epoch: u32,
+        /// Last own sequence that is stored; 0: none.
+        last: u64,
+    },
     /// Nothing was changed.
     Refused(ErrorCode, String),
     /// The journal failed with this errno: it may or may not have been carried out.
     JournalFailed(i32),
+    /// A group is durably there, or would be, if that was the question.
+    Group(GroupPlace),
 }
 
 /// Towards the clients.
@@ -139,6 +167,8 @@ pub trait Port {
     ) -> Delivered;
     /// The answer to a request that asked for one.
     fn answer(&mut self, handle: HandleId, request: u64, outcome: Outcome, detail: u64);
+    /// A limit has discarded so many messages of the consumer's group that were with nobody. In front of the next delivery.
+    fn skipped(&mut self, handle: HandleId, messages: u64);
     /// Nothing is left for this handle now.
     fn drained(&mut self, handle: HandleId);
     /// Sets an entry (attempt, sequence) of the handle's lease table, before the delivery is sent, or frees it.
@@ -148,4 +178,6 @@ pub trait Port {
     fn seen(&mut self, handle: HandleId, slot: u32) -> bool;
     /// What a control request came to, once it is durable.
     fn control(&mut self, request: u64, result: ControlResult);
+    /// The group of this consumer is deleted: the caller closes the handle.
+    fn ended(&mut self, handle: HandleId);
 }

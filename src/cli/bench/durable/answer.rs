@@ -2,6 +2,7 @@
 
 use serde::Serialize;
 
+use super::placement::Seen;
 use super::probe::Journal;
 use super::publish::Totals;
 use crate::cli::host::Host;
@@ -92,6 +93,7 @@ pub(super) struct Measured<'a> {
     pub(super) pairs: &'a [Pair],
     /// Round trips.
     pub(super) wake: &'a Samples,
+    pub(super) placements: Vec<Seen>,
     pub(super) received: Option<&'a Samples>,
     pub(super) shard_sleeps: Option<u64>,
     pub(super) journal: Journal,
@@ -115,8 +117,10 @@ pub(super) struct Answer {
     probe_bytes: u64,
     /// Raw durable writes of as many bytes, two at a time.
     probe_bytes_per_s: f64,
-    /// Bare futex wake, one way, median.
+    /// Bare futex wake, one way, median, between processors as client and shard lay.
     wake_us: f64,
+    /// Processors of client and shard, most frequent first; empty if they could not be told: then the wakes are not pinned.
+    placements: Vec<Seen>,
     /// Median of confirm over probe.
     ratio_p50: Option<f64>,
     pairs_kept: usize,
@@ -169,6 +173,7 @@ impl Answer {
             probe_bytes: measured.probe_bytes,
             probe_bytes_per_s: measured.raw_bytes_per_s,
             wake_us: microseconds(measured.wake.at(0.5)) / 2.0,
+            placements: measured.placements,
             ratio_p50: median(&mut ratios),
             pairs_kept: kept.len(),
             pairs_dropped: measured.pairs.len() - kept.len(),
@@ -181,6 +186,19 @@ impl Answer {
             confirm: measured.confirm.clone(),
             probe: measured.probe.clone(),
         }
+    }
+
+    /// Where the bare wakes were measured.
+    fn places(&self) -> String {
+        let place = |seen: &Seen| {
+            let Seen { lie, share } = seen;
+            format!("client on {}, shard on {}: {:.0} %", lie.client, lie.shard, share * 100.0)
+        };
+        if self.placements.is_empty() {
+            return "not pinned: where the shard runs cannot be told".to_string();
+        }
+        let places: Vec<String> = self.placements.iter().map(place).collect();
+        format!("pinned as the run lay, by processors: {}", places.join("; "))
     }
 
     pub(super) fn text(&self, style: Style) -> String {
@@ -222,7 +240,10 @@ impl Answer {
             format!("{} of {}", line(&self.probe_us), units::bytes(self.probe_bytes)),
         );
         facts.add("raw, two at a time", units::bytes_rate(self.probe_bytes_per_s));
-        facts.add("bare futex wake, one way", units::micros(self.wake_us));
+        facts.add(
+            "bare futex wake, one way",
+            format!("{} ({})", units::micros(self.wake_us), self.places()),
+        );
         facts.add(
             "confirm over raw write",
             format!(

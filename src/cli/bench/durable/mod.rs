@@ -2,6 +2,7 @@
 
 mod answer;
 mod place;
+pub(super) mod placement;
 mod probe;
 pub(super) mod publish;
 pub(crate) mod receive;
@@ -26,6 +27,7 @@ pub(crate) use answer::Microseconds;
 use answer::{Answer, Pair};
 use place::DurablePlace;
 pub(crate) use place::file_system;
+use placement::{Lie, Placement};
 use probe::RawWriter;
 use publish::Load;
 
@@ -35,7 +37,7 @@ const PAIRS_MIN: u64 = 15;
 /// As long as this one of these takes at least.
 const PAIR_DURATION: Duration = Duration::from_millis(400);
 
-/// Bare futex wakes are measured between every so many pairs.
+/// Bare futex wakes are measured behind every so many pairs, where client and shard mostly were in these.
 const PAIRS_PER_WAKE: usize = 5;
 
 /// For so long.
@@ -135,7 +137,7 @@ fn measure(
 ) -> Outcome<Answer> {
     let queues = place.make(config.queues, &config.spec())?;
     let mut receiver = config.receive.then(|| start_receiver(place, &queues[0])).transpose()?;
-    let mut raw = RawWriter::open(place.folder(), backend, config.batch_bytes())?;
+    let mut raw = RawWriter::open(place, backend, config.batch_bytes())?;
     let mut load = Load::attach(place.client(), &queues, config.size, config.window)?;
     let total = u64::try_from(config.duration.as_nanos()).unwrap_or(u64::MAX);
     let each = u64::try_from(PAIR_DURATION.as_nanos()).unwrap_or(u64::MAX);
@@ -143,24 +145,26 @@ fn measure(
     let slice = |percent: u64| Duration::from_nanos(total / count * percent / 100);
     let (mut pairs, mut confirm, mut probe) = (Vec::new(), Samples::new(), Samples::new());
     let (mut wake, mut purged) = (Samples::new(), 0);
+    let mut placement = Placement::new(place.shard_stat());
     // Files are laid out and caches warm before anything counts.
     raw.sample(slice(20), &mut Samples::new())?;
-    load.run(slice(20), &mut Samples::new())?;
+    load.run(slice(20), &mut placement, &mut Samples::new())?;
+    placement.forget();
     let sleeps_before = place.shard_sleeps();
     load.reset_totals();
     let mut before = raw.sample(slice(35), &mut probe)?;
     for number in 0..usize::try_from(count).unwrap_or(usize::MAX) {
         signals::check()?;
         progress.show(|| format!("pair {} of {count}", number + 1));
-        if number % PAIRS_PER_WAKE == 0 {
-            wake.add(&bare_wakes()?);
-        }
-        let confirmed = load.run(slice(65), &mut confirm)?;
+        let confirmed = load.run(slice(65), &mut placement, &mut confirm)?;
         let unread = (load.totals().messages - purged).saturating_mul(u64::from(config.size) + 64);
         if !config.receive && unread >= UNREAD_BYTES_MAX {
             // What nobody consumes would fill the disk.
             place.purge(&queues)?;
             purged = load.totals().messages;
+        }
+        if number % PAIRS_PER_WAKE == PAIRS_PER_WAKE - 1 {
+            wake.add(&bare_wakes(placement.most_frequent())?);
         }
         let after = raw.sample(slice(35), &mut probe)?;
         pairs.push(Pair { before, confirmed, after });
@@ -183,6 +187,7 @@ fn measure(
         raw_bytes_per_s,
         pairs: &pairs,
         wake: &wake,
+        placements: placement.seen(),
         received: received.as_ref(),
         shard_sleeps,
         journal: raw.description(),
@@ -191,11 +196,12 @@ fn measure(
     }))
 }
 
-/// Round trips of two processes that wake each other; half of one is one way.
-fn bare_wakes() -> Outcome<Samples> {
+/// Round trips of two processes that wake each other, pinned where client and shard have lain; half of one is one way.
+fn bare_wakes(lie: Option<Lie>) -> Outcome<Samples> {
     let duration_ns = u64::try_from(WAKE_DURATION.as_nanos()).unwrap_or(u64::MAX);
     let window = Window { medium: Medium::Futex, duration_ns };
-    let (report, _) = rtt::run_pair(&[window], 1, None, [None, None], u64::MAX, |_| {})?;
+    let cpus = lie.map_or([None; 2], |lie| [Some(lie.client), Some(lie.shard)]);
+    let (report, _) = rtt::run_pair(&[window], 1, None, cpus, u64::MAX, |_| {})?;
     let found = report.samples.iter().find(|(medium, _)| *medium == Medium::Futex);
     Ok(found.map_or_else(Samples::new, |(_, packed)| packed.unpack()))
 }

@@ -19,6 +19,7 @@ pub(super) struct DurablePlace {
     client: Client,
     socket: PathBuf,
     made: Vec<String>,
+    data: PathBuf,
     // Dropped in this order: the queues, the raw file's folder, the daemon.
     folder: TempDir,
     private: Option<PrivateBroker>,
@@ -36,13 +37,15 @@ impl DurablePlace {
                     .to_vec(),
             };
             let private = PrivateBroker::durable(&storage)?;
-            let data = private.data().and_then(Path::parent);
-            let data = data.ok_or_else(|| Failure::internal("no folder of the journal"))?;
+            let data = private.data().zip(private.data().and_then(Path::parent));
+            let (data, parent) =
+                data.ok_or_else(|| Failure::internal("no folder of the journal"))?;
             return Ok(Self {
+                data: data.to_path_buf(),
                 client: private.connect()?,
                 socket: private.socket().to_path_buf(),
                 made: Vec::new(),
-                folder: temporary_in(data)?,
+                folder: temporary_in(parent)?,
                 private: Some(private),
             });
         };
@@ -56,6 +59,7 @@ impl DurablePlace {
             client: Client::connect(path)?,
             socket: path.to_path_buf(),
             made: Vec::new(),
+            data: data.clone(),
             folder: temporary_in(data)?,
             private: None,
         })
@@ -97,21 +101,39 @@ impl DurablePlace {
         Some(line.trim_start_matches("ringmain: ").to_string())
     }
 
-    /// Times that the threads of the shards gave up their processor to wait, if they can be told.
-    pub(super) fn shard_sleeps(&self) -> Option<u64> {
+    /// The folder of the journal of durable queues, if this daemon's data are where `--data-dir` says.
+    pub(super) fn journal(&self) -> PathBuf {
+        self.data.join("shard-0")
+    }
+
+    /// Folders of the threads of the shards in `/proc`, and their names.
+    fn shard_threads(&self) -> Option<Vec<(PathBuf, String)>> {
         let broker = self.client.status().ok()?.broker_pid;
         let threads = fs::read_dir(format!("/proc/{broker}/task")).ok()?.flatten();
+        let named = threads.filter_map(|thread| {
+            let name = fs::read_to_string(thread.path().join("comm")).ok()?;
+            name.contains("shard").then(|| (thread.path(), name.trim().to_string()))
+        });
+        Some(named.collect())
+    }
+
+    /// Times that the threads of the shards gave up their processor to wait, if they can be told.
+    pub(super) fn shard_sleeps(&self) -> Option<u64> {
         let mut found = None;
-        for thread in threads {
-            let name = fs::read_to_string(thread.path().join("comm")).unwrap_or_default();
-            if name.contains("shard") {
-                let status = fs::read_to_string(thread.path().join("status")).ok()?;
-                let line = status.lines().find(|l| l.starts_with("voluntary_ctxt_switches"))?;
-                let sleeps: u64 = line.split_whitespace().nth(1)?.parse().ok()?;
-                found = Some(found.unwrap_or(0) + sleeps);
-            }
+        for (thread, _) in self.shard_threads()? {
+            let status = fs::read_to_string(thread.join("status")).ok()?;
+            let line = status.lines().find(|l| l.starts_with("voluntary_ctxt_switches"))?;
+            let sleeps: u64 = line.split_whitespace().nth(1)?.parse().ok()?;
+            found = Some(found.unwrap_or(0) + sleeps);
         }
         found
+    }
+
+    /// What the kernel says about the thread of the durable queues.
+    pub(super) fn shard_stat(&self) -> Option<fs::File> {
+        let threads = self.shard_threads()?;
+        let (thread, _) = threads.into_iter().find(|(_, name)| name == "shard-0")?;
+        fs::File::open(thread.join("stat")).ok()
     }
 
     /// What the journal lies on.

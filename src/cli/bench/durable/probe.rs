@@ -1,12 +1,14 @@
-//! Raw durable writes: as many bytes as the journal writes at once, by the same backend, on the same file system.
+//! Raw durable writes: as many bytes as the journal writes at once, by the same backend, in the same sync mode, on the same file system.
 
-use std::path::Path;
 use std::time::Duration;
 
-use ringmain::disk::{Backend, Buffer, Disk, Durability, FileId, Operation, Ticket, open_disk};
+use ringmain::disk::{
+    Backend, Buffer, Disk, Durability, FileId, Operation, SelfTest, Ticket, open_disk_after,
+};
 use ringmain_client::raw::sys::clock::monotonic_ns;
 use serde::Serialize;
 
+use super::place::DurablePlace;
 use crate::cli::args::BackendArg;
 use crate::cli::exit::{Failure, Outcome};
 use crate::cli::signals;
@@ -44,14 +46,21 @@ pub(super) struct RawWriter {
 }
 
 impl RawWriter {
-    pub(super) fn open(folder: &Path, backend: Option<BackendArg>, bytes: u64) -> Outcome<Self> {
+    /// In the sync mode of this place's daemon, if that can be told.
+    pub(super) fn open(
+        place: &DurablePlace,
+        backend: Option<BackendArg>,
+        bytes: u64,
+    ) -> Outcome<Self> {
+        let (folder, journal) = (place.folder(), place.journal());
         let backend = match backend.unwrap_or(BackendArg::Auto) {
             BackendArg::Auto => Backend::Auto,
             BackendArg::Uring => Backend::Uring,
             BackendArg::Blocking => Backend::Blocking,
         };
         let fail = |error| Failure::file(folder, "write durably to", &error);
-        let (mut disk, description) = open_disk(folder, backend).map_err(fail)?;
+        let (mut disk, description) =
+            open_disk_after(SelfTest::Of(&journal), folder, backend).map_err(fail)?;
         let length = FILE_BYTES.next_multiple_of(bytes);
         let file = disk.create("raw", length).map_err(fail)?;
         let bytes = usize::try_from(bytes).map_err(Failure::internal)?;

@@ -8,6 +8,7 @@ use ringmain_client::{
     BrokeredProducer, Client, ConfirmError, ProducerOptions, SendError, SettledRun,
 };
 
+use super::placement::Placement;
 use crate::cli::exit::{Exit, Failure, Outcome};
 use crate::cli::signals;
 use crate::cli::statistics::Samples;
@@ -76,6 +77,7 @@ impl Load {
     pub(in crate::cli::bench) fn run(
         &mut self,
         duration: Duration,
+        placement: &mut Placement,
         all: &mut Samples,
     ) -> Outcome<Option<u64>> {
         let mut samples = Samples::new();
@@ -104,6 +106,7 @@ impl Load {
                 let sent_ns = lane.sent_ns.pop_front().unwrap_or(last_ns);
                 samples.record(last_ns - sent_ns);
             }
+            placement.look(last_ns);
         }
         self.totals.messages += samples.count();
         self.totals.nanoseconds += last_ns - start_ns;

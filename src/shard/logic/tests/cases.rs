@@ -19,7 +19,14 @@ pub(super) struct World {
 }
 
 pub(super) fn consumer(credit: u32) -> ConsumerSpec {
-    ConsumerSpec { group: String::new(), from: StartAt::First, credit, leases: 64, browse: false }
+    ConsumerSpec {
+        group: String::new(),
+        from: StartAt::First,
+        credit,
+        leases: 64,
+        browse: false,
+        adopted: false,
+    }
 }
 
 impl World {
@@ -102,7 +109,7 @@ pub(super) fn deliveries(events: &[Event]) -> Vec<(HandleId, LeaseToken, Vec<u8>
         .collect()
 }
 
-fn sequences(events: &[Event]) -> Vec<u64> {
+pub(super) fn sequences(events: &[Event]) -> Vec<u64> {
     deliveries(events).iter().map(|(_, lease, _)| lease.sequence).collect()
 }
 
@@ -489,7 +496,7 @@ fn on_an_spsc_queue_nothing_overtakes_what_comes_back() {
     assert_eq!(sequences(&world.turn()), [1, 2, 3, 4]);
     // Its successor is there before everything that the first one sent has been taken.
     let second = world.consumer(1, 3, &consumer(16));
-    assert_eq!(sequences(&world.turn()), []);
+    assert!(sequences(&world.turn()).is_empty());
     let now = at_ms(world.ms);
     world.logic.close_handle(&mut world.port, first, now);
     let events = world.turn();

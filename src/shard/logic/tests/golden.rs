@@ -4,10 +4,15 @@
 use std::fmt::Write as _;
 use std::path::PathBuf;
 
+use ringmain_client::protocol::{Overflow, Retention};
+
 use super::memory::definition;
+use crate::shard::logic::Limits;
+use crate::shard::logic::marks::Mark;
 use crate::shard::logic::record::{
-    self, GroupCreated, GroupState, LaneState, List, MessageBody, OpenRun, QueueState, Returned,
-    ShardState, kind,
+    self, GroupCreated, GroupReset, GroupState, LaneState, List, MarkList, MessageBody, NamedState,
+    OpenRun, ProducerAttached, ProducerState, ProducersForgotten, QueueState, Returned, ShardState,
+    Transaction, TrimReason, kind,
 };
 
 fn list(fill: impl FnOnce(&mut List)) -> Vec<u8> {
@@ -27,8 +32,19 @@ const OPEN: [OpenRun; 2] = [
     OpenRun { first: 1 << 40, messages: 1, count: 0, rejected: true, delay_ms: 9 },
 ];
 
+fn marks() -> Vec<u8> {
+    let mut list = MarkList::default();
+    list.begin(70_000);
+    for (sequence, published_ns, bytes_below) in
+        [(1, 1_700_000_000_000_000_000, 0), (499, 1_700_000_000_250_000_000, 65_536)]
+    {
+        list.mark(&Mark { sequence, published_ns, bytes_below });
+    }
+    list.as_bytes().to_vec()
+}
+
 /// One of each.
-fn records() -> Vec<(&'static str, u8, Vec<u8>)> {
+pub(super) fn bodies() -> Vec<(&'static str, u8, Vec<u8>)> {
     let message = MessageBody {
         published_ns: 1_700_000_000_000_000_000,
         lane: 9,
@@ -44,7 +60,16 @@ fn records() -> Vec<(&'static str, u8, Vec<u8>)> {
     assert_eq!(MessageBody::parse(&body), Some(message));
     let mut orders = definition(5, "orders");
     orders.dead_letter = "dead".to_owned();
+    orders.limits = Limits {
+        retention: Retention::Stream,
+        max_messages: 1_000_000,
+        max_bytes: 1 << 30,
+        max_age_ms: 86_400_000,
+        overflow: Overflow::Block,
+        stream_from: 1,
+    };
     let created = GroupCreated { group: 1, name: "audit".to_owned(), from: 400 };
+    let reset = GroupReset { group: 300, number: 2, to: 7 };
     let shard = ShardState { shard: 1, next_queue_id: 6 };
     let queue = QueueState {
         definition: orders.clone(),
@@ -54,9 +79,35 @@ fn records() -> Vec<(&'static str, u8, Vec<u8>)> {
         redelivered: 1,
         dead_lettered: 2,
         discarded: 3,
+        first: 400,
+        trimmed: 4,
+        dropped: 5,
     };
-    let group = GroupState { group: 1, name: "audit".to_owned(), fresh: 450, bytes: 12_800 };
+    let group = GroupState {
+        group: 1,
+        name: "audit".to_owned(),
+        fresh: 450,
+        bytes: 12_800,
+        resets: 2,
+        skipped: 6,
+    };
     let lane = LaneState { lane: 9, runs: vec![(4096, 3, 2, 498)] };
+    let attached = ProducerAttached {
+        id: 3,
+        epoch: 2,
+        at_ns: 1_700_000_000_000_000_000,
+        name: "import".to_owned(),
+    };
+    let transaction = Transaction { lane: 9, position: 4096, span: 3, sequence: 498, messages: 2 };
+    let forgotten = ProducersForgotten { ids: vec![1, 300] };
+    let producer = ProducerState {
+        id: 3,
+        epoch: 2,
+        last: 1_000_000,
+        used_ns: 1_700_000_000_000_000_000,
+        name: "import".to_owned(),
+    };
+    let named = NamedState { next: 4, producers: vec![producer] };
     vec![
         ("message", kind::MESSAGE, body),
         ("queue-created", kind::QUEUE_CREATED, record::encode(&orders)),
@@ -73,6 +124,12 @@ fn records() -> Vec<(&'static str, u8, Vec<u8>)> {
             list(|list| RETURNED.iter().for_each(|one| list.returned(one))),
         ),
         ("purged", kind::PURGED, 500u64.to_le_bytes().to_vec()),
+        ("trimmed", kind::TRIMMED, record::encode_trimmed(500, TrimReason::Age).to_vec()),
+        ("group-deleted", kind::GROUP_DELETED, record::encode(&300u32)),
+        ("group-reset", kind::GROUP_RESET, record::encode(&reset)),
+        ("producer-attached", kind::PRODUCER_ATTACHED, record::encode(&attached)),
+        ("transaction", kind::TRANSACTION, record::encode(&transaction)),
+        ("producers-forgotten", kind::PRODUCERS_FORGOTTEN, record::encode(&forgotten)),
         ("shard-state", kind::SHARD_STATE, record::encode(&shard)),
         ("queue-state", kind::QUEUE_STATE, record::encode(&queue)),
         ("group-state", kind::GROUP_STATE, record::encode(&group)),
@@ -82,13 +139,15 @@ fn records() -> Vec<(&'static str, u8, Vec<u8>)> {
             list(|list| OPEN.iter().for_each(|one| list.open_run(one))),
         ),
         ("lane-state", kind::LANE_STATE, record::encode(&lane)),
+        ("marks", kind::MARKS, marks()),
+        ("named-state", kind::NAMED_STATE, record::encode(&named)),
     ]
 }
 
 #[test]
 fn the_bytes_of_records_stay() {
     let mut text = String::new();
-    for (name, kind, body) in records() {
+    for (name, kind, body) in bodies() {
         let hex: Vec<String> = body.iter().map(|byte| format!("{byte:02x}")).collect();
         writeln!(text, "{name} {kind}: {}", hex.join(" ")).expect("memory");
     }
@@ -146,7 +205,7 @@ fn damaged_records_are_errors() {
         let definition = definition(id, &format!("q{id}"));
         logic.create_queue(&mut log, 0, definition);
     }
-    for (_, kind, body) in records() {
+    for (_, kind, body) in bodies() {
         for at in 0..body.len() {
             for flip in [1u8, 0x80, 0xff] {
                 let mut body = body.clone();

@@ -4,11 +4,11 @@ use std::collections::{BTreeMap, VecDeque};
 
 use ringmain_client::wire::Outcome;
 
-use super::memory::{Event, Record};
+use super::memory::{Event, Record, at_ms};
 use super::model::State;
-use super::programs::{Check, ORIGIN, Program};
-use crate::shard::logic::record::{self, MessageBody, kind};
-use crate::shard::logic::{ControlResult, headers};
+use super::programs::{Check, Client, ORIGIN, Program};
+use crate::shard::logic::record::{self, MessageBody, Transaction, kind};
+use crate::shard::logic::{ControlResult, HandleId, headers};
 
 impl Program {
     /// What the logic wrote by itself: messages moved to the dead-letter queue, or discarded.
@@ -17,6 +17,15 @@ impl Program {
         while let Some(record) = self.log.records.get(self.seen_records) {
             self.seen_records += 1;
             match record.kind {
+                kind::TRANSACTION => {
+                    let transaction: Transaction = record::decode(&record.body)?;
+                    let messages = transaction.messages as usize;
+                    let parts = &self.log.records[self.seen_records..][..messages];
+                    if parts.iter().any(|part| part.kind != kind::MESSAGE) {
+                        return Err("a transaction without its messages".to_owned());
+                    }
+                    self.seen_records += messages;
+                }
                 kind::MESSAGE => {
                     let body = MessageBody::parse(&record.body).ok_or("malformed message")?;
                     if body.lane == 0 {
@@ -43,6 +52,11 @@ impl Program {
                         self.letter(&letter, sequence, count, &payload)?;
                     }
                 }
+                kind::TRIMMED => {
+                    let (id, body) = (record.queue, record.body.clone());
+                    let (below, reason) = record::decode_trimmed(&body).ok_or("malformed")?;
+                    self.trimmed(id, below, reason)?;
+                }
                 _ => {}
             }
         }
@@ -67,7 +81,7 @@ impl Program {
             return Err(format!("dead letter of {sequence}: {letter:?}"));
         }
         let dead = self.model.queues.get_mut(&letter.queue).expect("queue");
-        if dead.stored(payload) != letter.sequence {
+        if dead.stored(payload, body.published_ns) != letter.sequence {
             return Err("a sequence is not dense".to_owned());
         }
         Ok(())
@@ -76,14 +90,23 @@ impl Program {
     pub(super) fn events(&mut self) -> Check {
         for event in std::mem::take(&mut self.port.events) {
             match event {
+                Event::Completed { handle, position, sequence, outcome } if handle.handle != 1 => {
+                    self.completed_named(handle, position, sequence, outcome)?;
+                }
                 Event::Completed { handle, position, sequence, outcome } => {
                     let expected =
                         self.completions.get_mut(&handle.queue).and_then(VecDeque::pop_front);
-                    if expected != Some((position, sequence)) || outcome != Outcome::Done {
-                        return Err(format!("{position}: {sequence} instead of {expected:?}"));
+                    if expected != Some((position, sequence, outcome)) {
+                        return Err(format!(
+                            "{position}: {sequence}, {outcome:?} instead of {expected:?}"
+                        ));
                     }
                 }
+                Event::Skipped { handle, messages } => self.told_of_skipped(handle, messages)?,
                 Event::Delivered { handle, header, payload, .. } => {
+                    if self.consumers[&handle].skipped > 0 {
+                        return Err(format!("{handle:?} was not told of what it skips"));
+                    }
                     let group = &self.consumers[&handle].group;
                     let queue = self.model.queues.get_mut(&handle.queue).expect("queue");
                     queue.delivered(group, handle, header.lease, &payload, self.ms)?;
@@ -100,7 +123,10 @@ impl Program {
                     }
                 }
                 Event::Drained { handle } => {
-                    let group = &self.consumers[&handle].group;
+                    let Client { group, skipped, .. } = &self.consumers[&handle];
+                    if *skipped > 0 {
+                        return Err(format!("{handle:?} was not told of what it skips"));
+                    }
                     let queue = &self.model.queues[&handle.queue];
                     let durable = queue.durable;
                     let left = queue.groups[group].open.iter().find(|(sequence, state)| {
@@ -115,13 +141,58 @@ impl Program {
                         return Err(format!("not drained: {left:?}"));
                     }
                 }
-                Event::Control { request, result } => {
-                    let expected = self.purges.remove(&request).map(ControlResult::Purged);
-                    if expected.is_some_and(|expected| expected != result) {
-                        return Err(format!("{request}: {result:?}"));
+                Event::Control { request, result: ControlResult::Named { id, epoch, last } } => {
+                    let mut clients = self.named.values_mut();
+                    if let Some(client) = clients.find(|client| client.request == request) {
+                        if (epoch, last) != (client.epoch, client.last) {
+                            return Err(format!("epoch {epoch}, last {last}: {client:?}"));
+                        }
+                        client.id = Some(id);
                     }
                 }
+                Event::Control { request, result } => {
+                    let same = |expected: &ControlResult| match (expected, &result) {
+                        (ControlResult::Refused(code, _), ControlResult::Refused(found, _)) => {
+                            code == found
+                        }
+                        (expected, result) => expected == result,
+                    };
+                    let expected = self.controls.remove(&request);
+                    if expected.as_ref().is_some_and(|expected| !same(expected)) {
+                        return Err(format!("{request}: {result:?}, not {expected:?}"));
+                    }
+                }
+                Event::Ended { handle } => {
+                    let client = self.consumers.get(&handle).ok_or("nobody was to end")?;
+                    if !client.ending {
+                        return Err(format!("{handle:?} ended, its group is there"));
+                    }
+                    self.logic.close_handle(&mut self.port, handle, at_ms(self.ms));
+                    self.gone(handle);
+                }
             }
+        }
+        Ok(())
+    }
+
+    fn completed_named(
+        &mut self,
+        handle: HandleId,
+        position: u64,
+        sequence: u64,
+        outcome: Outcome,
+    ) -> Check {
+        let client = self.named.get_mut(&handle).ok_or("of nobody")?;
+        let expected = client.completions.pop_front();
+        let Some((_, _, _, own)) = expected else { return Err("of nothing".to_owned()) };
+        if expected != Some((position, sequence, outcome, own)) {
+            return Err(format!("{position}: {sequence} {outcome:?} instead of {expected:?}"));
+        }
+        let queue = &self.model.queues[&handle.queue];
+        let stored = queue.named[&client.name].stored.get(&own);
+        let is_durable = stored.is_none_or(|sequence| *sequence < queue.durable);
+        if outcome == Outcome::Duplicate && !is_durable {
+            return Err(format!("own sequence {own} is not durable yet"));
         }
         Ok(())
     }
@@ -132,14 +203,15 @@ impl Program {
         let mut rounds = 0;
         while rounds < 4 {
             let far = self.log.far.len();
-            self.note();
+            self.note()?;
             self.durable_to(self.log.last())?;
             self.dispatch()?;
             // One far message a call is asked for.
             rounds = if self.log.far.len() < far { 0 } else { rounds + 1 };
         }
-        self.note();
+        self.note()?;
         self.durable_to(self.log.last())?;
+        self.check_limits()?;
         for (id, queue) in &self.model.queues {
             for (name, group) in &queue.groups {
                 let ready = group.open.iter().find(|(_, state)| {
@@ -164,13 +236,25 @@ impl Program {
             let info = self.logic.info(*id).expect("queue");
             let open = &queue.groups[""].open;
             let with = open.values().filter(|state| matches!(state, State::With { .. })).count();
-            if (info.messages, info.unacknowledged) != (queue.there(u64::MAX), with as u64) {
+            if (info.messages, info.unacknowledged) != (queue.there().len() as u64, with as u64) {
                 return Err(format!("{info:?} of {id}, {:?}", queue.groups));
             }
         }
+        super::marks::check(&self.logic, &self.log)?;
         let held: BTreeMap<_, _> = self.held().collect();
         if held != self.port.leases {
             return Err(format!("leases {:?} instead of {held:?}", self.port.leases));
+        }
+        for (handle, client) in &self.named {
+            if client.id.is_none() || !client.completions.is_empty() {
+                return Err(format!("{handle:?} is not told: {client:?}"));
+            }
+        }
+        if let Some((request, expected)) = self.controls.pop_first() {
+            return Err(format!("{request} is not answered, {expected:?}"));
+        }
+        if let Some(left) = self.consumers.iter().find(|(_, client)| client.ending) {
+            return Err(format!("{left:?} did not end"));
         }
         if let Some((request, outcome)) = self.answers.pop_first() {
             return Err(format!("{request} is not answered, {outcome:?}"));

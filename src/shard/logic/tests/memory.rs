@@ -6,8 +6,8 @@ use ringmain_client::protocol::Kind;
 use ringmain_client::wire::{DeliveryHeader, Outcome};
 
 use crate::shard::logic::{
-    AppendError, ControlResult, Delivered, HandleId, Location, Log, Logic, Lsn, Message, Now, Port,
-    QueueDefinition, RecordRef, Replay, Snapshot, Stored,
+    AppendError, ControlResult, Delivered, HandleId, Limits, Location, Log, Logic, Lsn, Message,
+    Now, Port, QueueDefinition, RecordRef, Replay, Snapshot, Stored,
 };
 
 /// A record as it was appended.
@@ -165,8 +165,10 @@ pub(super) enum Event {
     Completed { handle: HandleId, position: u64, sequence: u64, outcome: Outcome },
     Delivered { handle: HandleId, header: DeliveryHeader, metadata: Vec<u8>, payload: Vec<u8> },
     Answer { handle: HandleId, request: u64, outcome: Outcome },
+    Skipped { handle: HandleId, messages: u64 },
     Drained { handle: HandleId },
     Control { request: u64, result: ControlResult },
+    Ended { handle: HandleId },
 }
 
 #[derive(Debug, Clone, Default)]
@@ -235,6 +237,10 @@ impl Port for MemoryPort {
         self.events.push(Event::Answer { handle, request, outcome });
     }
 
+    fn skipped(&mut self, handle: HandleId, messages: u64) {
+        self.events.push(Event::Skipped { handle, messages });
+    }
+
     fn drained(&mut self, handle: HandleId) {
         self.events.push(Event::Drained { handle });
     }
@@ -257,6 +263,10 @@ impl Port for MemoryPort {
     fn control(&mut self, request: u64, result: ControlResult) {
         self.events.push(Event::Control { request, result });
     }
+
+    fn ended(&mut self, handle: HandleId) {
+        self.events.push(Event::Ended { handle });
+    }
 }
 
 pub(super) fn definition(id: u64, name: &str) -> QueueDefinition {
@@ -274,6 +284,7 @@ pub(super) fn definition(id: u64, name: &str) -> QueueDefinition {
         max_deliveries: 0,
         dead_letter: String::new(),
         lease_ms: 30_000,
+        limits: Limits::default(),
     }
 }
 

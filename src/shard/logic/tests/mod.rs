@@ -6,8 +6,14 @@
 mod cases;
 mod crashes;
 mod golden;
+mod groups;
 mod judge;
+mod keeps;
+mod limits;
+mod marks;
 mod memory;
 mod model;
+mod named;
 mod programs;
 mod requests;
+mod transactions;

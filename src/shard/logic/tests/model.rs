@@ -1,11 +1,13 @@
 //! A plain broker: every message has a state in every group, and that is all. It is told what is asked for, and judges
 //! everything that comes out.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
+use ringmain_client::protocol::{GroupPlace, StartAt};
 use ringmain_client::wire::{LeaseToken, Outcome, Up};
 
-use crate::shard::logic::HandleId;
+use super::keeps::Keeps;
+use crate::shard::logic::{HandleId, TransactionAck};
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum State {
@@ -31,17 +33,32 @@ pub(super) enum State {
 pub(super) struct Group {
     /// Messages that are not done with.
     pub(super) open: BTreeMap<u64, State>,
+    /// Messages that a limit took from it.
+    pub(super) skipped: u64,
 }
 
 #[derive(Debug, Clone, Default)]
 pub(super) struct Queue {
     pub(super) payloads: BTreeMap<u64, Vec<u8>>,
+    /// When each message was published.
+    pub(super) times: BTreeMap<u64, u64>,
     pub(super) next: u64,
     /// Messages below it are durable.
     pub(super) durable: u64,
     pub(super) groups: BTreeMap<String, Group>,
     pub(super) max_deliveries: u32,
     pub(super) lease_ms: u64,
+    pub(super) keeps: Keeps,
+    pub(super) named: BTreeMap<String, Named>,
+}
+
+/// What is remembered of a named producer.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Named {
+    pub(super) epoch: u32,
+    pub(super) last: u64,
+    /// Sequences by own sequences.
+    pub(super) stored: BTreeMap<u64, u64>,
 }
 
 /// What a crash brings back. Who is attached and who waits is the test's.
@@ -59,11 +76,14 @@ fn back(count: u32) -> State {
 impl Queue {
     pub(super) fn new(max_deliveries: u32, lease_ms: u64) -> Self {
         let groups = BTreeMap::from([(String::new(), Group::default())]);
-        Self { next: 1, durable: 1, groups, max_deliveries, lease_ms, ..Self::default() }
+        let keeps = Keeps { first: 1, ..Keeps::default() };
+        Self { next: 1, durable: 1, groups, max_deliveries, lease_ms, keeps, ..Self::default() }
     }
 
-    pub(super) fn stored(&mut self, payload: &[u8]) -> u64 {
+    pub(super) fn stored(&mut self, payload: &[u8], published_ns: u64) -> u64 {
         let sequence = self.next;
+        let last_ns = self.times.last_key_value().map_or(0, |(_, last_ns)| *last_ns);
+        self.times.insert(sequence, published_ns.max(last_ns));
         self.next += 1;
         self.payloads.insert(sequence, payload.to_vec());
         for group in self.groups.values_mut() {
@@ -72,16 +92,65 @@ impl Queue {
         sequence
     }
 
-    pub(super) fn add_group(&mut self, name: &str, from: u64) {
-        if self.groups.contains_key(name) {
-            return;
+    /// What becomes of a message of a named producer: what it is answered with, and its sequence or 0.
+    pub(super) fn named(
+        &mut self,
+        name: &str,
+        epoch: u32,
+        own: u64,
+        payload: &[u8],
+        published_ns: u64,
+    ) -> (Outcome, u64) {
+        let named = self.named.get(name).expect("attached");
+        if epoch < named.epoch {
+            return (Outcome::Fenced, 0);
         }
-        let there = self.groups.values().flat_map(|group| group.open.keys().copied());
-        let open = there
-            .filter(|sequence| *sequence >= from)
-            .map(|sequence| (sequence, back(0)))
-            .collect();
-        self.groups.insert(name.to_owned(), Group { open });
+        if own <= named.last {
+            return (Outcome::Duplicate, 0);
+        }
+        let sequence = self.stored(payload, published_ns);
+        let named = self.named.get_mut(name).expect("attached");
+        named.last = own;
+        named.stored.insert(own, sequence);
+        (Outcome::Done, sequence)
+    }
+
+    pub(super) fn add_group(&mut self, name: &str, from: StartAt) {
+        if !self.groups.contains_key(name) {
+            let open = self.from(from);
+            self.groups.insert(name.to_owned(), Group { open, skipped: 0 });
+        }
+    }
+
+    /// All leases of the group are lost.
+    pub(super) fn reset_group(&mut self, name: &str, to: StartAt) {
+        let open = self.from(to);
+        self.group(name).open = open;
+    }
+
+    /// What a group that starts there has.
+    fn from(&self, start: StartAt) -> BTreeMap<u64, State> {
+        let stream = self.keeps.is_stream();
+        let mut there: Vec<u64> = self.there().into_iter().collect();
+        there.retain(|sequence| !stream || *sequence >= self.keeps.first);
+        match start {
+            StartAt::First => {}
+            StartAt::New => there.clear(),
+            StartAt::Sequence(from) => there.retain(|sequence| *sequence >= from),
+            StartAt::Time(from_ns) => there.retain(|sequence| self.times[sequence] >= from_ns),
+            StartAt::Last(messages) => {
+                let end = there.len();
+                there.drain(..end.saturating_sub(messages as usize));
+            }
+        }
+        there.into_iter().map(|sequence| (sequence, back(0))).collect()
+    }
+
+    /// What the answer to a request about a group that starts there says.
+    pub(super) fn place(&self, start: StartAt) -> GroupPlace {
+        let open = self.from(start);
+        let first = open.first_key_value().map(|(sequence, _)| *sequence);
+        GroupPlace { sequence: first.unwrap_or(self.next), messages: open.len() as u64 }
     }
 
     fn returned(&self, count: u32, rejected: bool, may_ms: u64) -> State {
@@ -174,6 +243,10 @@ impl Queue {
         else {
             return Outcome::Done;
         };
+        // It was deleted.
+        if !self.groups.contains_key(name) {
+            return Outcome::LeaseLost;
+        }
         let LeaseToken { slot, attempt, sequence } = lease;
         let (exists, state) = (
             sequence > 0 && sequence < self.durable,
@@ -214,17 +287,48 @@ impl Queue {
         Outcome::Done
     }
 
-    /// Messages that some group has not acknowledged.
-    pub(super) fn there(&self, end: u64) -> u64 {
-        let mut all: Vec<u64> =
-            self.groups.values().flat_map(|group| group.open.keys().copied()).collect();
-        all.sort_unstable();
-        all.dedup();
-        all.iter().filter(|sequence| **sequence < end).count() as u64
+    /// Messages that are stored: those that some group has not acknowledged, or a stream keeps.
+    pub(super) fn there(&self) -> BTreeSet<u64> {
+        let open = self.groups.values().flat_map(|group| group.open.keys().copied());
+        let kept =
+            if self.keeps.is_stream() { self.keeps.first..self.next } else { self.next..self.next };
+        open.chain(kept).collect()
     }
 }
 
 impl Model {
+    /// The sequence of the first message (0: there is none) if all leases are held; else nothing is done.
+    pub(super) fn transaction(
+        &mut self,
+        messages: &[(u64, Vec<u8>)],
+        acks: &[TransactionAck],
+        published_ns: u64,
+        group_of: impl Fn(HandleId) -> Option<String>,
+    ) -> Option<u64> {
+        let mut taken = Vec::new();
+        for TransactionAck { handle, lease } in acks {
+            let LeaseToken { slot, attempt, sequence } = *lease;
+            let group = group_of(*handle)?;
+            let state = self.queues.get_mut(&handle.queue)?.group(&group).open.get(&sequence);
+            let held = matches!(state, Some(State::With { handle: with, slot: at, attempt: number, .. })
+                if (with, *at, *number) == (handle, slot, attempt));
+            let ack = (handle.queue, group, sequence);
+            if !held || taken.contains(&ack) {
+                return None;
+            }
+            taken.push(ack);
+        }
+        for (queue, group, sequence) in taken {
+            self.queues.get_mut(&queue)?.group(&group).open.remove(&sequence);
+        }
+        let mut stored = messages.iter().map(|(queue, payload)| {
+            self.queues.get_mut(queue).expect("queue").stored(payload, published_ns)
+        });
+        let first = stored.next().unwrap_or(0);
+        stored.for_each(drop);
+        Some(first)
+    }
+
     /// The machine comes back with what was durable. Nobody has anything; delays start afresh, at the latest.
     pub(super) fn crashed(&mut self, now_ms: u64) {
         for queue in self.queues.values_mut() {

@@ -1,24 +1,36 @@
 //! Random programs: clients, time, a disk that is late, crashes; the model judges everything that comes out.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
+use ringmain_client::layout::metadata::OwnSequence;
+use ringmain_client::protocol::{ErrorCode, Overflow};
 use ringmain_client::wire::{LeaseToken, Outcome, Up};
 
 use super::cases::consumer;
+use super::keeps::{self, Gone, LIMITED};
 use super::memory::{MemoryLog, MemoryPort, at_ms, definition, handle};
 use super::model::{DELAY_MS_MAX, Model, Queue, State};
 use crate::shard::logic::record::kind;
-use crate::shard::logic::{HandleId, Logic, Lsn, Refusal, StartAt, canary};
+use crate::shard::logic::{
+    ControlResult, GroupCommand, HandleId, Limits, Logic, Lsn, Refusal, StartAt, TransactionAck,
+    TransactionMessage, canary,
+};
 
 /// Takes the dead letters of `ORIGIN`; the third queue has none.
 pub(super) const DEAD: u64 = 1;
 pub(super) const ORIGIN: u64 = 2;
 pub(super) const QUEUES: [u64; 3] = [DEAD, ORIGIN, 3];
+/// Those that have no limits.
+const UNLIMITED: [u64; 2] = [DEAD, ORIGIN];
 pub(super) const LEASE_MS: u64 = 40;
 
 pub(super) struct Random(u64);
 
 impl Random {
+    pub(super) fn new(seed: u64) -> Self {
+        Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
+    }
+
     pub(super) fn below(&mut self, end: u64) -> u64 {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
@@ -40,6 +52,25 @@ pub(super) struct Client {
     pub(super) group: String,
     pub(super) credit: u32,
     pub(super) blocked: bool,
+    /// Messages that a limit took from its group, and that it was not told of.
+    pub(super) skipped: u64,
+    /// Its group is deleted.
+    pub(super) ending: bool,
+}
+
+/// A producer with a name, with the lane of its own.
+#[derive(Debug, Clone)]
+pub(super) struct NamedClient {
+    pub(super) name: String,
+    pub(super) lane: u64,
+    pub(super) request: u64,
+    /// What it must be told.
+    pub(super) epoch: u32,
+    pub(super) last: u64,
+    /// Id, once it was told.
+    pub(super) id: Option<u64>,
+    /// Completions that must come: position, sequence, outcome, own sequence.
+    pub(super) completions: VecDeque<(u64, u64, Outcome, u64)>,
 }
 
 pub(super) struct Program {
@@ -60,12 +91,18 @@ pub(super) struct Program {
     pub(super) producers: BTreeMap<u64, u32>,
     pub(super) lane_ends: BTreeMap<u64, u64>,
     pub(super) released: BTreeMap<u64, u64>,
-    /// Completions that must come, per queue: position and sequence.
-    pub(super) completions: BTreeMap<u64, VecDeque<(u64, u64)>>,
+    /// Attached under a name, in the order of their attachments.
+    pub(super) named: BTreeMap<HandleId, NamedClient>,
+    /// Completions that must come, per queue: position, sequence and outcome.
+    pub(super) completions: BTreeMap<u64, VecDeque<(u64, u64, Outcome)>>,
+    /// Queues whose producers wait for room.
+    pub(super) limited: BTreeSet<u64>,
+    /// Discarded messages that consumers are busy with.
+    pub(super) gone: Vec<Gone>,
     pub(super) answers: BTreeMap<u64, Outcome>,
     /// Submissions whose slots are not released, and when they may be.
     pub(super) unreleased: Vec<(HandleId, Up, Option<Lsn>)>,
-    pub(super) purges: BTreeMap<u64, u64>,
+    pub(super) controls: BTreeMap<u64, ControlResult>,
     pub(super) next_request: u64,
     pub(super) next_handle: u8,
 }
@@ -79,7 +116,7 @@ fn check(is_right: bool, what: impl FnOnce() -> String) -> Check {
 impl Program {
     fn new(seed: u64) -> Self {
         let mut program = Self {
-            random: Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1),
+            random: Random::new(seed),
             logic: Logic::new(7),
             log: MemoryLog::default(),
             port: MemoryPort::default(),
@@ -93,10 +130,13 @@ impl Program {
             producers: QUEUES.map(|queue| (queue, 1)).into(),
             lane_ends: BTreeMap::new(),
             released: BTreeMap::new(),
+            named: BTreeMap::new(),
             completions: BTreeMap::new(),
+            limited: BTreeSet::new(),
+            gone: Vec::new(),
             answers: BTreeMap::new(),
             unreleased: Vec::new(),
-            purges: BTreeMap::new(),
+            controls: BTreeMap::new(),
             next_request: 1,
             next_handle: 10,
         };
@@ -108,7 +148,12 @@ impl Program {
                 definition.max_deliveries = 3;
                 definition.dead_letter = format!("q{DEAD}");
             }
-            let rules = Queue::new(definition.max_deliveries, LEASE_MS);
+            let mut rules = Queue::new(definition.max_deliveries, LEASE_MS);
+            if id == LIMITED {
+                definition.durable = false;
+                definition.limits = keeps::rules(seed);
+                rules.keeps.limits = definition.limits;
+            }
             program.model.queues.insert(id, rules);
             program.logic.create_queue(&mut program.log, 1 << 40, definition);
         }
@@ -117,7 +162,7 @@ impl Program {
             program.logic.open_producer(producer, lane).expect("queue");
         }
         program.durable_to(program.log.last()).expect("definitions");
-        program.note();
+        program.note().expect("definitions");
         program
     }
 
@@ -131,24 +176,163 @@ impl Program {
 
     fn publish(&mut self) -> Check {
         let queue = self.random.pick(&QUEUES).expect("some");
+        self.go_on();
         for _ in 0..=self.random.below(5) {
             let position = *self.lane_ends.entry(queue).or_default();
             let next = position + 1 + self.random.below(2);
             let payload: Vec<u8> =
                 format!("{queue}/{position}/{}", "x".repeat(self.random.below(30) as usize)).into();
-            let now = at_ms(self.ms);
+            let mut now = at_ms(self.ms);
+            now.realtime_ns += self.random.below(900_000);
             let (producer, lane) = self.producer(queue);
+            let (model, last) =
+                (self.model.queues.get_mut(&queue).expect("queue"), self.log.last());
+            let Limits { max_bytes, overflow, .. } = model.keeps.limits;
+            let may_refuse = model.is_full() || max_bytes > 0;
             let published =
                 self.logic.publish(&mut self.log, producer, position, next, 0, &[], &payload, now);
+            let stored = self.log.last() > last;
             match published {
+                Ok(()) if stored && !model.is_full() => {}
+                Ok(()) if !stored && may_refuse && overflow == Overflow::Reject => {}
+                Err(Refusal::Full) if self.log.full => return Ok(()),
+                Err(Refusal::Limit) if may_refuse && overflow == Overflow::Block => {
+                    self.limited.insert(queue);
+                    return Ok(());
+                }
+                other => return Err(format!("{other:?}, stored {stored}, {model:?}")),
+            }
+            self.lane_ends.insert(queue, next);
+            let completions = self.completions.entry(queue).or_default();
+            if !stored {
+                completions.push_back((position, 0, Outcome::QueueFull));
+                continue;
+            }
+            let sequence = model.stored(&payload, now.realtime_ns);
+            self.model.lanes.entry(lane).or_default().push_back((position, sequence));
+            completions.push_back((position, sequence, Outcome::Done));
+        }
+        self.records()
+    }
+
+    /// Messages to some queues and acknowledgements in one step; some of the leases are over.
+    fn transact(&mut self) -> Check {
+        let lane = self.random.pick(&QUEUES).expect("some");
+        let mut acks = Vec::new();
+        for _ in 0..self.random.below(3) {
+            if !self.tokens.is_empty() {
+                let at = self.random.below(self.tokens.len() as u64) as usize;
+                let (handle, lease) = self.tokens[at];
+                acks.push(TransactionAck { handle, lease });
+            }
+        }
+        let position = *self.lane_ends.entry(lane).or_default();
+        let next = position + 1 + self.random.below(3);
+        let payloads: Vec<(u64, Vec<u8>)> = (0..self.random.below(4))
+            .map(|number| {
+                let queue = self.random.pick(&UNLIMITED).expect("some");
+                (queue, format!("{queue}/{lane}/{position}/{number}").into_bytes())
+            })
+            .collect();
+        let messages: Vec<_> = payloads
+            .iter()
+            .map(|(queue, payload)| TransactionMessage {
+                handle: self.producer(*queue).0,
+                metadata: &[],
+                payload,
+            })
+            .collect();
+        let (now, (from, journaled)) = (at_ms(self.ms), self.producer(lane));
+        let log = &mut self.log;
+        match self.logic.transact(log, from, position, next, &messages, &acks, now) {
+            Ok(()) => {}
+            Err(Refusal::Full) if self.log.full => return Ok(()),
+            Err(refusal) => return Err(format!("{refusal:?}")),
+        }
+        self.lane_ends.insert(lane, next);
+        let completed = self.model.transaction(&payloads, &acks, now.realtime_ns, |handle| {
+            self.consumers.get(&handle).map(|client| client.group.clone())
+        });
+        let (sequence, outcome) = match completed {
+            Some(sequence) => (sequence, Outcome::Done),
+            None => (0, Outcome::LeaseLost),
+        };
+        if outcome == Outcome::Done {
+            self.model.lanes.entry(journaled).or_default().push_back((position, sequence));
+        }
+        self.completions.entry(lane).or_default().push_back((position, sequence, outcome));
+        self.records()
+    }
+
+    /// Somebody attaches under a name; whoever has it stays attached now and then, and is fenced.
+    fn attach_named(&mut self) -> Check {
+        let queue = self.random.pick(&UNLIMITED).expect("some");
+        let name = self.random.pick(&["a", "b"]).expect("some");
+        self.next_handle = if self.next_handle > 250 { 10 } else { self.next_handle + 1 };
+        let producer = handle(queue, self.next_handle);
+        if self.consumers.contains_key(&producer) || self.named.contains_key(&producer) {
+            return Ok(());
+        }
+        self.next_request += 1;
+        let (request, lane) = (self.next_request, 1000 + self.next_request);
+        let now = at_ms(self.ms);
+        let log = &mut self.log;
+        match self.logic.open_named_producer(log, producer, lane, name, request, now) {
+            Err(Refusal::Full) if self.log.full => return Ok(()),
+            opened => opened.map_err(|refusal| format!("{refusal:?}"))?,
+        }
+        let rules = self.model.queues.get_mut(&queue).expect("queue");
+        let named = rules.named.entry(name.to_owned()).or_default();
+        named.epoch += 1;
+        let client = NamedClient {
+            name: name.to_owned(),
+            lane,
+            request,
+            epoch: named.epoch,
+            last: named.last,
+            id: None,
+            completions: VecDeque::new(),
+        };
+        self.named.insert(producer, client);
+        self.note()
+    }
+
+    fn detach_named(&mut self) {
+        let handles: Vec<_> = self.named.keys().copied().collect();
+        let Some(handle) = self.random.pick(&handles) else { return };
+        self.logic.close_handle(&mut self.port, handle, at_ms(self.ms));
+        self.named.remove(&handle);
+    }
+
+    /// Own sequences around the last one: new ones, gaps, and some again.
+    fn publish_named(&mut self) -> Check {
+        let told: Vec<_> = self.named.iter().filter(|(_, client)| client.id.is_some()).collect();
+        let told: Vec<_> = told.into_iter().map(|(handle, _)| *handle).collect();
+        let Some(handle) = self.random.pick(&told) else { return Ok(()) };
+        for _ in 0..=self.random.below(4) {
+            let client = self.named.get_mut(&handle).expect("attached");
+            let rules = self.model.queues.get_mut(&handle.queue).expect("queue");
+            let last = rules.named[&client.name].last;
+            let own = (last + 1 + self.random.below(3)).saturating_sub(self.random.below(4)).max(1);
+            let position = *self.lane_ends.entry(client.lane).or_default();
+            let next = position + 1 + self.random.below(2);
+            let payload = format!("{}/{own}/{position}", client.name).into_bytes();
+            let producer = client.id.expect("told");
+            let entry = OwnSequence { producer, epoch: client.epoch, sequence: own }.encode();
+            let now = at_ms(self.ms);
+            let log = &mut self.log;
+            match self.logic.publish(log, handle, position, next, 0, &entry, &payload, now) {
                 Ok(()) => {}
                 Err(Refusal::Full) if self.log.full => return Ok(()),
                 Err(refusal) => return Err(format!("{refusal:?}")),
             }
-            self.lane_ends.insert(queue, next);
-            let sequence = self.model.queues.get_mut(&queue).expect("queue").stored(&payload);
-            self.model.lanes.entry(lane).or_default().push_back((position, sequence));
-            self.completions.entry(queue).or_default().push_back((position, sequence));
+            self.lane_ends.insert(client.lane, next);
+            let (outcome, sequence) =
+                rules.named(&client.name, client.epoch, own, &payload, now.realtime_ns);
+            client.completions.push_back((position, sequence, outcome, own));
+            if outcome == Outcome::Done {
+                self.model.lanes.entry(client.lane).or_default().push_back((position, sequence));
+            }
         }
         self.records()
     }
@@ -162,7 +346,8 @@ impl Program {
     /// A producer goes, as soon as everything that it sent is stored; the next one has its place and a lane of its own.
     fn replace_producer(&mut self) -> Check {
         let queue = self.random.pick(&QUEUES).expect("some");
-        if self.completions.get(&queue).is_some_and(|waiting| !waiting.is_empty()) {
+        let unfinished = |waiting: &VecDeque<_>| !waiting.is_empty();
+        if self.completions.get(&queue).is_some_and(unfinished) || self.limited.contains(&queue) {
             return Ok(());
         }
         let (gone, _) = self.producer(queue);
@@ -174,36 +359,33 @@ impl Program {
         self.logic.open_producer(next, lane).map_err(|refusal| format!("{refusal:?}"))
     }
 
-    fn open(&mut self) {
+    fn open(&mut self) -> Check {
         if self.consumers.len() > 7 {
-            return;
+            return Ok(());
         }
         let queue = self.random.pick(&QUEUES).expect("some");
         let group = self.random.pick(&["", "", "audit"]).expect("some").to_owned();
         self.next_handle = if self.next_handle > 250 { 10 } else { self.next_handle + 1 };
         let handle = handle(queue, self.next_handle);
-        if self.consumers.contains_key(&handle) {
-            return;
+        if self.consumers.contains_key(&handle) || self.named.contains_key(&handle) {
+            return Ok(());
         }
         let credit = 1 + self.random.below(6) as u32;
         let mut spec = consumer(credit);
         spec.group = group.clone();
-        spec.from =
-            self.random.pick(&[StartAt::First, StartAt::New, StartAt::Sequence(4)]).expect("some");
+        spec.from = self.start_at(queue);
         let opened = self.logic.open_consumer(&mut self.log, handle, &spec);
-        if self.log.full && opened == Err(Refusal::Full) {
-            return;
+        let may_wait = self.log.full || matches!(spec.from, StartAt::Time(_));
+        if may_wait && opened == Err(Refusal::Full) {
+            return Ok(());
         }
-        opened.expect("room");
+        let is_new = opened.expect("room");
         let rules = self.model.queues.get_mut(&queue).expect("queue");
-        let from = match spec.from {
-            StartAt::First => 1,
-            StartAt::New => rules.next,
-            StartAt::Sequence(sequence) => sequence,
-        };
-        rules.add_group(&group, from);
-        self.consumers.insert(handle, Client { group, credit, blocked: false });
-        self.note();
+        assert_eq!(is_new, !rules.groups.contains_key(&group));
+        rules.add_group(&group, spec.from);
+        let client = Client { group, credit, blocked: false, ending: false, skipped: 0 };
+        self.consumers.insert(handle, client);
+        self.note()
     }
 
     fn close(&mut self) {
@@ -214,27 +396,106 @@ impl Program {
         queue
             .come_back(|with, _, _| *with == handle, |with, slot| !unseen.contains(&(*with, slot)));
         self.logic.close_handle(&mut self.port, handle, at_ms(self.ms));
+        self.gone(handle);
+    }
+
+    /// Nobody is there to hear of acknowledgements that are not durable.
+    pub(super) fn gone(&mut self, handle: HandleId) {
         self.consumers.remove(&handle);
         self.port.room.remove(&handle);
-        // Acknowledgements that are not durable: nobody is there to hear of it.
         self.port.leases.retain(|(with, _), _| *with != handle);
+        self.port.unseen.retain(|(with, _)| *with != handle);
         self.unreleased.retain(|(with, _, _)| *with != handle);
+        self.gone.retain(|gone| gone.handle != handle);
         self.tokens.retain(|(with, _)| *with != handle);
         self.answers.clear();
         self.next_request += 1_000;
+    }
+
+    fn start_at(&mut self, queue: u64) -> StartAt {
+        let times: Vec<u64> = self.model.queues[&queue].times.values().copied().collect();
+        match self.random.below(8) {
+            0 | 1 => StartAt::First,
+            2 => StartAt::New,
+            3 => StartAt::Sequence(self.random.below(times.len() as u64 + 3)),
+            4 => StartAt::Last(self.random.below(5)),
+            _ => {
+                let at_ns = self.random.pick(&times).unwrap_or_else(|| at_ms(self.ms).realtime_ns);
+                StartAt::Time(at_ns + self.random.below(3) - 1)
+            }
+        }
+    }
+
+    /// Creates, resets or deletes a group.
+    fn group(&mut self) -> Check {
+        let queue = self.random.pick(&QUEUES).expect("some");
+        let group = self.random.pick(&["", "audit", "audit"]).expect("some");
+        let start = self.start_at(queue);
+        // What was gathered before counts before, and nothing has to be waited for.
+        self.logic.flush(&mut self.log);
+        self.records()?;
+        self.durable_to(self.log.last())?;
+        self.log.far.clear();
+        let (dry_run, force) = (self.random.below(4) == 0, self.random.below(3) > 0);
+        let command = match self.random.below(4) {
+            0 => GroupCommand::Create { from: start },
+            1 => GroupCommand::Delete { force },
+            _ => GroupCommand::Reset { to: start, dry_run, force },
+        };
+        let is_used = self
+            .consumers
+            .iter()
+            .any(|(with, client)| with.queue == queue && client.group == group && !client.ending);
+        let rules = self.model.queues.get_mut(&queue).expect("queue");
+        let refused = |code| ControlResult::Refused(code, String::new());
+        let there = rules.groups.contains_key(group);
+        let place = ControlResult::Group(rules.place(start));
+        let expected = match command {
+            GroupCommand::Create { .. } if there => refused(ErrorCode::Exists),
+            GroupCommand::Delete { .. } if group.is_empty() => refused(ErrorCode::Invalid),
+            GroupCommand::Reset { .. } | GroupCommand::Delete { .. } if !there => {
+                refused(ErrorCode::NotFound)
+            }
+            GroupCommand::Reset { dry_run: true, .. } => place,
+            GroupCommand::Reset { .. } | GroupCommand::Delete { .. } if is_used && !force => {
+                refused(ErrorCode::Busy)
+            }
+            GroupCommand::Create { .. } => {
+                rules.add_group(group, start);
+                place
+            }
+            GroupCommand::Reset { .. } => {
+                rules.reset_group(group, start);
+                place
+            }
+            GroupCommand::Delete { .. } => {
+                rules.groups.remove(group);
+                for (with, client) in &mut self.consumers {
+                    client.ending |= with.queue == queue && client.group == group;
+                }
+                ControlResult::Done
+            }
+        };
+        self.next_request += 1;
+        self.controls.insert(self.next_request, expected);
+        self.logic.group_command(&mut self.log, self.next_request, queue, group, command);
+        self.note()
     }
 
     pub(super) fn submit(&mut self, handle: HandleId, up: Up, again: bool) -> Check {
         let Some(client) = self.consumers.get(&handle) else { return Ok(()) };
         let queue = self.model.queues.get_mut(&handle.queue).expect("queue");
         let outcome = queue.asked(&client.group, handle, up, again, self.ms);
-        if let Up::Ack { request, .. }
-        | Up::Nack { request, .. }
-        | Up::Extend { request, .. }
-        | Up::Reject { request, .. } = up
-            && request != 0
+        if let Up::Ack { request, lease }
+        | Up::Nack { request, lease, .. }
+        | Up::Extend { request, lease, .. }
+        | Up::Reject { request, lease } = up
         {
-            self.answers.insert(request, outcome);
+            if request != 0 {
+                self.answers.insert(request, outcome);
+            }
+            let named = (handle, lease.slot, lease.attempt, lease.sequence);
+            self.gone.retain(|gone| (gone.handle, gone.slot, gone.attempt, gone.sequence) != named);
         }
         self.unreleased.push((handle, up, None));
         let now = at_ms(self.ms);
@@ -299,6 +560,7 @@ impl Program {
                 |with, slot| !unseen.contains(&(*with, slot)),
             );
         }
+        self.gone.retain(|gone| gone.deadline_ms > ms);
         let due = self.logic.next_deadline();
         self.logic.on_time(&mut self.port, at_ms(ms));
         let leases = self.port.leases.len();
@@ -315,17 +577,19 @@ impl Program {
         self.records()?;
         self.next_request += 1;
         let rules = self.model.queues.get_mut(&queue).expect("queue");
-        self.purges.insert(self.next_request, rules.there(u64::MAX));
+        let messages = rules.there().len() as u64;
+        rules.keeps.first = rules.next;
+        self.controls.insert(self.next_request, ControlResult::Purged(messages));
         for group in rules.groups.values_mut() {
             group.open.clear();
         }
         self.logic.purge(&mut self.log, self.next_request, queue);
-        self.note();
-        Ok(())
+        self.note()
     }
 
     pub(super) fn held(&self) -> impl Iterator<Item = ((HandleId, u32), (u32, u64))> + '_ {
-        self.model.queues.values().flat_map(|queue| {
+        let gone = |gone: &Gone| ((gone.handle, gone.slot), (gone.attempt, gone.sequence));
+        let with = self.model.queues.values().flat_map(|queue| {
             queue.groups.values().flat_map(|group| {
                 group.open.iter().filter_map(|(sequence, state)| match state {
                     State::With { handle, slot, attempt, .. } => {
@@ -334,12 +598,15 @@ impl Program {
                     _ => None,
                 })
             })
-        })
+        });
+        with.chain(self.gone.iter().map(gone))
     }
 
     /// The model at this place of the log, if everything is in it.
-    pub(super) fn note(&mut self) {
-        if self.logic.flush(&mut self.log) {
+    pub(super) fn note(&mut self) -> Check {
+        let flushed = self.logic.flush(&mut self.log);
+        self.records()?;
+        if flushed {
             let last = self.log.last();
             for (_, _, lsn) in &mut self.unreleased {
                 lsn.get_or_insert(last);
@@ -347,6 +614,7 @@ impl Program {
             self.history.retain(|(lsn, _)| *lsn < last);
             self.history.push_back((last, self.model.clone()));
         }
+        Ok(())
     }
 
     pub(super) fn durable_to(&mut self, lsn: Lsn) -> Check {
@@ -378,7 +646,7 @@ impl Program {
             let queue = self.random.pick(&QUEUES).expect("some");
             let to = self.completions.get(&queue).and_then(|waiting| waiting.front());
             let end = self.lane_ends.get(&queue).copied().unwrap_or(0);
-            let to = to.map_or(end, |(position, _)| *position);
+            let to = to.map_or(end, |(position, _, _)| *position);
             self.released.insert(queue, to);
             self.logic.released(self.producer(queue).0, to);
         }
@@ -394,22 +662,29 @@ impl Program {
 
     fn step(&mut self) -> Check {
         match self.random.below(100) {
-            0..20 => self.publish()?,
-            20..26 => self.open(),
+            0..12 => self.publish()?,
+            12..16 => self.publish_named()?,
+            16 | 17 => self.transact()?,
+            18 => self.attach_named()?,
+            19 if self.random.below(3) == 0 => self.detach_named(),
+            19 => self.attach_named()?,
+            20..26 => self.open()?,
             26..28 => self.close(),
             28..54 => self.ask()?,
             54 => self.replace_producer()?,
             55..58 => self.credit()?,
             58..62 => self.room(),
-            62..70 => self.time()?,
+            62..69 => self.time()?,
+            69 if !self.log.full => self.group()?,
+            70 if !self.log.full && self.random.below(2) == 0 => self.edit()?,
             70 if !self.log.full => self.purge()?,
-            70 | 71 => self.log.full = !self.log.full,
+            69..72 => self.log.full = !self.log.full,
             72..82 => self.late_disk()?,
             82..92 => self.dispatch()?,
             92..94 => {
                 // With acknowledgements that wait for room it would be ahead of the log.
                 self.log.full = false;
-                self.note();
+                self.note()?;
                 self.log.write_checkpoint(&self.logic);
             }
             94..97 => self.settle()?,
@@ -417,7 +692,7 @@ impl Program {
             _ => self.crash(true)?,
         }
         if self.random.below(3) > 0 {
-            self.note();
+            self.note()?;
         }
         if self.random.below(16) == 0 {
             self.needed()?;
@@ -465,7 +740,9 @@ impl Program {
                 let mut spec = consumer(4096);
                 (spec.leases, spec.group) = (4096, group.clone());
                 self.logic.open_consumer(&mut self.log, handle, &spec).expect("room");
-                self.consumers.insert(handle, Client { group, credit: 4096, blocked: false });
+                let client =
+                    Client { group, credit: 4096, blocked: false, ending: false, skipped: 0 };
+                self.consumers.insert(handle, client);
             }
         }
         self.ms += DELAY_MS_MAX + 1;

@@ -10,6 +10,8 @@ use super::records::Records;
 #[derive(Debug, Clone)]
 pub(super) struct Life {
     pub(super) publishes: bool,
+    /// Whose records it publishes, by the number of the first life that did: under a name, those of a killed one from the start.
+    pub(super) author: usize,
     /// Deaths of the keeper before it.
     pub(super) era: u64,
     /// When it began and ended, by the count of beginnings and ends.
@@ -71,9 +73,16 @@ pub(super) fn check(folder: &Path, lives: &[Life], records: &Records) -> Finding
     for (sequence, one) in &seen {
         by_life.entry(one.life).or_default().push((one.number, *sequence));
     }
-    for (life, _) in lives.iter().enumerate().filter(|(_, life)| life.publishes) {
-        let stored = by_life.remove(&life).unwrap_or_default();
-        published(folder, life, &stored, &mut findings);
+    for (author, _) in
+        lives.iter().enumerate().filter(|(life, of)| of.publishes && of.author == *life)
+    {
+        let stored = by_life.remove(&author).unwrap_or_default();
+        in_order(author, &stored, &mut findings);
+        for (life, _) in
+            lives.iter().enumerate().filter(|(_, of)| of.publishes && of.author == author)
+        {
+            confirmed(folder, life, life != author, &stored, &mut findings);
+        }
     }
     for life in by_life.keys() {
         findings.problem(format!("records of life {life}, which is no publisher"));
@@ -147,10 +156,29 @@ fn deliveries(sequence: u64, all: &[Delivery], lives: &[Life], findings: &mut Fi
     }
 }
 
-/// What a publisher sent is there from its first record on without a gap, in order, and at least as far as it was confirmed.
-fn published(folder: &Path, life: usize, stored: &[(usize, u64)], findings: &mut Findings) {
-    let receipts: Vec<Option<u64>> =
-        lines(folder, life).iter().map(|line| line.parse().ok()).collect();
+/// What a publisher sent is there from its first record on without a gap, once and in order.
+fn in_order(author: usize, stored: &[(usize, u64)], findings: &mut Findings) {
+    // In the order of the sequences, so the numbers must count up.
+    for (expected, (number, sequence)) in stored.iter().enumerate() {
+        if expected != *number {
+            findings.problem(format!(
+                "publisher {author}: record {number} has sequence {sequence} where record {expected} is due"
+            ));
+            return;
+        }
+    }
+}
+
+/// It is there at least as far as it was confirmed, under the sequences of the receipts. One that goes on for a killed one is
+/// told that records were stored before.
+fn confirmed(
+    folder: &Path,
+    life: usize,
+    goes_on: bool,
+    stored: &[(usize, u64)],
+    findings: &mut Findings,
+) {
+    let receipts = lines(folder, life);
     findings.confirmed += receipts.len();
     if stored.len() < receipts.len() {
         findings.problem(format!(
@@ -159,18 +187,11 @@ fn published(folder: &Path, life: usize, stored: &[(usize, u64)], findings: &mut
             stored.len()
         ));
     }
-    // In the order of the sequences, so the numbers must count up.
-    for (expected, (number, sequence)) in stored.iter().enumerate() {
-        if expected != *number {
+    for ((number, sequence), receipt) in stored.iter().zip(&receipts) {
+        let is_before = goes_on && receipt == "duplicate";
+        if !is_before && receipt.parse() != Ok(*sequence) {
             findings.problem(format!(
-                "publisher {life}: record {number} has sequence {sequence} where record {expected} is due"
-            ));
-            break;
-        }
-        if receipts.get(expected).is_some_and(|receipt| *receipt != Some(*sequence)) {
-            findings.problem(format!(
-                "publisher {life}: record {number} has sequence {sequence}, its receipt says {:?}",
-                receipts[expected]
+                "publisher {life}: record {number} has sequence {sequence}, its receipt says {receipt}"
             ));
         }
     }
@@ -201,7 +222,7 @@ mod tests {
     use super::*;
 
     fn life(publishes: bool, era: u64, start: u64, end: u64, well: bool) -> Life {
-        Life { publishes, era, start, end: Some(end), well }
+        Life { publishes, author: 0, era, start, end: Some(end), well }
     }
 
     fn judge(receipts: &str, consumed: &[&[(u64, usize, bool)]], lives: &[Life]) -> Vec<String> {
@@ -242,10 +263,39 @@ mod tests {
         assert_eq!(judge("1\n2\n", &[&[a], &[], &[]]), 1, "lost");
         assert_eq!(judge("1\n", &[&[a, c], &[], &[]]), 1, "a gap");
         assert_eq!(judge("2\n", &[&[a], &[], &[]]), 1, "another sequence");
+        assert_eq!(judge("1\nduplicate\n", &[&[a, b], &[], &[]]), 1, "stored before, by nobody");
         assert_eq!(judge("", &[&[a, (1, 1, true)], &[], &[]]), 1, "two records of one sequence");
         assert_eq!(judge("", &[&[a], &[(1, 0, true)], &[]]), 1, "again after its acknowledgement");
         assert_eq!(judge("", &[&[], &[a, a], &[]]), 1, "twice without a mark");
         assert_eq!(judge("", &[&[], &[a, (1, 0, true)], &[a]]), 0);
         assert_eq!(judge("", &[&[(1, 1, false), (2, 0, false)], &[], &[]]), 1, "out of order");
+    }
+
+    #[test]
+    fn whoever_goes_on_stores_nothing_again() {
+        let mut lives = [life(true, 0, 1, 2, false), life(true, 0, 3, 9, true)].to_vec();
+        lives.push(life(false, 0, 4, 10, true));
+        let folder = tempfile::tempdir().unwrap();
+        let records = Records::load();
+        let judge = |receipts: [&str; 2], consumed: &[(u64, usize)]| {
+            for (life, receipts) in receipts.into_iter().enumerate() {
+                fs::write(output(folder.path(), life), receipts).unwrap();
+            }
+            let text: String = consumed
+                .iter()
+                .map(|(sequence, number)| {
+                    let payload = records.line(0, *number);
+                    let document = serde_json::json!({
+                        "sequence": sequence, "redelivered": false, "payload": payload,
+                    });
+                    format!("{document}\n")
+                })
+                .collect();
+            fs::write(output(folder.path(), 2), text).unwrap();
+            check(folder.path(), &lives, &records).problems.len()
+        };
+        assert_eq!(judge(["1\n", "duplicate\n2\n"], &[(1, 0), (2, 1)]), 0);
+        assert_eq!(judge(["1\n", "duplicate\n2\n"], &[(1, 0), (2, 0), (3, 1)]), 1, "twice");
+        assert_eq!(judge(["1\n", "duplicate\nduplicate\n"], &[(1, 0)]), 1, "lost");
     }
 }

@@ -29,6 +29,8 @@ const QUEUE: &str = "jobs";
 #[derive(Debug, Clone, Copy)]
 struct Plan {
     durable: bool,
+    /// Publishers have names: whoever replaces a killed one begins with its first record again.
+    named: bool,
     kills: u32,
     seed: u64,
 }
@@ -59,8 +61,14 @@ pub fn run(arguments: impl Iterator<Item = String>) -> i32 {
     };
     let records = Records::load();
     let mut runner = Runner::new("kills", arguments);
-    for (name, durable, short, long) in [("durable", true, 100, 2000), ("memory", false, 40, 800)] {
-        let plan = Plan { durable, kills: size.choose(short, long), seed };
+    let cases = [
+        ("durable", true, false, 100, 2000),
+        ("memory", false, false, 40, 800),
+        ("named", true, true, 60, 1000),
+        ("named-memory", false, true, 30, 400),
+    ];
+    for (name, durable, named, short, long) in cases {
+        let plan = Plan { durable, named, kills: size.choose(short, long), seed };
         runner.case(&format!("kill-loops::{name}"), |tally| {
             let result = World::start(&binary, &records, plan).and_then(|mut world| {
                 let result = world.run(tally);
@@ -108,8 +116,8 @@ impl<'a> World<'a> {
             moment: 0,
             era: 0,
         };
-        for _ in 0..MEMBERS {
-            let publisher = world.publisher()?;
+        for index in 0..MEMBERS {
+            let publisher = world.publisher(index)?;
             world.publishers.push(publisher);
             let consumer = world.consumer()?;
             world.consumers.push(consumer);
@@ -117,11 +125,20 @@ impl<'a> World<'a> {
         Ok(world)
     }
 
-    fn publisher(&mut self) -> Result<Client, String> {
+    /// The one with this index, for the first time or instead of one that is gone.
+    fn publisher(&mut self, index: usize) -> Result<Client, String> {
         let window = self.random.pick(&["1", "16", "256", "4096"]);
         let life = self.life(true);
-        let arguments = ["publish", QUEUE, "--receipts", "--window", window];
-        Client::start(&self.daemon, life, &arguments, Some(self.records))
+        let name = format!("publisher-{index}");
+        let mut arguments = vec!["publish", QUEUE, "--receipts", "--window", window];
+        if self.plan.named {
+            arguments.extend(["--producer", &name]);
+            if let Some(before) = self.publishers.get(index) {
+                self.lives[life].author = self.lives[before.life].author;
+            }
+        }
+        let author = self.lives[life].author;
+        Client::start(&self.daemon, life, &arguments, Some((self.records, author)))
     }
 
     fn consumer(&mut self) -> Result<Client, String> {
@@ -133,9 +150,16 @@ impl<'a> World<'a> {
 
     fn life(&mut self, publishes: bool) -> usize {
         self.moment += 1;
-        let life = Life { publishes, era: self.era, start: self.moment, end: None, well: false };
-        self.lives.push(life);
-        self.lives.len() - 1
+        let number = self.lives.len();
+        self.lives.push(Life {
+            publishes,
+            author: number,
+            era: self.era,
+            start: self.moment,
+            end: None,
+            well: false,
+        });
+        number
     }
 
     fn ended(&mut self, life: usize, well: bool) {
@@ -185,7 +209,7 @@ impl<'a> World<'a> {
                 let known = end == End::Signal(libc::SIGKILL) || self.publishers[index].stillborn();
                 self.must(known, || format!("it ended: {end:?}"))?;
                 self.ended(self.publishers[index].life, false);
-                self.publishers[index] = self.publisher()?;
+                self.publishers[index] = self.publisher(index)?;
             }
             Victim::Consumer | Victim::ConsumerAsked => {
                 let asked = victim == Victim::ConsumerAsked;
@@ -218,7 +242,7 @@ impl<'a> World<'a> {
                 self.everybody_ends()?;
                 self.era += 1;
                 for index in 0..MEMBERS {
-                    self.publishers[index] = self.publisher()?;
+                    self.publishers[index] = self.publisher(index)?;
                     self.consumers[index] = self.consumer()?;
                 }
             }

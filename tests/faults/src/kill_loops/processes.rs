@@ -277,12 +277,12 @@ pub(super) struct Client {
 }
 
 impl Client {
-    /// With records on its stdin, if it gets some.
+    /// With records of this author on its stdin, if it gets some.
     pub(super) fn start(
         daemon: &Daemon,
         life: usize,
         arguments: &[&str],
-        records: Option<&Records>,
+        records: Option<(&Records, usize)>,
     ) -> Result<Self, String> {
         let fail = |error: std::io::Error| error.to_string();
         let said = daemon.folder.join(format!("err-{life}"));
@@ -295,7 +295,7 @@ impl Client {
             command.stdin(Stdio::piped());
         }
         let mut child = command.spawn().map_err(fail)?;
-        let feeder = records.zip(child.stdin.take()).map(|(records, mut stdin)| {
+        let feeder = records.zip(child.stdin.take()).map(|((records, author), mut stdin)| {
             let stop = Arc::new(AtomicBool::new(false));
             let told = Arc::clone(&stop);
             let records = records.clone();
@@ -304,7 +304,7 @@ impl Client {
                 // Relaxed: nothing else is passed on with it.
                 while !told.load(Ordering::Relaxed) {
                     let text: String = (number..number + LINES_AT_ONCE)
-                        .map(|number| records.line(life, number) + "\n")
+                        .map(|number| records.line(author, number) + "\n")
                         .collect();
                     if stdin.write_all(text.as_bytes()).is_err() {
                         return;
