@@ -70,7 +70,7 @@ impl Snapshot for Logic {
         queue.groups.iter().any(in_group) || settling()
     }
 
-    /// The same, one by one.
+    /// The same in parts.
     fn needed(
         &self,
         queue: u64,
@@ -92,17 +92,20 @@ impl Snapshot for Logic {
             return end;
         };
         // From there on all of them.
-        let fresh = queue.groups.iter().map(|group| group.fresh).min().unwrap_or(end);
+        let mut fresh = queue.groups.iter().map(|group| group.fresh).min().unwrap_or(end);
+        if queue.is_stream() {
+            fresh = fresh.min(queue.first);
+        }
         let fresh = fresh.clamp(first, end);
         let range = first..fresh;
         let mut told = end;
-        let mut single: Vec<u64> = Vec::new();
+        let mut found: Vec<(u64, u64)> = Vec::new();
         for group in &queue.groups {
             let mut take = |sequences: &mut dyn Iterator<Item = u64>| {
-                let before = single.len();
-                single.extend(sequences.take(limit.max(1)));
-                if single.len() - before == limit.max(1) {
-                    told = told.min(single[single.len() - 1] + 1);
+                let before = found.len();
+                found.extend(sequences.take(limit.max(1)).map(|one| (one, one)));
+                if found.len() - before == limit.max(1) {
+                    told = told.min(found[found.len() - 1].1 + 1);
                 }
             };
             take(&mut group.ready.range(range.clone()).map(|(sequence, _)| *sequence));
@@ -110,17 +113,23 @@ impl Snapshot for Logic {
             take(&mut group.doomed.range(range.clone()).map(|(sequence, _)| *sequence));
             let leases = self.members(group).flat_map(|consumer| consumer.held_leases());
             let leased = leases.map(|(_, lease)| lease.sequence);
-            single.extend(leased.filter(|sequence| range.contains(sequence)));
+            let leased = leased.filter(|sequence| range.contains(sequence));
+            found.extend(leased.map(|one| (one, one)));
         }
         let settling = self.effects.items.iter().filter(|item| item.queue == index);
         let settling = settling.map(|item| item.sequence);
-        single.extend(settling.filter(|sequence| range.contains(sequence)));
-        single.sort_unstable();
-        for sequence in single.into_iter().filter(|sequence| *sequence < told) {
-            add(parts, sequence, sequence);
+        let settling = settling.filter(|sequence| range.contains(sequence));
+        found.extend(settling.map(|one| (one, one)));
+        if let Some(oldest) = queue.cancelling.front() {
+            found.push((first.max(*oldest), last.min(queue.first.saturating_sub(1))));
         }
-        if told == end && fresh < end {
-            add(parts, fresh, last);
+        found.push((fresh, last));
+        found.sort_unstable();
+        for (first, last) in found {
+            let last = last.min(told - 1);
+            if first <= last {
+                add(parts, first, last);
+            }
         }
         told
     }

@@ -12,8 +12,8 @@ use super::memory::{MemoryLog, MemoryPort, at_ms, definition, handle};
 use super::model::{DELAY_MS_MAX, Model, Queue, State};
 use crate::shard::logic::record::kind;
 use crate::shard::logic::{
-    ControlResult, GroupCommand, HandleId, Limits, Logic, Lsn, Refusal, StartAt, TransactionAck,
-    TransactionMessage, canary,
+    ControlResult, GroupCommand, HandleId, Limits, Logic, Lsn, Refusal, Snapshot, StartAt,
+    TransactionAck, TransactionMessage, canary,
 };
 
 /// Takes the dead letters of `ORIGIN`; the third queue has none.
@@ -694,18 +694,20 @@ impl Program {
         if self.random.below(3) > 0 {
             self.note()?;
         }
-        if self.random.below(16) == 0 {
-            self.needed()?;
+        // With choices of its own: the programs stay what they are.
+        let mut random = Random::new(self.log.last());
+        if random.below(16) == 0 {
+            self.needed(&mut random)?;
         }
         Ok(())
     }
 
     /// What is needed is the same one by one, for a segment, and in parts.
-    fn needed(&mut self) -> Check {
+    fn needed(&self, random: &mut Random) -> Check {
         let ids: Vec<u64> = self.logic.queues().map(|queue| queue.id).collect();
         for id in ids {
-            let (first, limit) = (1 + self.random.below(20), 1 + self.random.below(8));
-            let last = first + self.random.below(200);
+            let (first, limit) = (1 + random.below(20), 1 + random.below(8));
+            let last = first + random.below(200);
             let single = (first..=last).filter(|one| self.logic.is_needed(id, *one, *one));
             let single: Vec<u64> = single.collect();
             let mut parts = Vec::new();
