@@ -87,6 +87,16 @@ impl Snapshot for Forgetful {
     fn is_needed(&self, _queue: u64, _first: u64, _last: u64) -> bool {
         false
     }
+    fn needed(
+        &self,
+        _queue: u64,
+        _first: u64,
+        last: u64,
+        _limit: usize,
+        _parts: &mut Vec<(u64, u64)>,
+    ) -> u64 {
+        last + 1
+    }
 }
 
 impl Replay for Forgetful {

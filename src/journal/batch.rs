@@ -106,27 +106,35 @@ impl Batch {
         };
         let lsn = self.next_lsn();
         if record.flags & FLAG_MESSAGE != 0 {
-            self.note_message(record.queue, record.sequence, lsn, location);
+            let bytes = bytes_32(end - self.used);
+            self.note_message(record.queue, record.sequence, lsn, location, bytes);
         }
         self.used = end;
         self.count += 1;
         (lsn, location)
     }
 
-    fn note_message(&mut self, queue: u64, sequence: u64, lsn: Lsn, location: Location) {
+    fn note_message(
+        &mut self,
+        queue: u64,
+        sequence: u64,
+        lsn: Lsn,
+        location: Location,
+        bytes: u32,
+    ) {
         let near = self.runs.get(self.last_run).is_some_and(|run| run.queue == queue);
         let place = if near { Some(self.last_run) } else { self.run_places.get(&queue).copied() };
         if let Some(place) = place {
             let run = &mut self.runs[place];
             if run.first + u64::from(run.count) == sequence {
-                run.count += 1;
+                run.extend(bytes);
                 self.last_run = place;
                 return;
             }
         }
         self.last_run = self.runs.len();
         self.run_places.insert(queue, self.last_run);
-        self.runs.push(Run::new(queue, sequence, lsn, location));
+        self.runs.push(Run::new(queue, sequence, lsn, location, bytes));
     }
 
     pub(super) fn begin(&mut self) {
@@ -152,15 +160,16 @@ impl Batch {
         let mut messages = Vec::new();
         while let Some((record, next)) = format::record_at(&self.buffer, at, self.used) {
             if record.flags & FLAG_MESSAGE != 0 {
-                messages.push((record.queue, record.sequence, lsn, record.offset));
+                let bytes = bytes_32(next - at);
+                messages.push((record.queue, record.sequence, lsn, record.offset, bytes));
             }
             at = next;
             lsn += 1;
         }
-        for (queue, sequence, lsn, record) in messages {
+        for (queue, sequence, lsn, record, bytes) in messages {
             let batch = block_number(self.offset);
             let location = Location { segment: self.epoch, batch, record };
-            self.note_message(queue, sequence, lsn, location);
+            self.note_message(queue, sequence, lsn, location, bytes);
         }
     }
 
@@ -178,6 +187,11 @@ impl Batch {
         format::seal(&mut self.buffer, &mut header);
         Sealed { buffer: self.buffer, header, runs: self.runs }
     }
+}
+
+/// Bytes of a record.
+fn bytes_32(bytes: usize) -> u32 {
+    u32::try_from(bytes).expect("a batch is shorter than 4 GiB")
 }
 
 /// Offsets in segments as [`Location`] has them. A segment has fewer than 2^32 blocks.

@@ -28,11 +28,17 @@ pub enum Canary {
     ReuseEarly,
     /// A hole at or below the last witness is cut like a torn tail.
     CutWitnessed,
+    /// A segment is freed before its needed messages have been copied.
+    FreeBeforeCopies,
+    /// The place of a message before it was copied is preferred to the one of its copy.
+    PreferOldPlace,
+    /// A replay shows copies, whatever has become of their messages.
+    ReplayCopies,
 }
 
 impl Canary {
     /// All of them.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 14] = [
         Self::SkipSync,
         Self::SkipOpenSync,
         Self::SkipDirectorySync,
@@ -44,6 +50,9 @@ impl Canary {
         Self::DropCheckpointRecord,
         Self::ReuseEarly,
         Self::CutWitnessed,
+        Self::FreeBeforeCopies,
+        Self::PreferOldPlace,
+        Self::ReplayCopies,
     ];
 }
 

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use super::batch::{Batch, Sealed};
 use super::cache::Cache;
 use super::canary::{Canary, planted};
+use super::clean::Cleaner;
 use super::format::{self, CLEAN, FRONTIER, Header};
 use super::frontier::Frontier;
 use super::index::{Index, Run};
@@ -91,6 +92,7 @@ pub struct Journal<D: Disk> {
     pub(super) unflushed: bool,
     /// Free segments are looked for.
     pub(super) look_for_free: bool,
+    pub(super) cleaner: Cleaner,
     pub(super) figures: JournalStatistics,
 }
 
@@ -142,6 +144,7 @@ impl<D: Disk> Journal<D> {
             readers_looked_at: 0,
             unflushed: false,
             look_for_free: true,
+            cleaner: Cleaner::default(),
             figures: JournalStatistics::default(),
             config,
         }
@@ -249,6 +252,9 @@ impl<D: Disk> Journal<D> {
         self.close_batch();
         self.start_writes();
         self.begin_segment(snapshot);
+        if self.clean(snapshot) {
+            self.close_batch();
+        }
         self.write_witness(now);
         self.start_writes();
         self.write_footers();
@@ -280,6 +286,9 @@ impl<D: Disk> Journal<D> {
     /// Closes the staged batch and begins the next one, if the segment has room for it.
     fn close_staged(&mut self, flags: u16) {
         let Some(staging) = self.staging.take() else { return };
+        let records = staging.bytes() - format::HEADER_BYTES;
+        let bytes = staging.bytes().next_multiple_of(BLOCK_BYTES);
+        self.cleaner.note_closed(records, bytes, self.config.segment_bytes, self.now);
         self.next_lsn = staging.next_lsn();
         let file_bytes = self.head.as_ref().map_or(0, |head| head.bytes);
         let sealed = self.seal(staging, flags, file_bytes);
@@ -396,7 +405,7 @@ impl<D: Disk> Journal<D> {
 
     /// When `submit` has something to do although nothing happens.
     pub fn next_deadline(&self) -> Option<Instant> {
-        [self.witness_due, self.retry_at].into_iter().flatten().min()
+        [self.witness_due, self.retry_at, self.cleaner.due].into_iter().flatten().min()
     }
 
     /// Messages of this queue below this sequence will not be asked for again; `u64::MAX` for a deleted queue.
@@ -442,6 +451,7 @@ impl<D: Disk> Journal<D> {
     }
 
     fn finish(&mut self, snapshot: &dyn Snapshot, deadline: Instant) -> Result<(), Failure> {
+        self.rest();
         let mut said_farewell = self.head.is_none();
         loop {
             if !said_farewell && self.busy() == 0 && self.staged_nothing() {

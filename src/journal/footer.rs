@@ -48,6 +48,7 @@ impl Footer {
             target[16..20].copy_from_slice(&run.count.to_le_bytes());
             target[20..24].copy_from_slice(&run.location.batch.to_le_bytes());
             target[24..28].copy_from_slice(&run.location.record.to_le_bytes());
+            target[28..32].copy_from_slice(&run.bytes.to_le_bytes());
             target[32..40].copy_from_slice(&run.lsn.to_le_bytes());
         }
         let checksum = format::body_checksum(&buffer[..index]);
@@ -146,6 +147,7 @@ impl Trailer {
                     queue: u64_at(bytes, 0),
                     first: u64_at(bytes, 8),
                     count: number(16),
+                    bytes: number(28),
                     lsn: u64_at(bytes, 32),
                     location,
                 }

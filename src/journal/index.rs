@@ -3,6 +3,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::hash::{BuildHasherDefault, Hasher};
 
+use super::canary::{Canary, planted};
 use super::types::{Location, Lsn};
 
 /// Messages of one queue in one batch, with consecutive sequences.
@@ -13,16 +14,32 @@ pub(super) struct Run {
     pub(super) first: u64,
     /// Messages.
     pub(super) count: u32,
-    /// Number of the first message's record.
+    /// Of their records, with headers.
+    pub(super) bytes: u32,
+    /// Number of the first message's record, or of one before it.
     pub(super) lsn: Lsn,
-    /// Place of the first message.
+    /// Place of that record.
     pub(super) location: Location,
 }
 
 impl Run {
     /// Of one message.
-    pub(super) fn new(queue: u64, first: u64, lsn: Lsn, location: Location) -> Self {
-        Self { queue, first, count: 1, lsn, location }
+    pub(super) fn new(queue: u64, first: u64, lsn: Lsn, location: Location, bytes: u32) -> Self {
+        Self { queue, first, count: 1, bytes, lsn, location }
+    }
+
+    /// One more message behind the last one.
+    pub(super) fn extend(&mut self, bytes: u32) {
+        self.count += 1;
+        self.bytes = self.bytes.saturating_add(bytes);
+    }
+
+    /// Those of its messages that lie in this range, which contains one at least.
+    pub(super) fn part(&self, from: u64, to: u64) -> Self {
+        let (first, last) = (self.first.max(from), self.last().min(to));
+        let count = u32::try_from(last - first + 1).unwrap_or(self.count);
+        let share = u64::from(self.bytes) * u64::from(count) / u64::from(self.count);
+        Self { first, count, bytes: u32::try_from(share).unwrap_or(u32::MAX), ..*self }
     }
 
     /// Sequence of the last message.
@@ -67,6 +84,25 @@ struct QueueRuns {
     readers: Vec<Reader>,
 }
 
+impl QueueRuns {
+    /// Puts a run in the place of what is there of its messages. Runs never overlap.
+    fn put_over(&mut self, run: Run) {
+        let from = self.runs.partition_point(|other| other.last() < run.first);
+        let to = self.runs.partition_point(|other| other.first <= run.last());
+        if planted(Canary::PreferOldPlace) && from < to {
+            return;
+        }
+        let over: Vec<Run> = self.runs.drain(from..to).collect();
+        let before = over.first().filter(|old| old.first < run.first);
+        let before = before.map(|old| old.part(0, run.first - 1));
+        let behind = over.last().filter(|old| old.last() > run.last());
+        let behind = behind.map(|old| old.part(run.last() + 1, u64::MAX));
+        for part in [behind, Some(run), before].into_iter().flatten() {
+            self.runs.insert(from, part);
+        }
+    }
+}
+
 /// Readers of a queue that are known by their place; another one takes the place of the one that was silent longest.
 const READERS: usize = 8;
 
@@ -97,9 +133,9 @@ impl Reader {
 /// A place in a batch from where a message is looked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Place {
-    /// Sequence of the message there.
+    /// Messages from this sequence on are looked for from here.
     pub(super) sequence: u64,
-    /// Number of its record.
+    /// Number of the record there.
     pub(super) lsn: Lsn,
     pub(super) location: Location,
 }
@@ -118,22 +154,20 @@ impl Index {
         self.runs
     }
 
+    /// Of messages that are there already this is the newer place, which counts from now on.
     pub(super) fn insert(&mut self, run: Run) {
         let queue = self.queues.entry(run.queue).or_default();
         if run.last() < queue.floor {
             return;
         }
-        let at = match queue.runs.back() {
-            Some(back) if back.first > run.first => {
-                queue.runs.partition_point(|other| other.first < run.first)
-            }
-            _ => queue.runs.len(),
-        };
-        if at < queue.runs.len() {
+        let before = queue.runs.len();
+        if queue.runs.back().is_none_or(|back| back.last() < run.first) {
+            queue.runs.push_back(run);
+        } else {
             queue.hint = None;
+            queue.put_over(run);
         }
-        queue.runs.insert(at, run);
-        self.runs += 1;
+        self.runs = self.runs + queue.runs.len() - before;
     }
 
     /// The run with this message, and a place in its batch at or before the message.
@@ -242,7 +276,36 @@ mod tests {
 
     fn run(queue: u64, first: u64, count: u32, segment: u64) -> Run {
         let location = Location { segment, batch: 0, record: 128 };
-        Run { queue, first, count, lsn: first, location }
+        Run { queue, first, count, bytes: 100 * count, lsn: first, location }
+    }
+
+    #[test]
+    fn the_newer_place_counts_and_the_rest_stays() {
+        let mut index = Index::default();
+        index.insert(run(1, 1, 10, 1));
+        index.insert(run(1, 11, 10, 2));
+        index.insert(run(1, 8, 5, 3));
+        let segments: Vec<u64> = (1..=20)
+            .filter_map(|sequence| Some(index.find(1, sequence)?.0.location.segment))
+            .collect();
+        assert_eq!(segments, [[1; 7].as_slice(), &[3; 5], &[2; 8]].concat());
+        assert_eq!(index.runs(), 3);
+        // In the midst of one, whose rear keeps the place from where it is looked for.
+        index.insert(run(1, 3, 2, 4));
+        assert_eq!(
+            index.find(1, 6),
+            Some((
+                Run { first: 5, count: 3, bytes: 300, ..run(1, 1, 3, 1) },
+                Place { sequence: 5, lsn: 1, location: run(1, 1, 1, 1).location }
+            ))
+        );
+        assert_eq!(index.runs(), 5);
+        // Over many, and exactly.
+        index.insert(run(1, 1, 20, 5));
+        assert_eq!(index.runs(), 1);
+        index.insert(run(1, 1, 20, 6));
+        index.remove_segment(5, [1].into_iter());
+        assert_eq!(index.find(1, 20).map(|found| found.0), Some(run(1, 1, 20, 6)));
     }
 
     #[test]

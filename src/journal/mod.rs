@@ -18,7 +18,10 @@
 mod batch;
 mod cache;
 pub mod canary;
+mod clean;
 mod completion;
+mod contents;
+mod copy;
 mod engine;
 mod footer;
 pub mod format;
@@ -40,7 +43,8 @@ mod tests;
 pub use engine::Journal;
 pub use repair::{RepairReport, repair};
 pub use types::{
-    AppendError, Config, Damage, FLAG_MESSAGE, Failure, Fetch, JournalStatistics, KIND_RESERVED,
-    Location, Lsn, OpenError, OpenReport, Progress, Ready, RecordRef, Replay, Snapshot, Stored,
+    AppendError, Config, Damage, FLAG_COPY, FLAG_MESSAGE, Failure, Fetch, JournalStatistics,
+    KIND_RESERVED, Location, Lsn, OpenError, OpenReport, Progress, Ready, RecordRef, Replay,
+    Snapshot, Stored,
 };
 pub use verify::{Inspection, SegmentInfo, VerifyReport, inspect, verify};

@@ -4,17 +4,22 @@ use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io;
 
 use super::canary::{Canary, planted};
+use super::contents::Contents;
 use super::engine::{Identity, Journal, Start};
 use super::format::{self, Records, SNAPSHOT, SNAPSHOT_END};
 use super::index::{Index, Run};
 use super::recovery::{Loss, Old, Recovered, Step, resolve};
 use super::scan::{FileFacts, Window};
-use super::space::{Contents, Segment, Spare};
+use super::space::{Segment, Spare};
 use super::table::{Entry, file_number};
 use super::types::{
-    Config, Damage, KIND_RESERVED, Location, Lsn, OpenError, OpenReport, Replay, Stored,
+    Config, Damage, FLAG_COPY, FLAG_MESSAGE, KIND_RESERVED, Location, Lsn, OpenError, OpenReport,
+    Replay, Stored,
 };
 use crate::disk::{Disk, FileId};
+
+/// Flags of a copy. Of other records the second one says nothing here.
+const COPIED: u8 = FLAG_MESSAGE | FLAG_COPY;
 
 /// What opening a folder of files has told.
 #[derive(Debug)]
@@ -154,7 +159,8 @@ pub(super) fn replay(
             return Err(corrupt(header.first_lsn, what.to_owned()));
         }
         for (lsn, record) in (header.first_lsn..).zip(Records::new(bytes, header)) {
-            if record.kind >= KIND_RESERVED {
+            let is_copy = record.flags & COPIED == COPIED && !planted(Canary::ReplayCopies);
+            if record.kind >= KIND_RESERVED || is_copy {
                 continue;
             }
             let location = Location {
@@ -238,15 +244,10 @@ fn prepare(survey: Survey, identity: Identity, config: &Config) -> Start {
             contents.add(&runs);
         }
         let facts = &survey.files[file];
-        segments.push(Segment {
-            entry,
-            file: facts.file,
-            bytes: facts.bytes,
-            contents,
-            has_footer: survey.has_footer(&entry, file),
-            freed,
-            reads: 0,
-        });
+        let mut segment = Segment::new(entry, facts.file, facts.bytes, contents);
+        segment.has_footer = survey.has_footer(&entry, file);
+        segment.freed = freed;
+        segments.push(segment);
     }
     let (mut spares, mut surplus) = (Vec::new(), Vec::new());
     for (_, facts) in survey.files.iter().enumerate().filter(|(at, _)| !used.contains(at)) {

@@ -17,7 +17,7 @@ use crate::disk::{BLOCK_BYTES, Buffer, Disk, Operation};
 
 /// Read at once where nothing is known of what follows.
 const READ_BYTES: usize = READ_BLOCKS as usize * BLOCK_BYTES;
-const READ_BLOCKS: u32 = 32;
+pub(super) const READ_BLOCKS: u32 = 32;
 
 /// Longest read of several batches.
 const READ_BYTES_MAX: u64 = 1 << 20;
@@ -309,7 +309,7 @@ impl<D: Disk> Journal<D> {
         }
     }
 
-    fn begin_read(&mut self, segment: u64, block: u32, lsn: Lsn, bytes: usize) -> bool {
+    pub(super) fn begin_read(&mut self, segment: u64, block: u32, lsn: Lsn, bytes: usize) -> bool {
         let Some((file, _)) = self.file_of(segment) else { return false };
         let offset = u64::from(block) * BLOCK_BYTES as u64;
         let Some(left) = self.segment_bytes(segment).and_then(|bytes| bytes.checked_sub(offset))
@@ -372,7 +372,7 @@ impl<D: Disk> Journal<D> {
         true
     }
 
-    fn damage(&self, segment: u64, block: u32, lsn: Lsn, what: &str) -> Damage {
+    pub(super) fn damage(&self, segment: u64, block: u32, lsn: Lsn, what: &str) -> Damage {
         let file = self.file_of(segment).map_or(String::new(), |(_, number)| file_name(number));
         let offset = u64::from(block) * BLOCK_BYTES as u64;
         Damage { lsn, file, offset, what: what.to_owned() }

@@ -238,7 +238,9 @@ impl Found {
                         batch: super::batch::block_number(header.offset),
                         record: record.offset,
                     };
-                    found.note(record.queue, record.sequence, lsn, location);
+                    let bytes = format::record_bytes(record.body.len());
+                    let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
+                    found.note(record.queue, record.sequence, lsn, location, bytes);
                 }
                 _ => {}
             }
@@ -246,12 +248,12 @@ impl Found {
         found
     }
 
-    fn note(&mut self, queue: u64, sequence: u64, lsn: Lsn, location: Location) {
+    fn note(&mut self, queue: u64, sequence: u64, lsn: Lsn, location: Location, bytes: u32) {
         // Batches hold few queues, or few messages of each: looking backwards is enough.
         let near = self.runs.iter_mut().rev().take(16).find(|run| run.queue == queue);
         match near {
-            Some(run) if run.last().checked_add(1) == Some(sequence) => run.count += 1,
-            _ => self.runs.push(Run::new(queue, sequence, lsn, location)),
+            Some(run) if run.last().checked_add(1) == Some(sequence) => run.extend(bytes),
+            _ => self.runs.push(Run::new(queue, sequence, lsn, location, bytes)),
         }
     }
 }

@@ -1,15 +1,14 @@
 //! Segments: begun with a checkpoint, sealed with a footer, freed when nothing in them is needed, used again.
 
-use std::collections::HashMap;
 use std::io;
 use std::time::{Duration, Instant};
 
 use super::batch::{Batch, Sealed};
 use super::canary::{Canary, planted};
+use super::contents::Contents;
 use super::engine::{Journal, TAIL_BYTES, Task};
 use super::footer::{Footer, footer_bytes};
-use super::format::{Header, SNAPSHOT, SNAPSHOT_END, record_bytes};
-use super::index::{QueueHash, Run};
+use super::format::{Header, RECORD_HEADER_BYTES, SNAPSHOT, SNAPSHOT_END, record_bytes};
 use super::table::{Entry, KIND_FREED, KIND_SEGMENT, file_name};
 use super::types::{Lsn, RecordRef, Snapshot};
 use crate::disk::{BLOCK_BYTES, Disk, Durability, FileId, Operation, errno};
@@ -45,6 +44,46 @@ pub(super) struct Segment {
     pub(super) freed: Option<Lsn>,
     /// Reads in flight.
     pub(super) reads: u32,
+    /// All of its messages that are needed have copies, the last one with this number.
+    pub(super) copied: Option<Lsn>,
+    /// What of it is needed, when that was last looked at.
+    pub(super) live: Option<Live>,
+    /// The cleaner could not read it.
+    pub(super) unreadable: bool,
+}
+
+/// How much of a segment is needed.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Live {
+    /// With its share of what lies around.
+    pub(super) bytes: u64,
+    /// Of records.
+    pub(super) record_bytes: u64,
+}
+
+impl Segment {
+    pub(super) fn new(entry: Entry, file: FileId, bytes: u64, contents: Contents) -> Self {
+        Self {
+            entry,
+            file,
+            bytes,
+            contents,
+            has_footer: false,
+            freed: None,
+            reads: 0,
+            copied: None,
+            live: None,
+            unreadable: false,
+        }
+    }
+
+    /// Whether something is asked of it: messages that have no durable copy elsewhere.
+    fn is_needed(&mut self, snapshot: &dyn Snapshot, durable: Lsn) -> bool {
+        match self.copied {
+            Some(lsn) => lsn > durable,
+            None => self.contents.is_needed(snapshot),
+        }
+    }
 }
 
 /// A file that holds nothing.
@@ -53,40 +92,6 @@ pub(super) struct Spare {
     pub(super) file: FileId,
     pub(super) number: u64,
     pub(super) bytes: u64,
-}
-
-/// Durable messages of a segment.
-#[derive(Debug, Default)]
-pub(super) struct Contents {
-    /// For the footer.
-    pub(super) runs: Vec<Run>,
-    /// First and last sequence of each queue.
-    pub(super) ranges: HashMap<u64, (u64, u64), QueueHash>,
-    /// A queue that lately needed the segment.
-    needed_by: Option<u64>,
-}
-
-impl Contents {
-    pub(super) fn add(&mut self, runs: &[Run]) {
-        for run in runs {
-            let range = self.ranges.entry(run.queue).or_insert_with(|| (run.first, run.last()));
-            range.0 = range.0.min(run.first);
-            range.1 = range.1.max(run.last());
-        }
-        self.runs.extend_from_slice(runs);
-    }
-
-    fn is_needed(&mut self, snapshot: &dyn Snapshot) -> bool {
-        let asked = |queue: &u64| {
-            let range = self.ranges.get(queue);
-            range.is_some_and(|(first, last)| snapshot.is_needed(*queue, *first, *last))
-        };
-        if self.needed_by.as_ref().is_some_and(asked) {
-            return true;
-        }
-        self.needed_by = self.ranges.keys().find(|queue| asked(queue)).copied();
-        self.needed_by.is_some()
-    }
 }
 
 /// Says that the segment of this epoch is free.
@@ -176,9 +181,7 @@ impl<D: Disk> Journal<D> {
         self.spares.remove(at);
         if let Some((entry, head)) = self.head_entry(lsn, chain).zip(self.head.take()) {
             let Head { file, bytes, contents, .. } = head;
-            let (has_footer, freed, reads) = (false, None, 0);
-            let segment = Segment { entry, file, bytes, contents, has_footer, freed, reads };
-            self.segments.push(segment);
+            self.segments.push(Segment::new(entry, file, bytes, contents));
         }
         self.head = Some(Head {
             epoch: self.next_epoch,
@@ -199,6 +202,7 @@ impl<D: Disk> Journal<D> {
         self.figures.checkpoints += 1;
         self.closed.extend(sealed);
         self.look_for_free = true;
+        self.cleaner.note_sealed();
         self.stage();
     }
 
@@ -207,10 +211,17 @@ impl<D: Disk> Journal<D> {
     fn useless_segments(&mut self, snapshot: &dyn Snapshot) -> Vec<u64> {
         let (durable, end_lsn) = (self.durable(), self.next_lsn);
         let sealed = self.segments.iter_mut().filter(|segment| segment.freed.is_none());
-        let sealed = sealed.map(|one| (one.entry.epoch, one.entry.end_lsn, &mut one.contents));
-        let head = self.head.iter_mut().map(|head| (head.epoch, end_lsn, &mut head.contents));
-        let known = sealed.chain(head).filter(|(_, end_lsn, _)| *end_lsn <= durable + 1);
-        known.filter_map(|(epoch, _, it)| (!it.is_needed(snapshot)).then_some(epoch)).collect()
+        let known = sealed.filter(|segment| segment.entry.end_lsn <= durable + 1);
+        let useless = known.filter_map(|segment| {
+            let epoch = segment.entry.epoch;
+            (!segment.is_needed(snapshot, durable)).then_some(epoch)
+        });
+        let head = self.head.iter_mut().filter(|_| end_lsn <= durable + 1);
+        let head = head.filter_map(|head| {
+            let epoch = head.epoch;
+            (!head.contents.is_needed(snapshot)).then_some(epoch)
+        });
+        useless.chain(head).collect()
     }
 
     /// After a start without a free file: one that the journal said was free. That lacks a witness, which only a new segment could
@@ -282,7 +293,7 @@ impl<D: Disk> Journal<D> {
     }
 
     /// Whether the last segment's checkpoint is durable, so that what comes before it matters for its messages only.
-    fn checkpoint_is_durable(&self) -> bool {
+    pub(super) fn checkpoint_is_durable(&self) -> bool {
         self.head.as_ref().is_some_and(|head| self.durable() >= head.checkpoint_lsn)
     }
 
@@ -298,7 +309,7 @@ impl<D: Disk> Journal<D> {
         for at in 0..self.segments.len() {
             let segment = &mut self.segments[at];
             let done = segment.freed.is_none() && segment.entry.end_lsn <= durable + 1;
-            if !done || segment.contents.is_needed(snapshot) {
+            if !done || segment.is_needed(snapshot, durable) {
                 continue;
             }
             let epoch = segment.entry.epoch;
@@ -306,6 +317,7 @@ impl<D: Disk> Journal<D> {
                 self.look_for_free = true;
                 return;
             };
+            self.cleaner.note_own(RECORD_HEADER_BYTES);
             self.note_freed(at, lsn);
         }
     }
@@ -316,7 +328,7 @@ impl<D: Disk> Journal<D> {
         segment.freed = Some(lsn);
         let epoch = segment.entry.epoch;
         let contents = std::mem::take(&mut segment.contents);
-        self.index.remove_segment(epoch, contents.ranges.into_keys());
+        self.index.remove_segment(epoch, contents.queues());
         self.cache.remove_segment(epoch);
         self.damaged.retain(|(segment, _), _| *segment != epoch);
     }

@@ -10,6 +10,9 @@ pub type Lsn = u64;
 /// The record is a message: it can be found again by its queue and sequence.
 pub const FLAG_MESSAGE: u8 = 1;
 
+/// A message that the cleaner has copied: it was there before, and says nothing new. A replay does not show it.
+pub const FLAG_COPY: u8 = 0x80;
+
 /// Kinds from here on belong to the journal itself.
 pub const KIND_RESERVED: u8 = 0xf0;
 
@@ -29,7 +32,7 @@ pub struct Location {
 pub struct RecordRef<'a> {
     /// The caller's; below [`KIND_RESERVED`].
     pub kind: u8,
-    /// [`FLAG_MESSAGE`]; the other bits are the caller's.
+    /// [`FLAG_MESSAGE`]; [`FLAG_COPY`] is the journal's own; the other bits are the caller's.
     pub flags: u8,
     /// Queue that it belongs to.
     pub queue: u64,
@@ -77,6 +80,16 @@ pub trait Snapshot {
     /// Whether any of these messages of this queue, both ends included, may be asked for again. Asked of runs of messages
     /// that lie in one segment: a segment without a needed message is freed.
     fn is_needed(&self, queue: u64, first: u64, last: u64) -> bool;
+    /// Which of these messages those are: appends the parts of the range, in order, and stops after about `limit` of them. What it
+    /// returns is behind everything that has been told, and behind `last` at the end. What is not needed once never is again.
+    fn needed(
+        &self,
+        queue: u64,
+        first: u64,
+        last: u64,
+        limit: usize,
+        parts: &mut Vec<(u64, u64)>,
+    ) -> u64;
 }
 
 /// How a journal is kept.
@@ -319,6 +332,10 @@ pub struct JournalStatistics {
     pub checkpoints: u64,
     /// Segments freed since it was opened.
     pub freed: u64,
+    /// Of these, segments of which the cleaner has copied what was needed.
+    pub cleaned: u64,
+    /// Bytes of records that it has copied for that.
+    pub copied_bytes: u64,
     /// Reads of far messages since it was opened.
     pub reads: u64,
     /// Bytes of batches in memory.

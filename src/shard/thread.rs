@@ -170,6 +170,9 @@ impl<D: Disk> Shard<D> {
         if self.logic.flush(&mut self.journal) {
             self.submissions_appended();
         }
+        if self.stopping.is_some() {
+            self.journal.rest();
+        }
         self.journal.submit(&self.logic, Instant::now());
         busy |= self.reap(now);
         busy |= self.dispatch(now);
@@ -281,6 +284,14 @@ impl<D: Disk> Shard<D> {
             let text = format!(
                 "shard {}: {what}: a group of this queue gets nothing more until the journal is repaired \
                  (ringmain journal verify) or the queue is purged",
+                self.number
+            );
+            self.outbox.send(FromShard::Log { text });
+        }
+        if let Some(damage) = self.journal.take_damage() {
+            let text = format!(
+                "shard {}: {damage}: the space of this segment does not come back until its messages are done with; see \
+                 ringmain journal verify",
                 self.number
             );
             self.outbox.send(FromShard::Log { text });

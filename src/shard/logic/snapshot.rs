@@ -72,6 +72,78 @@ impl Snapshot for Logic {
         };
         queue.groups.iter().any(in_group) || settling()
     }
+
+    /// The same in parts.
+    fn needed(
+        &self,
+        queue: u64,
+        first: u64,
+        last: u64,
+        limit: usize,
+        parts: &mut Vec<(u64, u64)>,
+    ) -> u64 {
+        let end = last.saturating_add(1);
+        if !self.is_needed(queue, first, last) {
+            return end;
+        }
+        let index = self.by_id.get(&queue).copied();
+        let found = index.and_then(|index| Some((index, self.queues.get(index)?)));
+        let Some((index, queue)) =
+            found.filter(|(_, one)| self.failed.is_none() && !one.deleted && one.purging == 0)
+        else {
+            add(parts, first, last);
+            return end;
+        };
+        // From there on all of them.
+        let mut fresh = queue.groups.iter().map(|group| group.fresh).min().unwrap_or(end);
+        if queue.is_stream() {
+            fresh = fresh.min(queue.first);
+        }
+        let fresh = fresh.clamp(first, end);
+        let range = first..fresh;
+        let mut told = end;
+        let mut found: Vec<(u64, u64)> = Vec::new();
+        for group in &queue.groups {
+            let mut take = |sequences: &mut dyn Iterator<Item = u64>| {
+                let before = found.len();
+                found.extend(sequences.take(limit.max(1)).map(|one| (one, one)));
+                if found.len() - before == limit.max(1) {
+                    told = told.min(found[found.len() - 1].1 + 1);
+                }
+            };
+            take(&mut group.ready.range(range.clone()).map(|(sequence, _)| *sequence));
+            take(&mut group.delayed.range(range.clone()).map(|(sequence, _)| *sequence));
+            take(&mut group.doomed.range(range.clone()).map(|(sequence, _)| *sequence));
+            let leases = self.members(group).flat_map(|consumer| consumer.held_leases());
+            let leased = leases.map(|(_, lease)| lease.sequence);
+            let leased = leased.filter(|sequence| range.contains(sequence));
+            found.extend(leased.map(|one| (one, one)));
+        }
+        let settling = self.effects.items.iter().filter(|item| item.queue == index);
+        let settling = settling.map(|item| item.sequence);
+        let settling = settling.filter(|sequence| range.contains(sequence));
+        found.extend(settling.map(|one| (one, one)));
+        if let Some(oldest) = queue.cancelling.front() {
+            found.push((first.max(*oldest), last.min(queue.first.saturating_sub(1))));
+        }
+        found.push((fresh, last));
+        found.sort_unstable();
+        for (first, last) in found {
+            let last = last.min(told - 1);
+            if first <= last {
+                add(parts, first, last);
+            }
+        }
+        told
+    }
+}
+
+/// Adds a part that begins in the last one at the earliest.
+fn add(parts: &mut Vec<(u64, u64)>, first: u64, last: u64) {
+    match parts.last_mut() {
+        Some(part) if first <= part.1.saturating_add(1) => part.1 = part.1.max(last),
+        _ => parts.push((first, last)),
+    }
 }
 
 impl Logic {

@@ -13,8 +13,8 @@ use super::memory::{MemoryLog, MemoryPort, at_ms, definition, handle};
 use super::model::{DELAY_MS_MAX, Model, Queue, State};
 use crate::shard::logic::record::kind;
 use crate::shard::logic::{
-    ControlResult, GroupCommand, HandleId, Limits, Logic, Lsn, Refusal, StartAt, TransactionAck,
-    TransactionMessage, canary,
+    ControlResult, GroupCommand, HandleId, Limits, Logic, Lsn, Refusal, Snapshot, StartAt,
+    TransactionAck, TransactionMessage, canary,
 };
 
 /// Takes the dead letters of `ORIGIN`; the third queue has none.
@@ -112,6 +112,10 @@ pub(super) struct Program {
 }
 
 pub(super) type Check = Result<(), String>;
+
+fn check(is_right: bool, what: impl FnOnce() -> String) -> Check {
+    if is_right { Ok(()) } else { Err(what()) }
+}
 
 impl Program {
     fn new(seed: u64) -> Self {
@@ -724,6 +728,39 @@ impl Program {
         }
         if self.random.below(3) > 0 {
             self.note()?;
+        }
+        // With choices of its own: the programs stay what they are.
+        let mut random = Random::new(self.log.last());
+        if random.below(16) == 0 {
+            self.needed(&mut random)?;
+        }
+        Ok(())
+    }
+
+    /// What is needed is the same one by one, for a segment, and in parts.
+    fn needed(&self, random: &mut Random) -> Check {
+        let ids: Vec<u64> = self.logic.queues().map(|queue| queue.id).collect();
+        for id in ids {
+            let (first, limit) = (1 + random.below(20), 1 + random.below(8));
+            let last = first + random.below(200);
+            let single = (first..=last).filter(|one| self.logic.is_needed(id, *one, *one));
+            let single: Vec<u64> = single.collect();
+            let mut parts = Vec::new();
+            let mut from = first;
+            while from <= last {
+                let limit = usize::try_from(limit).unwrap_or(1);
+                let told = self.logic.needed(id, from, last, limit, &mut parts);
+                check(told > from, || format!("queue {id}: no headway at {from}"))?;
+                from = told;
+            }
+            let all: Vec<u64> = parts.iter().flat_map(|(first, last)| *first..=*last).collect();
+            check(all == single, || {
+                format!(
+                    "queue {id} from {first} to {last}: {all:?} in parts, {single:?} one by one"
+                )
+            })?;
+            let any = self.logic.is_needed(id, first, last);
+            check(any != single.is_empty(), || format!("queue {id}: {any}, but {single:?}"))?;
         }
         Ok(())
     }

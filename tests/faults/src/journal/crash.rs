@@ -44,6 +44,8 @@ pub struct Count {
     pub lives: usize,
     /// States that were opened, written to, cut off and opened again.
     pub nested: usize,
+    /// Segments that were cleaned.
+    pub cleaned: u64,
 }
 
 /// Runs until the size is reached; an error says how to repeat it.
@@ -75,10 +77,16 @@ fn run_one(seed: u64, size: Size, count: &mut Count) -> Result<(), String> {
         if driver.failed {
             return Err("a healthy disk failed".to_owned());
         }
+        if let Some(complaint) = driver.complaint.take() {
+            return Err(complaint);
+        }
+        count.cleaned += driver.journal.statistics().cleaned;
         match random.below(4) {
             0 => driver.settle(),
             1 => {
                 driver.settle();
+                let (expected, durable) = (driver.model.clone(), driver.journal.durable());
+                driver.check(&expected, (durable, durable))?;
                 check_points(&driver, start, size, &mut random, count)?;
                 model = driver.model;
                 simulation.flow();

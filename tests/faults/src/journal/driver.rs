@@ -44,6 +44,10 @@ pub struct Driver {
     pub promises: Vec<Promise>,
     /// The journal failed.
     pub failed: bool,
+    /// A message that is there was not to be had.
+    pub complaint: Option<String>,
+    /// Nobody takes the messages of one queue, and those of the others are taken soon: the cleaner has work.
+    stuck: bool,
     random: Random,
     now: Instant,
 }
@@ -68,6 +72,8 @@ impl Driver {
             model,
             promises: Vec::new(),
             failed: false,
+            complaint: None,
+            stuck: !seed.is_multiple_of(3),
             random: Random::new(seed),
             now: Instant::now(),
         };
@@ -162,17 +168,27 @@ impl Driver {
     /// One of the many things that a process may do next.
     pub fn step(&mut self) {
         self.now += Duration::from_millis(self.random.below(4) as u64);
-        let queue = 1 + self.random.below(3) as u64;
+        let mut queue = 1 + self.random.below(3) as u64;
         let ready = self.journal.is_ready() == Ready::Ready;
         match self.random.below(16) {
-            0..5 if ready => drop(self.publish(queue, true)),
+            0..5 if ready => {
+                if self.stuck && self.random.below(8) == 0 {
+                    queue = 4;
+                }
+                let _ = self.publish(queue, true);
+            }
             5 if ready => self.publish_group(),
-            6..10 if self.journal.has_room() => drop(self.acknowledge(queue)),
+            6..10 if self.journal.has_room() => {
+                for _ in 0..if self.stuck { 3 } else { 1 } {
+                    let _ = self.acknowledge(queue);
+                }
+            }
             10..13 => self.submit(),
             13 => {
                 self.now += Duration::from_millis(11);
                 self.submit();
             }
+            14 if self.random.below(2) == 0 => self.look(),
             _ => {
                 let in_flight = self.simulation.in_flight();
                 if !in_flight.is_empty() {
@@ -182,6 +198,30 @@ impl Driver {
                 self.reap();
             }
         }
+    }
+
+    /// A durable message that is not acknowledged can be had at any time.
+    fn look(&mut self) {
+        let durable = self.journal.durable();
+        let known = self.model.operations.partition_point(|operation| operation.lsn <= durable);
+        if known == 0 {
+            return;
+        }
+        let What::Publish { queue, sequence, length } =
+            self.model.operations[self.random.below(known)].what
+        else {
+            return;
+        };
+        if !self.owner.state().get(&queue).is_some_and(|it| it.unacknowledged.contains(&sequence)) {
+            return;
+        }
+        let complaint = match self.journal.message(queue, sequence) {
+            Fetch::Ready(stored) if stored.body == body(queue, sequence, length) => return,
+            // A disk may be bad, but nothing vanishes.
+            Fetch::Pending | Fetch::Failed(_) => return,
+            other => format!("{queue}/{sequence} of {length} bytes: {other:?}"),
+        };
+        self.complaint.get_or_insert(complaint);
     }
 
     /// Lets everything come to its end, the witness included.
@@ -222,6 +262,9 @@ impl Driver {
 
     /// That the journal holds what it must: at least what was confirmed, at most what was appended, nothing else.
     pub fn check(&mut self, full: &Model, (durable, appended): (Lsn, Lsn)) -> Result<(), String> {
+        if let Some(complaint) = &self.complaint {
+            return Err(complaint.clone());
+        }
         let last = self.journal.durable();
         if last < durable {
             return Err(format!("confirmed up to {durable}, recovered up to {last}"));

@@ -44,6 +44,9 @@ fn scenario(simulation: &Simulation, seed: u64) -> Result<bool, String> {
             driver.settle();
         }
         read_all(&mut driver)?;
+        if let Some(complaint) = driver.complaint.take() {
+            return Err(complaint);
+        }
         least = driver.journal.durable();
         model = driver.model.clone();
         if driver.failed {

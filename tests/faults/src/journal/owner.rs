@@ -155,4 +155,23 @@ impl Snapshot for Owner {
         let queue = self.queues.get(&queue);
         queue.is_some_and(|queue| queue.unacknowledged.range(first..=last).next().is_some())
     }
+
+    fn needed(
+        &self,
+        queue: u64,
+        first: u64,
+        last: u64,
+        limit: usize,
+        parts: &mut Vec<(u64, u64)>,
+    ) -> u64 {
+        let Some(queue) = self.queues.get(&queue) else { return last + 1 };
+        let mut told = queue.unacknowledged.range(first..=last).take(limit + 1).copied();
+        for sequence in told.by_ref().take(limit) {
+            match parts.last_mut() {
+                Some(part) if part.1 + 1 == sequence => part.1 = sequence,
+                _ => parts.push((sequence, sequence)),
+            }
+        }
+        told.next().unwrap_or(last + 1)
+    }
 }

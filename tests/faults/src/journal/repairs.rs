@@ -1,7 +1,10 @@
 //! Repair: afterwards the journal verifies and opens, has lost no more than it says, and nothing was deleted.
 
+use std::collections::BTreeMap;
+
 use ringmain::disk::simulated::{CrashOptions, Simulation};
-use ringmain::journal::{OpenError, repair, verify};
+use ringmain::journal::format::Records;
+use ringmain::journal::{FLAG_MESSAGE, Lsn, OpenError, repair, verify};
 
 use super::driver::Driver;
 use super::model::Model;
@@ -15,24 +18,49 @@ pub struct Count {
     pub sound: usize,
 }
 
+/// Where a message was written: once, and again for each copy of it.
+type Places = BTreeMap<(u64, u64), Vec<Lsn>>;
+
+fn places(sample: &Sample) -> Places {
+    let mut places = Places::new();
+    for place in &sample.batches {
+        let bytes = sample.simulation.bytes(&place.file).unwrap_or_default();
+        let batch = usize::try_from(place.offset).ok().and_then(|at| bytes.get(at..));
+        let records = Records::new(batch.unwrap_or_default(), &place.header);
+        for (lsn, record) in (place.header.first_lsn..).zip(records) {
+            if record.flags & FLAG_MESSAGE != 0 {
+                places.entry((record.queue, record.sequence)).or_default().push(lsn);
+            }
+        }
+    }
+    places
+}
+
 /// Damages one byte of each batch and each whole file in turn.
 pub fn everywhere(sample: &Sample) -> Result<Count, String> {
     let mut count = Count::default();
+    let places = places(sample);
     for place in &sample.batches {
         let damaged = sample.simulation.copy();
         damaged.flip(&place.file, place.offset + 130, 1);
         let at = |what: String| format!("{} at {}: {what}", place.file, place.offset);
-        one(sample, &damaged, &mut count).map_err(at)?;
+        one(sample, &places, &damaged, &mut count).map_err(at)?;
     }
     for (file, length) in sample.simulation.files() {
         let damaged = sample.simulation.copy();
         damaged.truncate(&file, length / 2);
-        one(sample, &damaged, &mut count).map_err(|what| format!("{file} halved: {what}"))?;
+        one(sample, &places, &damaged, &mut count)
+            .map_err(|what| format!("{file} halved: {what}"))?;
     }
     Ok(count)
 }
 
-fn one(sample: &Sample, damaged: &Simulation, count: &mut Count) -> Result<(), String> {
+fn one(
+    sample: &Sample,
+    places: &Places,
+    damaged: &Simulation,
+    count: &mut Count,
+) -> Result<(), String> {
     if sample.judge(damaged)? != Verdict::Refused && verify(&mut damaged.disk()).is_ok() {
         count.sound += 1;
         return Ok(());
@@ -60,14 +88,13 @@ fn one(sample: &Sample, damaged: &Simulation, count: &mut Count) -> Result<(), S
     let last = driver.journal.durable();
     let expected = sample.model.state_at(last)?;
     for (queue, sequence) in expected.lengths.keys() {
-        let operation = sample.model.operations.iter().find(|operation| {
-            matches!(operation.what, super::model::What::Publish { queue: q, sequence: s, .. }
-                if (q, s) == (*queue, *sequence))
-        });
-        let lsn = operation.map_or(0, |operation| operation.lsn);
-        let lost = report.lost.iter().any(|(first, last)| (*first..=*last).contains(&lsn));
+        let lsns = places.get(&(*queue, *sequence)).map_or(&[][..], Vec::as_slice);
+        let lost = report
+            .lost
+            .iter()
+            .any(|(first, last)| lsns.iter().any(|lsn| (*first..=*last).contains(lsn)));
         match driver.fetch(*queue, *sequence)? {
-            None if !lost => return Err(format!("{queue}/{sequence}, LSN {lsn}: {report:?}")),
+            None if !lost => return Err(format!("{queue}/{sequence}, LSN {lsns:?}: {report:?}")),
             _ => {}
         }
     }

@@ -21,7 +21,7 @@ fn caught(canary: Canary, suite: impl Fn() -> Result<(), String> + std::panic::U
 }
 
 fn power_cuts() -> Result<(), String> {
-    (7..13).try_for_each(|seed| run(seed, Size::TINY).map(drop))
+    (7..13).try_for_each(|seed| run(seed, Size::TINY).map(|count| println!("{count:?}")))
 }
 
 macro_rules! power_cut_canaries {
@@ -42,6 +42,9 @@ power_cut_canaries! {
     confirm_out_of_order: ConfirmOutOfOrder,
     drop_checkpoint_record: DropCheckpointRecord,
     reuse_early: ReuseEarly,
+    free_before_copies: FreeBeforeCopies,
+    prefer_old_place: PreferOldPlace,
+    replay_copies: ReplayCopies,
 }
 
 #[test]

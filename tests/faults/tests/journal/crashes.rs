@@ -11,6 +11,7 @@ fn every_power_cut_is_survived() {
     let count = run(seed, Size::from_environment()).unwrap_or_else(|what| panic!("{what}"));
     println!("{count:?}");
     assert!(count.exhaustive_points > 0 && count.nested > 0, "{count:?}");
+    assert!(count.cleaned > 20, "{count:?}");
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 mod basics;
 mod canaries;
+mod clean;
 mod crashes;
 mod damage;
 mod disks;
