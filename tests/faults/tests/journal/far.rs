@@ -10,10 +10,12 @@ use ringmain_faults::journal::model::body;
 use ringmain_faults::journal::owner::Owner;
 use ringmain_faults::random::Random;
 
-const QUEUES: u64 = 2;
+const QUEUES: usize = 2;
 
 #[derive(Debug)]
 struct Reader {
+    /// Index of its queue.
+    at: usize,
     queue: u64,
     next: u64,
     /// Messages that it takes at a time, at most; it changes.
@@ -45,28 +47,26 @@ fn run(seed: u64, messages: u64) {
     let (mut journal, _) =
         Journal::open(simulation.disk(), config, &mut owner).expect("a new journal");
     let mut readers: Vec<Reader> = (0..1 + random.below(4))
-        .map(|_| Reader {
-            queue: 1 + random.below(2) as u64,
-            next: 1,
-            speed: random.below(60),
-            pending: 0,
+        .map(|_| {
+            let at = random.below(QUEUES);
+            Reader { at, queue: 1 + at as u64, next: 1, speed: random.below(60), pending: 0 }
         })
         .collect();
-    let mut written = [0_u64; QUEUES as usize];
+    let mut written = [0_u64; QUEUES];
     let mut now = Instant::now();
     while readers.iter().any(|reader| reader.next <= messages)
         || written.iter().any(|written| *written < messages)
     {
         now += std::time::Duration::from_millis(1);
         for _ in 0..random.below(40) {
-            let queue = 1 + random.below(2) as u64;
-            let sequence = written[queue as usize - 1] + 1;
+            let at = random.below(QUEUES);
+            let (queue, sequence) = (1 + at as u64, written[at] + 1);
             if sequence > messages || journal.is_ready() != Ready::Ready {
                 break;
             }
             let bytes = body(queue, sequence, length(queue, sequence));
             owner.publish(&mut journal, queue, &bytes).expect("it is ready");
-            written[queue as usize - 1] = sequence;
+            written[at] = sequence;
         }
         journal.submit(&owner, now);
         if random.below(3) > 0 {
@@ -96,7 +96,7 @@ fn run(seed: u64, messages: u64) {
                     // Not durable yet.
                     Fetch::Missing => {
                         assert!(
-                            reader.next > written[reader.queue as usize - 1]
+                            reader.next > written[reader.at]
                                 || journal.durable() < journal.last_lsn()
                         );
                         break;
@@ -161,5 +161,5 @@ fn whoever_goes_through_a_backlog_reads_it_once() {
     // Each read has at least 128 KiB, but for the ends of segments.
     let (reads, segments) = (journal.statistics().reads, journal.statistics().segments);
     let most = bytes / (128 << 10) + 3 * segments + 8;
-    assert!(reads as usize <= most, "{reads} reads of {bytes} bytes in {segments} segments");
+    assert!(reads <= most as u64, "{reads} reads of {bytes} bytes in {segments} segments");
 }
