@@ -141,6 +141,7 @@ impl Shard {
             dead_letter: String::new(),
             lease_ms: 30_000,
             limits: Limits::default(),
+            ttl_ms: 0,
         };
         shard.logic.start(shard.now);
         shard.logic.create_queue(&mut shard.log, 1, definition);

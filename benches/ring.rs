@@ -87,7 +87,7 @@ fn metadata(criterion: &mut Criterion) {
     let metadata = Metadata {
         key: Some(b"customer-17".to_vec()),
         headers: vec![("content-type".into(), b"application/json".to_vec())],
-        trace: None,
+        ..Metadata::default()
     };
     criterion.bench_function("encode and decode metadata", |bencher| {
         bencher.iter_batched_ref(

@@ -36,6 +36,8 @@ mod lifecycle;
 mod limits;
 #[path = "daemon/queues.rs"]
 mod queues;
+#[path = "daemon/requests.rs"]
+mod requests;
 #[path = "daemon/rights.rs"]
 mod rights;
 #[path = "daemon/upgrade.rs"]

@@ -10,6 +10,7 @@
 //! - [`BrokeredProducer`] and [`BrokeredConsumer`] are the handles on brokered queues, whose messages go through the daemon: they are
 //!   confirmed ([`Receipt`]), on disk if the queue is durable, leased to one consumer of a group at a time
 //!   ([`Delivery`]), acknowledged, and delivered again if they are not.
+//! - [`Requester`] and [`Replier`] are for requests and their replies, over two queues of either plane.
 //! - [`WaitPolicy`] says how a handle waits: busily, asleep, or first one and then the other.
 //! - [`Selector`] waits for many queues at once, `async_io` (cargo feature `tokio`) without blocking a thread.
 //!
@@ -50,6 +51,8 @@ mod brokered;
 #[cfg(not(loom))]
 mod client;
 #[cfg(not(loom))]
+mod request;
+#[cfg(not(loom))]
 pub mod wait;
 #[doc(hidden)]
 pub mod wire;
@@ -70,6 +73,8 @@ pub use protocol::{
     BrokeredInfo, DeliverySpec, ErrorCode, GroupInfo, GroupPlace, HandleInfo, Kind, Overflow,
     Plane, QueueInfo, QueueSpec, Retention, Role, StartAt, Status, WakeMode,
 };
+#[cfg(not(loom))]
+pub use request::{Replier, Reply, ReplyError, ReplyTo, RequestError, Requester};
 pub use ring::{Closed, Fault, Invariant};
 #[cfg(not(loom))]
 pub use sys::affinity;

@@ -5,6 +5,7 @@
 mod support;
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use ringmain_client::layout::metadata::{Metadata, MetadataError, TraceId};
 use ringmain_client::layout::pair::{link, shard_page};
@@ -45,6 +46,7 @@ fn metadata() -> Metadata {
         key: Some(b"LAS".to_vec()),
         headers: vec![("kind".into(), b"flight".to_vec()), ("empty".into(), vec![])],
         trace: Some(TraceId { trace: [0xaa; 16], span: [0xbb; 8], flags: 1 }),
+        ..Metadata::default()
     }
 }
 
@@ -102,13 +104,26 @@ fn metadata_bytes() {
     metadata().encode(&mut encoded).expect("short");
     golden("metadata", &encoded);
     assert_eq!(Metadata::decode(&encoded), Ok(metadata()));
+    let request = Metadata {
+        ttl: Some(Duration::from_millis(0x0102)),
+        delay: Some(Duration::from_micros(1)),
+        reply_to: Some("reply.1".into()),
+        correlation: Some(0x0304),
+        ..Metadata::default()
+    };
+    let mut bytes = Vec::new();
+    request.encode(&mut bytes).expect("short");
+    golden("metadata-request", &bytes);
+    // A microsecond counts as a millisecond.
+    let delay = Some(Duration::from_millis(1));
+    assert_eq!(Metadata::decode(&bytes), Ok(Metadata { delay, ..request }));
     for cut in 1..encoded.len() {
         // A cut at an entry's end is valid metadata; anywhere else it is malformed. Never a panic.
         let _ = Metadata::decode(&encoded[..cut]);
     }
     assert_eq!(Metadata::decode(&[1, 0, 9, 0, 1]), Err(MetadataError::Malformed(0)));
     assert_eq!(
-        Metadata::decode(&[9, 0, 1, 0, 1]),
+        Metadata::decode(&[200, 0, 1, 0, 1]),
         Ok(Metadata::default()),
         "unknown tags are skipped"
     );

@@ -16,6 +16,8 @@ mod peek;
 mod private;
 mod publish;
 mod queue;
+mod reply;
+mod request;
 mod serve;
 mod signals;
 mod statistics;
@@ -63,6 +65,8 @@ fn run(cli: Cli) -> Outcome {
         Command::Tail(args) => peek::tail(&socket, &args),
         Command::Group(command) => group::run(&socket, &command),
         Command::DeadLetter(command) => peek::dead_letter(&socket, &command),
+        Command::Request(args) => request::run(&socket, &args),
+        Command::Reply(args) => reply::run(&socket, &args),
         Command::Journal(command) => journal::run(command),
         Command::Bench(command) => bench::run(&socket, command),
         Command::Doctor(args) => doctor::run(&socket, args),

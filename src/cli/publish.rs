@@ -21,7 +21,7 @@ use super::output::{notice, print_json};
 use lines::Lines;
 
 mod brokered;
-mod lines;
+pub(super) mod lines;
 
 /// Longest key: as long as metadata, less the bytes in front of its only entry.
 const KEY_BYTES_MAX: usize = 65_535 - 4;
@@ -58,15 +58,28 @@ enum Input {
     File(std::path::PathBuf),
 }
 
+impl Input {
+    fn of(file: &Path) -> Self {
+        if file == Path::new("-") { Self::Stdin } else { Self::File(file.to_path_buf()) }
+    }
+}
+
 impl Config {
     pub(crate) fn new(args: PublishArgs) -> Outcome<Self> {
         let metadata = metadata(&args)?;
         if metadata.is_some() && args.batch > 1 {
             return Err(Failure::usage(
-                "--batch sends bare payloads; leave it out when --header or --key is given",
+                "--batch sends bare payloads; leave it out when --header, --key, --ttl or --delay is given",
             ));
         }
-        let input = if args.file == Path::new("-") { Input::Stdin } else { Input::File(args.file) };
+        if let (Some(ttl), Some(delay)) = (args.ttl, args.delay)
+            && ttl <= delay
+        {
+            return Err(Failure::usage(
+                "with a --ttl that is no longer than --delay nobody gets a message",
+            ));
+        }
+        let input = Input::of(&args.file);
         Ok(Self {
             queue: args.queue,
             input,
@@ -84,7 +97,8 @@ impl Config {
 }
 
 fn metadata(args: &PublishArgs) -> Outcome<Option<Metadata>> {
-    if args.header.is_empty() && args.key.is_none() {
+    let times = args.ttl.is_some() || args.delay.is_some();
+    if args.header.is_empty() && args.key.is_none() && !times {
         return Ok(None);
     }
     if let Some(key) = args.key.as_ref().filter(|key| key.len() > KEY_BYTES_MAX) {
@@ -97,7 +111,9 @@ fn metadata(args: &PublishArgs) -> Outcome<Option<Metadata>> {
     let metadata = Metadata {
         key: args.key.as_ref().map(|key| key.clone().into_bytes()),
         headers: headers.map(|(name, value)| (name.clone(), value.clone().into_bytes())).collect(),
-        trace: None,
+        ttl: args.ttl,
+        delay: args.delay,
+        ..Metadata::default()
     };
     match metadata.encode(&mut Vec::new()) {
         Ok(()) => Ok(Some(metadata)),
@@ -141,6 +157,16 @@ pub(crate) fn run(socket: &Socket, config: Config) -> Outcome {
     if info.plane == Plane::Brokered {
         return brokered::run(client, &info, config, input);
     }
+    if config.metadata.as_ref().is_some_and(|one| one.ttl.is_some() || one.delay.is_some()) {
+        return Err(Failure::new(
+            Exit::Config,
+            format_args!(
+                "queue {} is direct: it has neither --ttl nor --delay; make one with 'ringmain queue create \
+                 --plane brokered'",
+                config.queue
+            ),
+        ));
+    }
     if config.window.is_some() {
         return Err(Failure::new(
             Exit::Config,
@@ -170,9 +196,14 @@ pub(crate) fn run(socket: &Socket, config: Config) -> Outcome {
 }
 
 /// What is read, and the descriptor that says whether there is something to read.
-struct Source {
-    reader: Box<dyn io::Read>,
+pub(super) struct Source {
+    pub(super) reader: Box<dyn io::Read>,
     descriptor: OwnedFd,
+}
+
+/// The file that `--file` names.
+pub(super) fn open_input(file: &Path) -> Outcome<Source> {
+    open(&Input::of(file))
 }
 
 fn open(input: &Input) -> Outcome<Source> {
@@ -192,7 +223,7 @@ fn open(input: &Input) -> Outcome<Source> {
     })
 }
 
-fn bad_input(queue: &str, published: u64, error: &lines::Error) -> Failure {
+pub(super) fn bad_input(queue: &str, published: u64, error: &lines::Error) -> Failure {
     let before = format!("{published} lines before it were published");
     match error {
         lines::Error::Read(error) => Failure::new(

@@ -52,7 +52,7 @@ impl CreateConfig {
         let delivery = delivery(&args.delivery);
         if plane == Plane::Direct && delivery != DeliverySpec::default() {
             return Err(Failure::usage(
-                "a direct queue has no delivery rules (--max-deliveries, --dead-letter, --lease) and no \
+                "a direct queue has no delivery rules (--max-deliveries, --dead-letter, --lease, --ttl) and no \
                  limits (--retention, --max-messages, --max-bytes, --max-age, --overflow); add --durable \
                  or --plane brokered",
             ));
@@ -71,6 +71,7 @@ impl CreateConfig {
             plane: Some(plane),
             durable: args.durable,
             delivery,
+            session: false,
         };
         Ok(Self { name: args.name, spec, if_not_exists: args.if_not_exists })
     }
@@ -97,6 +98,7 @@ fn delivery(args: &DeliveryArgs) -> DeliverySpec {
         max_bytes: args.max_bytes,
         max_age_ms: args.max_age.map(units::milliseconds),
         overflow: args.overflow.map(Into::into),
+        ttl_ms: args.ttl.map(units::milliseconds),
     }
 }
 
@@ -112,10 +114,11 @@ fn edited(args: &QueueEditArgs) -> Outcome<DeliverySpec> {
         max_bytes: args.max_bytes,
         max_age_ms: args.max_age.map(units::milliseconds),
         overflow: args.overflow.map(Into::into),
+        ttl_ms: args.ttl.map(units::milliseconds),
     };
     if delivery == DeliverySpec::default() {
         return Err(Failure::usage(
-            "nothing to change; give --max-deliveries, --dead-letter, --no-dead-letter, --lease, \
+            "nothing to change; give --max-deliveries, --dead-letter, --no-dead-letter, --lease, --ttl, \
              --retention, --max-messages, --max-bytes, --max-age or --overflow",
         ));
     }

@@ -15,7 +15,8 @@ use super::brokered::Adopting;
 use super::counters::Counters;
 use super::doorbells::Doorbell;
 use super::entries::{
-    CountersEntry, DoorbellEntry, HandleEntry, Key, QueueEntry, SessionEntry, decode,
+    CountersEntry, DoorbellEntry, HandleEntry, Key, QueueEntry, SessionEntry, SessionQueueEntry,
+    decode,
 };
 use super::log::log;
 use super::queues::{Handle, Queue};
@@ -111,6 +112,12 @@ impl Broker {
                 if entry.dirty {
                     self.abandoned.push((queue, handle));
                 }
+            }
+            Key::SessionQueue(queue) => {
+                let entry: SessionQueueEntry = decode(bytes)?;
+                self.session_queues.insert(queue, entry.session);
+                // Looked at as soon as the shards are there.
+                self.session_ended = true;
             }
             Key::Shard(_)
             | Key::Segment(_)

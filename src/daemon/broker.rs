@@ -56,6 +56,10 @@ pub(super) struct Broker {
     pub(super) sessions: BTreeMap<u64, Session>,
     pub(super) queues: BTreeMap<u64, Queue>,
     pub(super) names: BTreeMap<String, u64>,
+    /// Queues that are deleted with a session: the session of each.
+    pub(super) session_queues: BTreeMap<u64, u64>,
+    /// Since these were looked at.
+    pub(super) session_ended: bool,
     pub(super) doorbells: BTreeMap<u32, Doorbell>,
     /// Queues whose memory is not there yet, by name.
     pub(super) allocating: BTreeMap<String, Pending>,
@@ -95,6 +99,8 @@ pub fn broker_main() -> Result<(), DaemonError> {
         sessions: BTreeMap::new(),
         queues: BTreeMap::new(),
         names: BTreeMap::new(),
+        session_queues: BTreeMap::new(),
+        session_ended: false,
         doorbells: BTreeMap::new(),
         allocating: BTreeMap::new(),
         allocated: Results::new().map_err(|error| DaemonError::io("eventfd", &error))?,
@@ -169,6 +175,8 @@ enum Source {
 impl Broker {
     /// Serves until the keeper says to leave.
     fn run(&mut self) -> Result<(), LinkLost> {
+        // Of sessions that ended while there was no broker.
+        self.end_session_queues()?;
         loop {
             let ready = self.wait()?;
             // Deaths first: somebody may wait for a repair, and no request may see what a dead process left.
@@ -180,6 +188,7 @@ impl Broker {
                 })
                 .collect();
             self.on_exits(&dead)?;
+            self.end_session_queues()?;
             for source in ready {
                 match source {
                     Source::Keeper => {
@@ -194,6 +203,7 @@ impl Broker {
                     Source::Session(_) => {}
                 }
             }
+            self.end_session_queues()?;
         }
     }
 

@@ -23,6 +23,7 @@ impl Broker {
         if sessions.is_empty() {
             return Ok(());
         }
+        self.session_ended = true;
         let dead: Vec<(u64, Session)> = sessions
             .iter()
             .filter_map(|number| Some((*number, self.sessions.remove(number)?)))

@@ -26,6 +26,7 @@ pub(super) enum Key {
     Link(u64),
     BrokeredQueue(u64),
     BrokeredHandle { queue: u64, handle: u8 },
+    SessionQueue(u64),
 }
 
 impl Key {
@@ -71,6 +72,10 @@ impl Key {
                 bytes.extend_from_slice(&queue.to_be_bytes());
                 bytes.push(handle);
             }
+            Self::SessionQueue(queue) => {
+                bytes.push(11);
+                bytes.extend_from_slice(&queue.to_be_bytes());
+            }
         }
         bytes
     }
@@ -95,6 +100,7 @@ impl Key {
                 let queue = u64::from_be_bytes(queue.try_into().ok()?);
                 Self::BrokeredHandle { queue, handle: *handle }
             }
+            11 => Self::SessionQueue(u64::from_be_bytes(rest.try_into().ok()?)),
             _ => return None,
         })
     }
@@ -197,6 +203,12 @@ pub(super) struct BrokeredQueueEntry {
     pub(super) creating: Option<(u64, u32)>,
 }
 
+/// That a queue is deleted when this session ends. No descriptors.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct SessionQueueEntry {
+    pub(super) session: u64,
+}
+
 /// With the descriptors of [`crate::shard::memory::PairFiles`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct BrokeredHandleEntry {
@@ -253,6 +265,7 @@ mod tests {
             Key::Link(3),
             Key::BrokeredQueue(1),
             Key::BrokeredHandle { queue: 1, handle: 254 },
+            Key::SessionQueue(1),
         ];
         for pair in keys.windows(2) {
             assert!(pair[0].bytes() < pair[1].bytes());

@@ -34,6 +34,7 @@ mod queue_info;
 mod queues;
 mod requests;
 mod rings;
+mod session_queues;
 mod sessions;
 mod socket;
 mod store;

@@ -63,6 +63,7 @@ impl Broker {
             tombstones,
             returned,
             handles: Vec::new(),
+            session: self.session_queues.contains_key(&id),
         }
     }
 

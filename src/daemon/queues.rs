@@ -44,6 +44,8 @@ pub(super) struct Pending {
     connection: u64,
     pub(super) entry: QueueEntry,
     pub(super) bytes: u64,
+    /// It is deleted with this session.
+    session: Option<u64>,
 }
 
 /// One handle.
@@ -190,6 +192,7 @@ impl Broker {
         name: String,
         spec: &QueueSpec,
     ) -> Result<Option<Answer>, Failure> {
+        let session = self.bound_session(number, spec)?;
         let (entry, geometry) = self.new_entry(number, user, name, spec)?;
         if let Some(id) = self.names.get(&entry.name) {
             return self.exists_already(*id, &entry).map(Some);
@@ -210,10 +213,10 @@ impl Broker {
         let (name, kind) = (entry.name.clone(), entry.kind);
         let allocate = move || QueueMemory::create(&name, id, kind, geometry);
         if bytes <= ALLOCATED_AT_ONCE {
-            return self.finish_create(id, entry, allocate()).map(Some);
+            return self.finish_create(id, entry, allocate(), session).map(Some);
         }
         let name = entry.name.clone();
-        let pending = Pending { id, connection: number, entry, bytes };
+        let pending = Pending { id, connection: number, entry, bytes, session };
         self.allocating.insert(name.clone(), pending);
         self.allocated.compute("allocate", move || Allocated::Queue { name, memory: allocate() });
         Ok(None)
@@ -243,8 +246,9 @@ impl Broker {
             background::run("free", move || drop(memory));
             return Ok(());
         }
-        let result = self.finish_create(pending.id, pending.entry, memory);
-        self.answer(pending.connection, result.map(Some))
+        let Pending { id, connection, entry, session, .. } = pending;
+        let result = self.finish_create(id, entry, memory, session);
+        self.answer(connection, result.map(Some))
     }
 
     fn finish_create(
@@ -252,13 +256,18 @@ impl Broker {
         id: u64,
         entry: QueueEntry,
         memory: Result<QueueMemory, MemoryError>,
+        session: Option<u64>,
     ) -> Result<Answer, Failure> {
         let memory = memory.map_err(|error| memory_failure(&error))?;
+        let (bound, beside) = self.binding(id, session)?;
         let queue = Queue { entry, memory, handles: BTreeMap::new() };
-        let descriptors: Vec<_> = queue.memory.descriptors.iter().map(AsFd::as_fd).collect();
+        let mut descriptors: Vec<_> = queue.memory.descriptors.iter().map(AsFd::as_fd).collect();
         let count = u8::try_from(descriptors.len()).unwrap_or(u8::MAX);
         let item = Item { descriptors: count, ..queue.item(id) };
-        self.keeper.apply_with(Vec::new(), vec![item], &descriptors)?.or_else(no_room)?;
+        descriptors.extend(beside.iter().map(AsFd::as_fd));
+        let items = [vec![item], bound].concat();
+        self.keeper.apply_with(Vec::new(), items, &descriptors)?.or_else(no_room)?;
+        self.bind(id, session);
         self.names.insert(queue.entry.name.clone(), id);
         let info = self.queue_summary(id, &queue);
         self.queues.insert(id, queue);
@@ -369,6 +378,7 @@ impl Broker {
             .map(|handle| Key::Handle { queue: id, handle: *handle }.bytes())
             .collect();
         deletes.push(Key::Queue(id).bytes());
+        deletes.extend(self.unbind(id));
         self.keeper.apply(deletes, Vec::new())?;
         let Some(queue) = self.queues.remove(&id) else {
             return Ok(());

@@ -172,6 +172,7 @@ impl Broker {
             Some(session) if !session.is_needed() => {
                 let stored = session.stored;
                 self.sessions.remove(&number);
+                self.session_ended = true;
                 let mut deletes = self.forget_link(number);
                 if stored {
                     deletes.push(Key::Session(number).bytes());

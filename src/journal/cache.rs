@@ -58,6 +58,8 @@ pub(super) struct Cache {
     staging_bytes: usize,
     /// The region that the next small batch may be put into.
     shared: Option<Key>,
+    /// Bytes of all that was ever read.
+    bytes_read: u64,
 }
 
 impl Cache {
@@ -73,6 +75,7 @@ impl Cache {
             read: Part { limit: read, ..Part::default() },
             staging_bytes,
             shared: None,
+            bytes_read: 0,
         }
     }
 
@@ -83,6 +86,16 @@ impl Cache {
     /// How much may be read ahead of those who will ask for it: the other half is for those who wait already.
     pub(super) fn ahead_bytes_max(&self) -> usize {
         self.read.limit / 2
+    }
+
+    /// How much of what was read is kept.
+    pub(super) fn read_bytes_max(&self) -> usize {
+        self.read.limit
+    }
+
+    /// Bytes of all that was ever read.
+    pub(super) fn bytes_read(&self) -> u64 {
+        self.bytes_read
     }
 
     /// Memory for a new batch. Its content is whatever was there.
@@ -117,6 +130,9 @@ impl Cache {
     /// Keeps verified batches; the buffer is as long as they are.
     pub(super) fn insert(&mut self, segment: u64, block: u32, buffer: Buffer, origin: Origin) {
         let key = (segment, block);
+        if origin == Origin::Read {
+            self.bytes_read += buffer.len() as u64;
+        }
         // A small batch must not hold a large buffer.
         let is_small = buffer.capacity() > 4 * buffer.len();
         match origin {

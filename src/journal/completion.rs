@@ -22,6 +22,7 @@ impl<D: Disk> Journal<D> {
             self.complete(one);
         }
         self.completed = completed;
+        self.begin_waiting_reads();
         let limit = self.failure.as_ref().map_or(Lsn::MAX, |failure| failure.lsn);
         while let Some(written) = self.frontier.next_durable(limit) {
             self.note_durable(written);
@@ -51,7 +52,7 @@ impl<D: Disk> Journal<D> {
                 let number = self.file_of(epoch).map_or(0, |(_, number)| number);
                 self.fail(self.frontier.durable() + 1, number, offset, &error);
             }
-            (Task::Read { segment, block, lsn }, result) => {
+            (Task::Read { segment, block, lsn, .. }, result) => {
                 let result = result.map(|_| ());
                 if self.read_done(segment, block, lsn, result, buffer) {
                     self.reads_done += 1;

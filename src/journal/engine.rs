@@ -11,6 +11,7 @@ use super::clean::Cleaner;
 use super::format::{self, CLEAN, FRONTIER, Header};
 use super::frontier::Frontier;
 use super::index::{Index, Run};
+use super::read::WaitingReads;
 use super::space::{Head, Segment, Spare};
 use super::types::{
     AppendError, Config, Damage, Failure, JournalStatistics, Location, Lsn, Ready, RecordRef,
@@ -28,7 +29,7 @@ pub(super) const TAIL_BYTES: u64 = 2 * BLOCK_BYTES as u64;
 pub(super) enum Task {
     Batch { header: Header, runs: Vec<Run>, file_number: u64 },
     Footer { epoch: u64, offset: u64 },
-    Read { segment: u64, block: u32, lsn: Lsn },
+    Read { segment: u64, block: u32, lsn: Lsn, bytes: usize },
     Create { number: u64, bytes: u64 },
     Remove,
 }
@@ -85,6 +86,9 @@ pub struct Journal<D: Disk> {
     pub(super) now: Instant,
     pub(super) witness_due: Option<Instant>,
     pub(super) reads_done: u32,
+    pub(super) waiting_reads: WaitingReads,
+    /// Bytes that had been read when readers were last looked at for silent ones.
+    pub(super) readers_looked_at: u64,
     pub(super) unflushed: bool,
     /// Free segments are looked for.
     pub(super) look_for_free: bool,
@@ -136,6 +140,8 @@ impl<D: Disk> Journal<D> {
             now: Instant::now(),
             witness_due: None,
             reads_done: 0,
+            waiting_reads: WaitingReads::default(),
+            readers_looked_at: 0,
             unflushed: false,
             look_for_free: true,
             cleaner: Cleaner::default(),

@@ -115,9 +115,16 @@ pub(super) struct Reader {
     pub(super) next: u64,
     /// Of each read that lies ahead, the sequence behind its last message, and its bytes.
     pub(super) ahead: VecDeque<(u64, usize)>,
+    /// Bytes that had been read, by all together, when it was last heard of.
+    heard_of: u64,
 }
 
 impl Reader {
+    /// Nothing was read ahead for it yet.
+    pub(super) fn new(at: u64, next: u64) -> Self {
+        Self { at, next, ..Self::default() }
+    }
+
     fn ahead_bytes(&self) -> usize {
         self.ahead.iter().map(|(_, bytes)| bytes).sum()
     }
@@ -214,14 +221,24 @@ impl Index {
         self.ahead_bytes
     }
 
-    /// Puts a reader back, or a new one in.
-    pub(super) fn put_reader(&mut self, queue: u64, reader: Reader) {
+    /// Puts a reader back, or a new one in, when so many bytes have been read.
+    pub(super) fn put_reader(&mut self, queue: u64, mut reader: Reader, bytes_read: u64) {
+        reader.heard_of = bytes_read;
         let Some(queue) = self.queues.get_mut(&queue) else { return };
         if queue.readers.len() >= READERS {
             self.ahead_bytes -= queue.readers.remove(0).ahead_bytes();
         }
         self.ahead_bytes += reader.ahead_bytes();
         queue.readers.push(reader);
+    }
+
+    /// Forgets the readers that were last heard of when fewer bytes had been read.
+    pub(super) fn forget_readers(&mut self, bytes_read: u64) {
+        for queue in self.queues.values_mut() {
+            queue.readers.retain(|reader| reader.heard_of >= bytes_read);
+        }
+        let readers = self.queues.values().flat_map(|queue| &queue.readers);
+        self.ahead_bytes = readers.map(Reader::ahead_bytes).sum();
     }
 
     pub(super) fn forget(&mut self, queue: u64, below: u64) {

@@ -37,6 +37,9 @@ mod table;
 mod types;
 mod verify;
 
+#[cfg(test)]
+mod tests;
+
 pub use engine::Journal;
 pub use repair::{RepairReport, repair};
 pub use types::{

@@ -13,9 +13,13 @@ use super::scan::{FileFacts, Window};
 use super::space::{Segment, Spare};
 use super::table::{Entry, file_number};
 use super::types::{
-    Config, Damage, FLAG_COPY, KIND_RESERVED, Location, Lsn, OpenError, OpenReport, Replay, Stored,
+    Config, Damage, FLAG_COPY, FLAG_MESSAGE, KIND_RESERVED, Location, Lsn, OpenError, OpenReport,
+    Replay, Stored,
 };
 use crate::disk::{Disk, FileId};
+
+/// Flags of a copy. Of other records the second one says nothing here.
+const COPIED: u8 = FLAG_MESSAGE | FLAG_COPY;
 
 /// What opening a folder of files has told.
 #[derive(Debug)]
@@ -155,7 +159,7 @@ pub(super) fn replay(
             return Err(corrupt(header.first_lsn, what.to_owned()));
         }
         for (lsn, record) in (header.first_lsn..).zip(Records::new(bytes, header)) {
-            let is_copy = record.flags & FLAG_COPY != 0 && !planted(Canary::ReplayCopies);
+            let is_copy = record.flags & COPIED == COPIED && !planted(Canary::ReplayCopies);
             if record.kind >= KIND_RESERVED || is_copy {
                 continue;
             }

@@ -4,7 +4,7 @@
 //! the queue has messages. They come into the part of the memory that is for reads. Whoever has come near the end of the queue finds
 //! the batches that were written lately, and reads no more.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::io;
 
 use super::cache::Origin;
@@ -30,6 +30,38 @@ const RUNS_AHEAD: usize = 64;
 
 /// Reads in flight at the same time.
 const READS: usize = 32;
+/// With so many in flight nothing is read ahead: the others are for those who wait.
+const READS_FOR_AHEAD: usize = READS / 2;
+
+/// Reads that wait for a place in flight, in the order in which they were asked for: else those who come first in each turn would
+/// take every place that becomes free, and the others would get nothing before those are through.
+#[derive(Debug, Default)]
+pub(super) struct WaitingReads {
+    order: VecDeque<Wanted>,
+    places: BTreeSet<(u64, u32)>,
+}
+
+#[derive(Debug)]
+struct Wanted {
+    segment: u64,
+    block: u32,
+    lsn: Lsn,
+    bytes: usize,
+}
+
+impl WaitingReads {
+    fn push(&mut self, wanted: Wanted) {
+        if self.places.insert((wanted.segment, wanted.block)) {
+            self.order.push_back(wanted);
+        }
+    }
+
+    fn pop(&mut self) -> Option<Wanted> {
+        let wanted = self.order.pop_front()?;
+        self.places.remove(&(wanted.segment, wanted.block));
+        Some(wanted)
+    }
+}
 
 /// Places of a record in a batch that is in memory, and its number.
 struct Spot {
@@ -128,22 +160,32 @@ impl<D: Disk> Journal<D> {
         if self.damaged.contains_key(&(segment, batch)) || self.is_being_read(segment, batch) {
             return self.read_if_whole(segment, batch, run.lsn, READ_BYTES);
         }
+        self.forget_silent_readers();
         // While many wait, each gets a little.
         let (bytes, next) = if self.index.ahead_bytes() < self.cache.ahead_bytes_max() {
             self.extent(run)
         } else {
             (READ_BYTES, run.last() + 1)
         };
-        let reader = Reader { at: sequence, next, ahead: VecDeque::new() };
+        let reader = Reader::new(sequence, next);
         // Whoever asked for this one before had it taken away from under him.
         self.index.take_reader(queue, sequence);
-        self.index.put_reader(queue, reader);
+        self.index.put_reader(queue, reader, self.cache.bytes_read());
         let begun = matches!(self.read_if_whole(segment, batch, run.lsn, bytes), Fetch::Pending);
         if begun {
             self.follow(queue, sequence);
             return Fetch::Pending;
         }
         Fetch::Missing
+    }
+
+    /// What was read ahead for whoever has been silent for so long has made room for others meanwhile; he may never come back.
+    fn forget_silent_readers(&mut self) {
+        let (now, kept) = (self.cache.bytes_read(), 2 * self.cache.read_bytes_max() as u64);
+        if now.saturating_sub(self.readers_looked_at) >= kept / 2 {
+            self.readers_looked_at = now;
+            self.index.forget_readers(now.saturating_sub(kept));
+        }
     }
 
     /// Bytes from the beginning of a run's batch to the end of a batch, and the sequence behind the last message of the queue there.
@@ -177,7 +219,11 @@ impl<D: Disk> Journal<D> {
         }
         let mut is_near_end = false;
         for _ in 0..RUNS_AHEAD {
-            if reader.ahead.len() >= READS_AHEAD {
+            let others_wait = !self.waiting_reads.order.is_empty();
+            if reader.ahead.len() >= READS_AHEAD
+                || others_wait
+                || self.reads_in_flight().0 >= READS_FOR_AHEAD
+            {
                 break;
             }
             let Some(run) = self.index.from(queue, reader.next).next().copied() else {
@@ -194,7 +240,9 @@ impl<D: Disk> Journal<D> {
             if self.index.ahead_bytes() + ahead + bytes > self.cache.ahead_bytes_max() {
                 break;
             }
-            if !matches!(self.read_if_whole(segment, batch, run.lsn, bytes), Fetch::Pending) {
+            if !self.may_read(bytes)
+                || !matches!(self.read_if_whole(segment, batch, run.lsn, bytes), Fetch::Pending)
+            {
                 break;
             }
             reader.next = next;
@@ -202,11 +250,32 @@ impl<D: Disk> Journal<D> {
         }
         // Otherwise all that follows is in memory: he is no reader of far messages any more.
         if !is_near_end {
-            self.index.put_reader(queue, reader);
+            self.index.put_reader(queue, reader, self.cache.bytes_read());
         }
     }
 
+    /// Reads in flight, and the bytes of their memory.
+    fn reads_in_flight(&self) -> (usize, usize) {
+        let bytes = self.tasks.values().filter_map(|task| match task {
+            Task::Read { bytes, .. } => Some(*bytes),
+            _ => None,
+        });
+        bytes.fold((0, 0), |(reads, all), bytes| (reads + 1, all + bytes))
+    }
+
+    /// Whether a read of so many bytes may begin. What is read at a time must fit into the memory for it: else some of it would be gone
+    /// before those who wait for it are served, time and again.
+    fn may_read(&self, bytes: usize) -> bool {
+        let (reads, in_flight) = self.reads_in_flight();
+        // Memory that is used again may be twice as long.
+        reads == 0 || reads < READS && in_flight + 2 * bytes <= self.cache.read_bytes_max()
+    }
+
+    /// Or is about to be.
     fn is_being_read(&self, segment: u64, batch: u32) -> bool {
+        if self.waiting_reads.places.contains(&(segment, batch)) {
+            return true;
+        }
         let under_way = |task: &Task| matches!(task, Task::Read { segment: s, block: b, .. } if (*s, *b) == (segment, batch));
         self.tasks.values().any(under_way)
     }
@@ -216,11 +285,28 @@ impl<D: Disk> Journal<D> {
         if let Some(damage) = self.damaged.get(&(segment, batch)) {
             return Fetch::Failed(damage.clone());
         }
-        let reads = self.tasks.values().filter(|task| matches!(task, Task::Read { .. })).count();
-        if reads >= READS || self.is_being_read(segment, batch) {
+        if self.is_being_read(segment, batch) {
+            return Fetch::Pending;
+        }
+        if !self.may_read(bytes) || !self.waiting_reads.order.is_empty() {
+            self.waiting_reads.push(Wanted { segment, block: batch, lsn, bytes });
             return Fetch::Pending;
         }
         if self.begin_read(segment, batch, lsn, bytes) { Fetch::Pending } else { Fetch::Missing }
+    }
+
+    /// As many of the reads that wait as there are places for. What nobody can read any more is left to whoever asks again.
+    pub(super) fn begin_waiting_reads(&mut self) {
+        while let Some(first) = self.waiting_reads.order.front()
+            && self.may_read(first.bytes)
+            && let Some(Wanted { segment, block, lsn, bytes }) = self.waiting_reads.pop()
+        {
+            let is_known =
+                self.is_near(segment, block) || self.damaged.contains_key(&(segment, block));
+            if is_known || !self.begin_read(segment, block, lsn, bytes) {
+                self.reads_done += 1;
+            }
+        }
     }
 
     pub(super) fn begin_read(&mut self, segment: u64, block: u32, lsn: Lsn, bytes: usize) -> bool {
@@ -237,7 +323,8 @@ impl<D: Disk> Journal<D> {
         self.figures.reads += 1;
         self.count_read(segment, 1);
         let buffer = self.cache.for_reading(bytes);
-        let ticket = self.ticket(Task::Read { segment, block, lsn });
+        let bytes = buffer.capacity();
+        let ticket = self.ticket(Task::Read { segment, block, lsn, bytes });
         self.disk.submit(ticket, Operation::Read { file, offset, buffer });
         self.disk.flush();
         true

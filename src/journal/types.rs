@@ -11,7 +11,7 @@ pub type Lsn = u64;
 pub const FLAG_MESSAGE: u8 = 1;
 
 /// A message that the cleaner has copied: it was there before, and says nothing new. A replay does not show it.
-pub const FLAG_COPY: u8 = 2;
+pub const FLAG_COPY: u8 = 0x80;
 
 /// Kinds from here on belong to the journal itself.
 pub const KIND_RESERVED: u8 = 0xf0;

@@ -167,8 +167,9 @@ impl<D: Disk> Shard<D> {
             self.naming.push((request, key));
         } else if !adopted {
             let attached = FromShard::Attached { request, key, result, group_created };
-            if group_created {
-                self.attaching.push((self.journal.last_lsn(), attached));
+            let lsn = self.logic.group_lsn(key);
+            if lsn > self.journal.durable() {
+                self.attaching.push((lsn, attached));
             } else {
                 self.outbox.send(attached);
             }
@@ -297,7 +298,7 @@ impl<D: Disk> Shard<D> {
         }
     }
 
-    /// Clients that attached are answered when their new groups are stored.
+    /// Clients that attached to new groups are answered when these are stored.
     pub(super) fn answer_attached(&mut self, durable: Lsn) {
         if self.attaching.is_empty() {
             return;

@@ -114,6 +114,7 @@ impl World {
             dead_letter: String::new(),
             lease_ms: 0,
             limits: Limits::default(),
+            ttl_ms: 0,
         };
         self.ask.send(ToShard::Create { request: 1, definition }).unwrap();
         self.turns();
@@ -245,6 +246,39 @@ impl Client {
         };
         self.take().into_iter().filter_map(delivery).collect()
     }
+}
+
+/// A broker that died before the record was there would leave a journal without the group, and its consumers would be ended.
+#[test]
+fn nobody_is_attached_to_a_group_that_is_not_durable() {
+    let mut world = World::new();
+    world.create_queue();
+    world.simulation.hold();
+    for number in 1..3_u8 {
+        let key = HandleKey { queue: QUEUE, handle: number, epoch: 1 };
+        let geometry = size(Role::Consume).geometry().unwrap();
+        let files = PairFiles::create("test", &geometry).unwrap();
+        let memory = PairMemory::map(geometry, &files).unwrap();
+        memory.initialise(QUEUE);
+        let mut handle = Box::new(new_handle(key, memory, u32::from(number), false));
+        handle.group = "late".to_owned();
+        world.ask.send(ToShard::Attach { request: u64::from(number), handle }).unwrap();
+    }
+    world.turns();
+    let attached = |world: &World| -> Vec<(u64, bool)> {
+        let attached = |answer| match answer {
+            FromShard::Attached { request, result: ControlResult::Done, group_created, .. } => {
+                Some((request, group_created))
+            }
+            _ => None,
+        };
+        world.answers.try_iter().filter_map(attached).collect()
+    };
+    assert_eq!(attached(&world), []);
+    world.simulation.flow();
+    world.simulation.release_all();
+    world.turns();
+    assert_eq!(attached(&world), [(1, true), (2, false)]);
 }
 
 #[test]

@@ -43,6 +43,8 @@ fn queues_show_their_rules() {
         "dead_letter",
         "lease_ms",
         "shard",
+        "expired",
+        "ttl_ms",
     ] {
         assert!(info["brokered"].get(key).is_some(), "{key} in {info}");
     }

@@ -7,6 +7,8 @@ mod journal;
 mod limits;
 mod messages;
 mod queues;
+mod request;
+mod time;
 mod usage;
 
 use std::io::{BufRead, BufReader, Read, Write};

@@ -151,6 +151,7 @@ fn metadata() -> Metadata {
         key: Some(b"customer 7".to_vec()),
         headers: vec![("kind".into(), b"order".to_vec()), ("kind".into(), Vec::new())],
         trace: Some(TraceId { trace: [1; 16], span: [2; 8], flags: 1 }),
+        ..Metadata::default()
     }
 }
 
@@ -172,6 +173,8 @@ fn metadata_comes_along() {
     }
     let nameless = Metadata { headers: vec![(String::new(), vec![1])], ..Metadata::default() };
     assert_eq!(producer.try_send_message(&nameless, b""), Err(SendError::InvalidMetadata));
+    let timed = Metadata { ttl: Some(Duration::from_secs(1)), ..Metadata::default() };
+    assert_eq!(producer.try_send_message(&timed, b""), Err(SendError::TimesOnDirect));
     let long = Metadata { key: Some(vec![0; 70_000]), ..Metadata::default() };
     let error = producer.try_send_message(&long, b"");
     assert!(

@@ -510,6 +510,14 @@ pub(crate) mod child {
                     transaction.commit(&mut output).unwrap();
                 }
             }
+            // Has a reply queue, says its name, and asks nothing.
+            ["requester", name] => {
+                let client = ringmain_client::Client::connect(&socket).unwrap();
+                let requester = client.requester(name).unwrap();
+                say("ready");
+                say(requester.reply_queue());
+                wait_for_end();
+            }
             // As another user: one request, one answer.
             ["as", uid, request @ ..] => as_user(&socket, uid.parse().unwrap(), request),
             other => panic!("unknown child {other:?}"),

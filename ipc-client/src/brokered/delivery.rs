@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use crate::layout::metadata::{Metadata, MetadataError};
+use crate::request::ReplyTo;
 use crate::wire::{DeliveryHeader, LeaseToken};
 
 /// A message that is with its consumer until it is acknowledged, given back, or its lease is over. A copy: dropping it
@@ -35,6 +36,12 @@ impl Delivery {
     /// The producer wrote something else.
     pub fn metadata(&self) -> Result<Metadata, MetadataError> {
         Metadata::decode(&self.metadata)
+    }
+
+    /// Where the reply goes, if this is a request.
+    #[must_use]
+    pub fn reply_to(&self) -> Option<ReplyTo> {
+        ReplyTo::of(&self.metadata().ok()?)
     }
 
     /// Its place in the queue: dense, from 1.

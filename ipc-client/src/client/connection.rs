@@ -83,7 +83,7 @@ impl Inner {
     pub(crate) fn connect(socket_path: PathBuf) -> Result<Arc<Self>, ClientError> {
         let inner = Self {
             socket_path,
-            session: random_session()?,
+            session: random_number()?,
             mark: ForkMark::get()?,
             state: Mutex::new(State {
                 socket: None,
@@ -179,6 +179,19 @@ impl Inner {
             false => self.open(&mut state, timeout),
         };
         if result.is_err() {
+            state.give_up();
+        }
+    }
+
+    /// Deletes a queue of this session if the daemon can be told within this time; else it goes with the session.
+    pub(crate) fn delete_within(&self, name: &str, timeout: Duration) {
+        let Ok(mut state) = self.lock() else { return };
+        if state.is_sick() {
+            return;
+        }
+        let open = if state.connected() { Ok(()) } else { self.open(&mut state, timeout) };
+        let request = Request::DeleteQueue { name: name.to_owned() };
+        if open.and_then(|()| self.converse(&mut state, &request, &[], timeout)).is_err() {
             state.give_up();
         }
     }
@@ -451,8 +464,8 @@ fn set_timeout(socket: &OwnedFd, timeout: Duration) -> io::Result<()> {
     Ok(())
 }
 
-/// A number that no other client has, and not zero.
-fn random_session() -> io::Result<u64> {
+/// A number that nobody else has, and not zero.
+pub(crate) fn random_number() -> io::Result<u64> {
     loop {
         let mut bytes = [0_u8; 8];
         // SAFETY: the buffer is valid for its length during the call.

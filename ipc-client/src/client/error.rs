@@ -113,6 +113,9 @@ pub enum SendError {
         "invalid metadata: header names have 1 to 255 bytes, a key and a header value at most 65,000"
     )]
     InvalidMetadata,
+    /// The metadata has a TTL or a delay, and the queue is direct: it gives out what is there.
+    #[error("a direct queue knows neither TTL nor delay; use a brokered queue")]
+    TimesOnDirect,
     /// Another member of the queue violated an invariant; the queue is unusable.
     #[error("the queue is damaged: {0}")]
     PeerFault(Fault),

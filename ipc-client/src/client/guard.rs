@@ -3,6 +3,7 @@
 use super::consumer::Consumer;
 use super::error::ReceiveError;
 use crate::layout::metadata::{Metadata, MetadataError};
+use crate::request::ReplyTo;
 use crate::ring::{Taken, View};
 use crate::sys::fork::ForkMark;
 
@@ -98,6 +99,12 @@ impl<'a> Message<'a> {
         // SAFETY: the payload lies in one mapped slot that is held while `'a` lasts; that nobody writes to it is the
         // caller's promise.
         Some(unsafe { std::slice::from_raw_parts(start, self.view.taken().length()) })
+    }
+
+    /// Where the reply goes, if this is a request.
+    #[must_use]
+    pub fn reply_to(&self) -> Option<ReplyTo> {
+        ReplyTo::of(&self.metadata().ok()?)
     }
 
     /// The metadata in front of the payload.
@@ -198,6 +205,12 @@ impl<'a> Guard<'a> {
     /// See [`ReadMetadataError`].
     pub fn metadata(&self) -> Result<Metadata, ReadMetadataError> {
         self.message().metadata()
+    }
+
+    /// Where the reply goes, if this is a request.
+    #[must_use]
+    pub fn reply_to(&self) -> Option<ReplyTo> {
+        self.message().reply_to()
     }
 
     /// Gives the slot back. Dropping the guard does the same.

@@ -22,7 +22,7 @@ pub(crate) mod internal {
     };
     #[cfg(feature = "tokio")]
     pub(crate) use super::bells::shared::BellPlace;
-    pub(crate) use super::connection::Inner;
+    pub(crate) use super::connection::{Inner, random_number};
     pub(crate) use super::producer::encode;
     pub(crate) use super::waiting::{Side, Stop, leave, wait_for};
     #[cfg(feature = "tokio")]
@@ -46,6 +46,7 @@ use crate::brokered::{
     BrokeredConsumer, BrokeredProducer, ConsumerOptions, ProducerOptions, Transaction,
 };
 use crate::protocol::{DeliverySpec, ErrorCode, QueueInfo, QueueSpec, Reply, Request, Status};
+use crate::request::{Replier, Requester};
 use crate::wait::WaitPolicy;
 
 /// Environment variable that names the daemon's socket.
@@ -128,7 +129,7 @@ impl Client {
         self.inner.is_connected()
     }
 
-    fn inner(&self) -> &Arc<Inner> {
+    pub(crate) fn inner(&self) -> &Arc<Inner> {
         &self.inner
     }
 
@@ -304,6 +305,20 @@ impl Client {
         options: ConsumerOptions,
     ) -> Result<BrokeredConsumer, ClientError> {
         BrokeredConsumer::attach(&self.inner, queue, &options)
+    }
+
+    /// Sends requests to a queue of either plane and receives the replies, through a session queue of its own.
+    ///
+    /// # Errors
+    /// See [`Client`]; codes as for [`Self::producer`], and `Limit` if there is no room for the reply queue.
+    pub fn requester(&self, queue: &str) -> Result<Requester, ClientError> {
+        Requester::attach(self, queue)
+    }
+
+    /// Sends replies to requests.
+    #[must_use]
+    pub fn replier(&self) -> Replier {
+        Replier::new(self)
     }
 
     /// Attaches a producer to a queue.

@@ -335,12 +335,14 @@ impl Producer {
 
     fn encode(&mut self, metadata: &Metadata) -> Result<(), SendError> {
         self.metadata.clear();
+        without_times(metadata)?;
         encode(metadata, &mut self.metadata)
     }
 
     /// Metadata in a buffer of its own, for a future that may be dropped.
     #[cfg(feature = "tokio")]
     pub(crate) fn encoded(&self, metadata: &Metadata) -> Result<Vec<u8>, SendError> {
+        without_times(metadata)?;
         let mut encoded = Vec::new();
         encode(metadata, &mut encoded).map(|()| encoded)
     }
@@ -362,6 +364,14 @@ pub(crate) fn encode(metadata: &Metadata, into: &mut Vec<u8>) -> Result<(), Send
         }
         _ => SendError::InvalidMetadata,
     })
+}
+
+/// A direct queue gives out what is there.
+fn without_times(metadata: &Metadata) -> Result<(), SendError> {
+    match (metadata.ttl, metadata.delay) {
+        (None, None) => Ok(()),
+        _ => Err(SendError::TimesOnDirect),
+    }
 }
 
 fn messages(payloads: &[&[u8]]) -> u32 {

@@ -6,9 +6,15 @@
 //! | 2 | header: name length u8, name (UTF-8), value bytes |
 //! | 3 | own sequence of a named producer: its id u64, epoch u32, sequence u64; the first entry, see [`OwnSequence`] |
 //! | 4 | trace context as W3C has it: trace id 16 bytes, span id 8 bytes, flags 1 byte |
-//! | 5 to 8 | reserved: priority, time to live, delay, reply-to |
+//! | 5 | reserved: priority |
+//! | 6 | time to live in milliseconds from the publish time: u64 |
+//! | 7 | delay in milliseconds from the publish time: u64 |
+//! | 8 | name of the queue that takes the reply (UTF-8) |
+//! | 9 | number that the reply carries as well: u64 |
 //!
 //! Unknown tags are skipped. The whole is at most 65,535 bytes long.
+
+use core::time::Duration;
 
 /// Tags of entries.
 pub mod tag {
@@ -22,12 +28,14 @@ pub mod tag {
     pub const TRACE: u8 = 4;
     /// Reserved.
     pub const PRIORITY: u8 = 5;
-    /// Reserved.
+    /// Time to live.
     pub const TTL: u8 = 6;
-    /// Reserved.
+    /// Delay.
     pub const DELAY: u8 = 7;
-    /// Reserved.
+    /// Queue for the reply.
     pub const REPLY_TO: u8 = 8;
+    /// Tells apart replies.
+    pub const CORRELATION: u8 = 9;
 }
 
 /// Bytes in front of a value.
@@ -84,21 +92,17 @@ impl OwnSequence {
         let Some(entry) = metadata.first_chunk::<{ Self::ENTRY_BYTES }>() else {
             return Err(MetadataError::Malformed(0));
         };
+        let field = |from: usize| number(&entry[from..from + 8]).unwrap_or_default();
         let own = Self {
-            producer: number(&entry[4..12]),
+            producer: field(4),
             epoch: u32::from_le_bytes([entry[12], entry[13], entry[14], entry[15]]),
-            sequence: number(&entry[16..24]),
+            sequence: field(16),
         };
         if own.encode() == *entry { Ok(Some(own)) } else { Err(MetadataError::Malformed(0)) }
     }
 }
 
-/// Eight bytes as a number.
-fn number(bytes: &[u8]) -> u64 {
-    bytes.iter().rev().fold(0, |number, byte| number << 8 | u64::from(*byte))
-}
-
-/// Key, headers and trace id of one message.
+/// Key, headers, trace id and times of one message.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Metadata {
     /// Key, e.g. to keep an order by.
@@ -107,6 +111,53 @@ pub struct Metadata {
     pub headers: Vec<(String, Vec<u8>)>,
     /// Trace id.
     pub trace: Option<TraceId>,
+    /// Brokered queues: not given out any more when this time is over, counted from its publishing, in whole milliseconds.
+    pub ttl: Option<Duration>,
+    /// Brokered queues: not given out before this time is over, counted from its publishing, in whole milliseconds.
+    pub delay: Option<Duration>,
+    /// Name of the queue that takes the reply.
+    pub reply_to: Option<String>,
+    /// A reply carries the number of its request.
+    pub correlation: Option<u64>,
+}
+
+/// What a shard looks at: both in milliseconds from the publish time.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Times {
+    /// Time to live.
+    pub ttl_ms: Option<u64>,
+    /// Delay.
+    pub delay_ms: Option<u64>,
+}
+
+/// Reads the times out of encoded metadata; `None` if it is malformed.
+#[must_use]
+pub fn times(bytes: &[u8]) -> Option<Times> {
+    let mut found = Times::default();
+    let mut rest = bytes;
+    while !rest.is_empty() {
+        let (&[tag, 0, low, high], behind) = rest.split_first_chunk::<ENTRY_HEADER_BYTES>()? else {
+            return None;
+        };
+        let (value, behind) =
+            behind.split_at_checked(usize::from(u16::from_le_bytes([low, high])))?;
+        match tag {
+            tag::TTL => found.ttl_ms = Some(number(value)?),
+            tag::DELAY => found.delay_ms = Some(number(value)?),
+            _ => {}
+        }
+        rest = behind;
+    }
+    Some(found)
+}
+
+fn number(value: &[u8]) -> Option<u64> {
+    value.try_into().ok().map(u64::from_le_bytes)
+}
+
+/// What is shorter than a millisecond counts as one.
+fn milliseconds(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX)
 }
 
 /// Why metadata could not be written or read.
@@ -141,6 +192,17 @@ impl Metadata {
         if let Some(trace) = &self.trace {
             push(out, tag::TRACE, &[&trace.trace, &trace.span, &[trace.flags]])?;
         }
+        for (tag, time) in [(tag::TTL, self.ttl), (tag::DELAY, self.delay)] {
+            if let Some(time) = time {
+                push(out, tag, &[&milliseconds(time).to_le_bytes()])?;
+            }
+        }
+        if let Some(queue) = &self.reply_to {
+            push(out, tag::REPLY_TO, &[queue.as_bytes()])?;
+        }
+        if let Some(number) = self.correlation {
+            push(out, tag::CORRELATION, &[&number.to_le_bytes()])?;
+        }
         let length = out.len() - start;
         if length > usize::from(u16::MAX) { Err(MetadataError::TooLong(length)) } else { Ok(()) }
     }
@@ -163,6 +225,17 @@ impl Metadata {
                 tag::KEY if metadata.key.is_none() => metadata.key = Some(value.to_vec()),
                 tag::KEY => return Err(malformed),
                 tag::HEADER => metadata.headers.push(header(value).ok_or(malformed)?),
+                tag::TTL | tag::DELAY => {
+                    let time = Duration::from_millis(number(value).ok_or(malformed)?);
+                    let field =
+                        if tag == tag::TTL { &mut metadata.ttl } else { &mut metadata.delay };
+                    *field = Some(time);
+                }
+                tag::REPLY_TO => {
+                    let name = core::str::from_utf8(value).map_err(|_| malformed)?;
+                    metadata.reply_to = Some(name.to_owned());
+                }
+                tag::CORRELATION => metadata.correlation = Some(number(value).ok_or(malformed)?),
                 tag::TRACE => metadata.trace = Some(trace(value).ok_or(malformed)?),
                 _ => {}
             }

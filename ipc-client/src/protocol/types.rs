@@ -75,6 +75,9 @@ pub struct QueueSpec {
     pub durable: bool,
     /// What a brokered queue does with messages that are not acknowledged.
     pub delivery: DeliverySpec,
+    /// Deleted when the session of its creator ends: when its process exits or its [`Client`](crate::Client) is dropped with all
+    /// handles. Not durable.
+    pub session: bool,
 }
 
 impl QueueSpec {
@@ -106,6 +109,9 @@ pub struct DeliverySpec {
     pub max_age_ms: Option<u64>,
     /// What happens at a limit. Streams discard their oldest messages instead.
     pub overflow: Option<Overflow>,
+    /// Milliseconds from its publishing after which a message is not given out any more but goes to the dead-letter queue (or is
+    /// discarded and counted); 0, the default, for none.
+    pub ttl_ms: Option<u64>,
 }
 
 /// How long a brokered queue keeps a message.
@@ -183,6 +189,8 @@ pub struct QueueInfo {
     pub brokered: Option<BrokeredInfo>,
     /// One entry a handle; filled by `queue info` only.
     pub handles: Vec<HandleInfo>,
+    /// Whether it is deleted when the session of its creator ends.
+    pub session: bool,
 }
 
 /// What a shard knows about one of its queues.
@@ -198,7 +206,7 @@ pub struct BrokeredInfo {
     pub ready: u64,
     /// Of these, messages that are with a consumer of the default group.
     pub unacknowledged: u64,
-    /// Of these, messages whose delay is not over.
+    /// Of these, messages whose delay is not over. Those that were published with a delay count from when it was their turn.
     pub delayed: u64,
     /// Deliveries beyond the first of a message, since the queue was created or the machine started.
     pub redelivered: u64,
@@ -236,6 +244,10 @@ pub struct BrokeredInfo {
     pub blocked_producers: u32,
     /// The limit that they wait for, `max-messages` or `max-bytes`; empty if nobody waits.
     pub blocked_by: String,
+    /// Messages whose time to live was over: moved to the dead-letter queue, or discarded.
+    pub expired: u64,
+    /// 0: none.
+    pub ttl_ms: u64,
 }
 
 /// One attached handle.

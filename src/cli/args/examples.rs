@@ -88,6 +88,7 @@ Examples:
   ringmain queue create inbox --durable --max-messages 100000 --overflow reject
   ringmain queue create events --durable --retention stream --max-bytes 10GiB --max-age 7d
   ringmain queue create prices --plane brokered --max-messages 1000 --overflow drop-oldest
+  ringmain queue create news --durable --ttl 1h
 
 A brokered queue gives each message to one consumer, waits for its acknowledgement, and gives it to another one if the \
 consumer dies or its lease is over. With --durable a confirmed message is on stable storage; without, messages survive \
@@ -104,6 +105,7 @@ Examples:
   ringmain publish jobs --file jobs.ndjson --confirm durable --receipts --key k1
   ringmain publish orders --file 2024-05.ndjson --producer import-2024-05
   ringmain publish orders --file rest.ndjson --producer import-2024-05 --first-sequence 100001
+  echo reminder | ringmain publish jobs --delay 5m --ttl 1h
 
 The line break is no part of the message; an empty line is an empty message. A full queue is waited for.
 
@@ -113,7 +115,10 @@ is given. A receipt is the sequence of a message that is confirmed, printed as s
 With --producer the queue remembers the last line number that it has stored under the name; lines up to that one are \
 duplicates, whatever they say, and are counted on stderr. So each input has a name of its own, or goes on with \
 --first-sequence. Only one command at a time may use a name: the one that comes later ends the earlier one. A name that \
-nobody uses for 7 days is forgotten.";
+nobody uses for 7 days is forgotten.
+
+--ttl and --delay count from the publishing of each message, also over restarts. What is not given out in time goes to the \
+queue's dead-letter queue, or is discarded and counted as expired.";
 
 pub(super) const CONSUME_EXAMPLES: &str = "\
 Examples:
@@ -308,3 +313,24 @@ A daemon of its own with its journal in a temporary folder. The backlog is publi
 anew, so that nothing of it is in memory, and another process receives, checks and acknowledges every message. The segment files \
 are read raw before and after that. With --beside another queue is published to, for a while without the replay, then \
 during it, then without it again.";
+
+pub(super) const REQUEST_EXAMPLES: &str = "\
+Examples:
+  echo 17 | ringmain request squares
+  ringmain request squares --file numbers --timeout 500ms
+  seq 3 | ringmain request squares --json | jq .took_ns
+
+One request at a time: the next line is sent when the reply is there. The replies come through a queue that vanishes with the \
+command. On a brokered queue a request that no server has taken within --timeout expires; one that was taken may be \
+carried out although its reply is not waited for any more.";
+
+pub(super) const REPLY_EXAMPLES: &str = "\
+Examples:
+  ringmain reply squares --exec 'read n; echo $((n * n))'
+  ringmain reply words --exec 'tr a-z A-Z'
+  ringmain reply ping --echo --count 10
+
+Any number of servers share the requests of a queue. On a brokered queue a request is acknowledged after its reply was sent, so that one \
+whose server dies goes to another; when the command fails there is no reply, and the request goes to the dead-letter queue or is discarded. \
+On a direct queue a request is gone when a server has taken it. A requester that is gone is no error. SIGINT and SIGTERM end the \
+command cleanly.";

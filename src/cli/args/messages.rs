@@ -64,6 +64,12 @@ pub(crate) struct PublishArgs {
     /// Own sequence of the first line; those after it have the following ones [default: 1]
     #[arg(long, value_name = "N", requires = "producer", value_parser = clap::value_parser!(u64).range(1..=1 << 62))]
     pub(crate) first_sequence: Option<u64>,
+    /// Brokered: how long after its publishing each message is given out; the queue's own, if shorter, counts
+    #[arg(long, value_name = "DURATION", value_parser = parse_time)]
+    pub(crate) ttl: Option<Duration>,
+    /// Brokered: nobody gets a message before this long after its publishing
+    #[arg(long, value_name = "DURATION", value_parser = parse_time)]
+    pub(crate) delay: Option<Duration>,
     #[command(flatten)]
     pub(crate) format: Format,
 }
@@ -162,6 +168,13 @@ fn parse_producer(text: &str) -> Result<String, String> {
         return Ok(text.to_owned());
     }
     Err("expected 1 to 200 characters of A-Z a-z 0-9 . _ -".to_owned())
+}
+
+fn parse_time(text: &str) -> Result<Duration, String> {
+    match parse_duration(text)? {
+        Duration::ZERO => Err("expected more than nothing; leave it out instead".to_string()),
+        time => Ok(time),
+    }
 }
 
 fn parse_header(text: &str) -> Result<(String, String), String> {

@@ -6,6 +6,7 @@ mod group;
 mod journal;
 mod messages;
 mod queue;
+mod request;
 mod start;
 
 use std::path::PathBuf;
@@ -37,6 +38,7 @@ pub(crate) use queue::{
     DeliveryArgs, PlaneArg, QueueCommand, QueueCreateArgs, QueueDeleteArgs, QueueEditArgs,
     QueueInfoArgs, QueueListArgs, QueuePurgeArgs,
 };
+pub(crate) use request::{ReplyArgs, RequestArgs};
 
 /// A message broker for one Linux host: local processes exchange messages through rings in shared memory.
 #[derive(Debug, Parser)]
@@ -77,6 +79,10 @@ pub(crate) enum Command {
     /// Shows dead letters, and sends them back to where they came from
     #[command(subcommand)]
     DeadLetter(DeadLetterCommand),
+    /// Sends one request per line of input and prints the replies
+    Request(RequestArgs),
+    /// Serves the requests of a queue with a command
+    Reply(ReplyArgs),
     /// Looks into the journal of a daemon that does not run
     #[command(subcommand)]
     Journal(JournalCommand),

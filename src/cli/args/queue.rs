@@ -114,6 +114,10 @@ pub(crate) struct DeliveryArgs {
     /// Brokered: what happens at a limit; a stream discards its oldest messages instead [default: block]
     #[arg(long, value_enum)]
     pub(crate) overflow: Option<OverflowArg>,
+    /// Brokered: how long after its publishing a message is given out; then it becomes a dead letter or is discarded and
+    /// counted; 0s for ever [default: 0s]
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
+    pub(crate) ttl: Option<Duration>,
 }
 
 #[derive(Debug, Subcommand)]
@@ -242,6 +246,9 @@ pub(crate) struct QueueEditArgs {
     /// What happens at a limit; a stream discards its oldest messages instead
     #[arg(long, value_enum)]
     pub(crate) overflow: Option<OverflowArg>,
+    /// How long after its publishing a message is given out; 0s for ever
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
+    pub(crate) ttl: Option<Duration>,
     /// Dead letters are discarded and counted from now on
     #[arg(long, conflicts_with = "dead_letter")]
     pub(crate) no_dead_letter: bool,

@@ -72,14 +72,10 @@ impl<'a> Shown<'a> {
             "sequence": self.sequence,
             "redelivered": self.redelivered,
         });
-        let mut put = |name: &str, bytes: &[u8]| match std::str::from_utf8(bytes) {
-            Ok(text) => document[name] = text.into(),
-            Err(_) => document[format!("{name}_hex")] = hex(bytes).into(),
-        };
-        put("payload", self.payload);
+        put_bytes(&mut document, "payload", self.payload);
         if let Some(metadata) = &self.metadata {
             if let Some(key) = &metadata.key {
-                put("key", key);
+                put_bytes(&mut document, "key", key);
             }
             if !metadata.headers.is_empty() {
                 let headers = metadata.headers.iter();
@@ -95,6 +91,14 @@ impl<'a> Shown<'a> {
             document["published_ns"] = published_ns.into();
         }
         document
+    }
+}
+
+/// As text, or under another name as hexadecimal digits.
+pub(crate) fn put_bytes(document: &mut serde_json::Value, name: &str, bytes: &[u8]) {
+    match std::str::from_utf8(bytes) {
+        Ok(text) => document[name] = text.into(),
+        Err(_) => document[format!("{name}_hex")] = hex(bytes).into(),
     }
 }
 

@@ -7,7 +7,7 @@ const READ_BYTES: usize = 128 * 1024;
 
 /// Why there is no next line.
 #[derive(Debug)]
-pub(super) enum Error {
+pub(crate) enum Error {
     /// The stream cannot be read.
     Read(io::Error),
     /// A line is longer than a message may be.
@@ -20,7 +20,7 @@ pub(super) enum Error {
 }
 
 /// Splits a stream at its line breaks. It never waits for a second line while it has a first one.
-pub(super) struct Lines<R> {
+pub(crate) struct Lines<R> {
     input: R,
     buffer: Vec<u8>,
     /// `buffer[start..end]` was read and not yet given out.
@@ -34,13 +34,13 @@ pub(super) struct Lines<R> {
 
 impl<R: Read> Lines<R> {
     /// Lines of at most `max` bytes.
-    pub(super) fn new(input: R, max: usize) -> Self {
+    pub(crate) fn new(input: R, max: usize) -> Self {
         Self { input, buffer: Vec::new(), start: 0, end: 0, at_end: false, max, count: 0 }
     }
 
     /// Up to `limit` lines without their line breaks; none at the end. The lines before one that is too long are
     /// given out first.
-    pub(super) fn next(&mut self, limit: usize) -> Result<Vec<&[u8]>, Error> {
+    pub(crate) fn next(&mut self, limit: usize) -> Result<Vec<&[u8]>, Error> {
         let mut searched = 0;
         let ends = loop {
             let ends = self.line_ends(searched, limit);
@@ -76,7 +76,7 @@ impl<R: Read> Lines<R> {
     }
 
     /// Whether [`Self::next`] can answer without reading.
-    pub(super) fn ready(&self) -> bool {
+    pub(crate) fn ready(&self) -> bool {
         self.at_end || self.buffer[self.start..self.end].contains(&b'\n')
     }
 

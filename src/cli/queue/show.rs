@@ -38,7 +38,11 @@ pub(super) fn rules(info: &BrokeredInfo) -> String {
         "" => String::new(),
         limits => format!("; {limits}"),
     };
-    format!("{deliveries}; lease {}{limits}", lease(info))
+    let ttl = match info.ttl_ms {
+        0 => String::new(),
+        ms => format!("; time to live {}", units::duration_ms(ms)),
+    };
+    format!("{deliveries}; lease {}{ttl}{limits}", lease(info))
 }
 
 /// What it keeps, and what happens at a limit; empty if everything is as usual.
@@ -127,7 +131,11 @@ pub(super) fn facts(info: &QueueInfo) -> Facts {
     let mut facts = Facts::default();
     facts.add("name", &info.name);
     facts.add("id", info.id);
-    let durable = if info.durable { "durable" } else { "not durable" };
+    let durable = match (info.durable, info.session) {
+        (true, _) => "durable",
+        (false, false) => "not durable",
+        (false, true) => "until the session of its creator ends",
+    };
     facts.add("kind", format!("{}, {}, {durable}", kind(info), info.plane));
     facts.add("state", &info.state);
     facts.add("slots", format!("{} of {}", info.slots, units::bytes(info.slot_size.into())));
@@ -177,6 +185,7 @@ fn brokered(facts: &mut Facts, info: &BrokeredInfo) {
     facts.add("redelivered", units::count(info.redelivered));
     facts.add("dead letters", units::count(info.dead_lettered));
     facts.add("discarded", units::count(info.discarded));
+    facts.add("expired", units::count(info.expired));
     if !limits(info).is_empty() || info.first_sequence > 1 {
         facts.add("first sequence", info.first_sequence);
     }

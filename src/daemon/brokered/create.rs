@@ -1,5 +1,7 @@
 //! Creating and deleting brokered queues.
 
+use std::os::fd::AsFd;
+
 use ringmain_client::layout::Geometry;
 use ringmain_client::protocol::{DeliverySpec, ErrorCode, Kind, QueueSpec, Reply};
 use ringmain_client::wire::DELIVERY_HEADER_BYTES;
@@ -9,7 +11,7 @@ use super::super::connections::{Answer, Failure, refuse};
 use super::super::entries::{BrokeredQueueEntry, Key};
 use super::super::link::LinkLost;
 use super::super::peer::Credentials;
-use super::super::queues::{check_name, checked_mode, group_of};
+use super::super::queues::{check_name, checked_mode, group_of, no_room};
 use super::{BrokeredQueue, SHARD_DURABLE, SHARD_MEMORY, State, Waiting, failure, no_right};
 use crate::shard::control::ToShard;
 use crate::shard::logic::{ControlResult, Limits, QueueDefinition};
@@ -25,6 +27,9 @@ const LEASE_MAX_MS: u64 = 366 * 24 * 3600 * 1000;
 /// A hundred years; beyond it 0 is meant.
 const AGE_MAX_MS: u64 = 100 * LEASE_MAX_MS;
 
+/// No connection.
+const NOBODY: u64 = u64::MAX;
+
 impl Broker {
     /// `None`: the answer comes when the queue is stored.
     pub(in super::super) fn create_brokered(
@@ -34,6 +39,7 @@ impl Broker {
         name: String,
         spec: &QueueSpec,
     ) -> Result<Option<Answer>, Failure> {
+        let session = self.bound_session(number, spec)?;
         let entry = self.new_brokered_entry(number, user, name, spec)?;
         if let Some(id) = self.names.get(&entry.name).copied() {
             return self.create_again(number, id, &entry);
@@ -62,10 +68,15 @@ impl Broker {
             lease_ms: delivery.lease_ms.unwrap_or(LEASE_DEFAULT_MS),
             limits: Limits::asked(&delivery),
             dead_letter: delivery.dead_letter.unwrap_or_default(),
+            ttl_ms: delivery.ttl_ms.unwrap_or(0),
         };
         let shard = entry.shard;
         let queue = BrokeredQueue { entry, state: State::Creating, handles: Default::default() };
-        self.keeper.apply(Vec::new(), vec![queue.item(id)])?;
+        let (bound, beside) = self.binding(id, session)?;
+        let items = [vec![queue.item(id)], bound].concat();
+        let beside: Vec<_> = beside.iter().map(AsFd::as_fd).collect();
+        self.keeper.apply_with(Vec::new(), items, &beside)?.or_else(no_room)?;
+        self.bind(id, session);
         self.names.insert(queue.entry.name.clone(), id);
         self.brokered.queues.insert(id, queue);
         let request = self.brokered.request(Waiting::Create { connection: number, queue: id });
@@ -177,11 +188,12 @@ impl Broker {
             let text = format!("lease={lease_ms} ms: at most {LEASE_MAX_MS} ms, or 0 for no end");
             return refuse(ErrorCode::Invalid, text);
         }
-        if let Some(age_ms) = delivery.max_age_ms
-            && age_ms > AGE_MAX_MS
-        {
-            let text = format!("max-age={age_ms} ms: at most {AGE_MAX_MS} ms, or 0 for no end");
-            return refuse(ErrorCode::Invalid, text);
+        for (name, value_ms) in [("max-age", delivery.max_age_ms), ("ttl", delivery.ttl_ms)] {
+            if let Some(value_ms) = value_ms.filter(|value_ms| *value_ms > AGE_MAX_MS) {
+                let text =
+                    format!("{name}={value_ms} ms: at most {AGE_MAX_MS} ms, or 0 for no end");
+                return refuse(ErrorCode::Invalid, text);
+            }
         }
         let Some(target) = delivery.dead_letter.as_deref().filter(|name| !name.is_empty()) else {
             return Ok(delivery.clone());
@@ -195,6 +207,12 @@ impl Broker {
         };
         if own == Some(id) || target == entry.name {
             let text = "a queue cannot be its own dead-letter queue: name another one";
+            return refuse(ErrorCode::Invalid, text);
+        }
+        if self.session_queues.contains_key(&id) {
+            let text = format!(
+                "dead-letter queue {target} vanishes with its session: name one that stays"
+            );
             return refuse(ErrorCode::Invalid, text);
         }
         if queue.state != State::Open {
@@ -230,6 +248,8 @@ impl Broker {
         if queue.state == State::Creating {
             queue.state = State::Open;
         }
+        // Its session may have ended meanwhile.
+        self.session_ended |= self.session_queues.contains_key(&id);
         self.answer_with_info(connection, id, Some(id))
     }
 
@@ -248,6 +268,18 @@ impl Broker {
         let request = self.brokered.request(Waiting::Delete { connection: number, queue: id });
         self.brokered.tell(shard, ToShard::Delete { request, queue: id });
         Ok(None)
+    }
+
+    /// Its session has ended. What is being created is deleted when it is there.
+    pub(in super::super) fn delete_session_queue(&mut self, id: u64) {
+        let Some(queue) = self.brokered.queues.get_mut(&id) else { return };
+        let shard = queue.entry.shard;
+        if queue.state != State::Open || !self.brokered.shards.contains_key(&shard) {
+            return;
+        }
+        queue.state = State::Deleting;
+        let request = self.brokered.request(Waiting::Delete { connection: NOBODY, queue: id });
+        self.brokered.tell(shard, ToShard::Delete { request, queue: id });
     }
 
     pub(super) fn on_deleted(
@@ -283,6 +315,7 @@ impl Broker {
             .map(|handle| Key::BrokeredHandle { queue: id, handle: *handle }.bytes())
             .collect();
         deletes.push(Key::BrokeredQueue(id).bytes());
+        deletes.extend(self.unbind(id));
         self.keeper.apply(deletes, Vec::new())?;
         for (index, handle) in queue.handles {
             self.forget_brokered_handle(id, index, &handle.entry)?;

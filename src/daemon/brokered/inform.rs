@@ -206,6 +206,7 @@ impl Broker {
             returned: 0,
             brokered: None,
             handles: Vec::new(),
+            session: self.session_queues.contains_key(&id),
         }
     }
 

@@ -54,6 +54,7 @@ impl Broker {
             dead_letter: delivery.dead_letter,
             lease_ms: delivery.lease_ms,
             limits,
+            ttl_ms: delivery.ttl_ms,
         };
         let request = self.brokered.request(Waiting::Edit { connection: number, queue: id });
         self.brokered.tell(shard, ToShard::Edit { request, queue: id, edit });

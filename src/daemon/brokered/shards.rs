@@ -219,6 +219,8 @@ impl Broker {
                 }
                 self.counters.skip_queues(started.next_queue);
                 self.reconcile(shard, started.queues)?;
+                // What was being created when a session ended is there now, or is not.
+                self.session_ended = true;
                 if let Some(shard) = self.brokered.shards.get_mut(&shard) {
                     shard.progress = Progress::Open;
                     shard.known = true;

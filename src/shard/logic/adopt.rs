@@ -2,6 +2,7 @@
 
 use super::Logic;
 use super::consumer::{Lease, LeaseState};
+use super::expiry::UNKNOWN_NS;
 use super::handles::HandleRef;
 use super::record::Returned;
 use super::returns::NS_PER_MS;
@@ -44,7 +45,8 @@ impl Logic {
             ms => now.monotonic_ns.saturating_add(ms.saturating_mul(NS_PER_MS)),
         };
         let state = LeaseState::Held;
-        consumer.hold(slot, Lease { sequence, deadline_ns, attempt, bytes, state });
+        let expires_ns = UNKNOWN_NS;
+        consumer.hold(slot, Lease { sequence, deadline_ns, attempt, bytes, state, expires_ns });
         self.arm_consumer(number, deadline_ns);
         if let Some(queue) = self.queues.get_mut(index) {
             let queue_id = queue.definition.id;

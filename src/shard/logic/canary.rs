@@ -41,11 +41,19 @@ pub(super) enum Canary {
     LoseOwnSequence,
     /// The acknowledgements of a transaction do not get into the journal.
     HalfTransaction,
+    /// A message is given out although its TTL is over.
+    DeliverExpired,
+    /// A message is given out although its delay is not over.
+    DeliverEarly,
+    /// A checkpoint forgets what is delayed.
+    LoseDelayed,
+    /// A checkpoint forgets what expires.
+    ForgetLooks,
 }
 
 #[cfg(test)]
 impl Canary {
-    pub(super) const ALL: [Self; 18] = [
+    pub(super) const ALL: [Self; 22] = [
         Self::DispatchBeforeDurable,
         Self::AckAhead,
         Self::LoseCount,
@@ -64,6 +72,10 @@ impl Canary {
         Self::ForgetFence,
         Self::LoseOwnSequence,
         Self::HalfTransaction,
+        Self::DeliverExpired,
+        Self::DeliverEarly,
+        Self::LoseDelayed,
+        Self::ForgetLooks,
     ];
 }
 

@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 
 use super::canary;
+use super::expiry::NEVER_NS;
 use super::types::{HandleId, Port};
 
 /// What an entry of a lease table is used for.
@@ -28,10 +29,18 @@ pub(super) struct Lease {
     /// Payload and metadata.
     pub(super) bytes: u32,
     pub(super) state: LeaseState,
+    /// When the message expires, if it is back by then; realtime.
+    pub(super) expires_ns: u64,
 }
 
-const FREE: Lease =
-    Lease { sequence: 0, deadline_ns: u64::MAX, attempt: 0, bytes: 0, state: LeaseState::Free };
+const FREE: Lease = Lease {
+    sequence: 0,
+    deadline_ns: u64::MAX,
+    attempt: 0,
+    bytes: 0,
+    state: LeaseState::Free,
+    expires_ns: NEVER_NS,
+};
 
 /// Where one who only looks is.
 #[derive(Debug)]

@@ -261,6 +261,9 @@ impl Logic {
         if let Some(lease_ms) = edit.lease_ms {
             definition.lease_ms = lease_ms;
         }
+        if let Some(ttl_ms) = edit.ttl_ms {
+            definition.ttl_ms = ttl_ms;
+        }
         edit.limits.apply(&mut definition.limits, queue.next_sequence);
         if edit.limits != LimitsEdit::default() {
             definition.limits.check(definition.durable).map_err(invalid)?;
@@ -318,6 +321,9 @@ impl Logic {
     pub(super) fn drop_queue(&mut self, index: u32, port: &mut dyn Port, log: &mut dyn Log) {
         let Some(queue) = self.queues.remove(index) else { return };
         self.by_id.remove(&queue.definition.id);
+        if let Some(armed_ns) = queue.armed_ns {
+            self.timers.remove(&(armed_ns, Timer::Queue(index)));
+        }
         for (number, group) in queue.groups.iter().enumerate() {
             if let Some(armed_ns) = group.armed_ns {
                 self.timers.remove(&(armed_ns, Timer::Group(index, number)));

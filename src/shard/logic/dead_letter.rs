@@ -4,9 +4,9 @@ use ringmain_client::wire::Outcome;
 
 use super::dispatch::Step;
 use super::effects::{Effect, Item, NO_SLOT};
-use super::group::{Doomed, Waiter};
+use super::group::{Doomed, Reason, Waiter};
 use super::headers;
-use super::record::{List, MessageBody, kind};
+use super::record::{FLAG_EXPIRED, List, MessageBody, kind};
 use super::types::{FLAG_MESSAGE, Lsn, Port, RecordRef};
 use super::{AppendError, Log, Logic, Message};
 
@@ -19,6 +19,7 @@ pub(super) struct Transfer {
     pub(super) to: u32,
     /// The record that takes it out.
     pub(super) kind: u8,
+    pub(super) record_flags: u8,
     pub(super) flags: u16,
     /// Bytes of metadata at the start of the scratch memory; the payload follows.
     pub(super) metadata_bytes: usize,
@@ -54,12 +55,12 @@ impl Logic {
                 return Step::Later;
             }
             let moved = match self.dead_letter_queue(index) {
-                None => self.discard(index, group_index, sequence, log),
+                None => self.discard(index, group_index, doomed.reason, budget, log),
                 Some(None) => return Step::Done,
                 Some(Some(to)) => self.dead_letter(index, group_index, to, sequence, doomed, log),
             };
             match moved {
-                Ok(()) => self.doomed_is_gone(index, group_index, sequence, doomed),
+                Ok(()) => {}
                 Err(Stop::Later) => return Step::Later,
                 Err(Stop::Lost(what)) => {
                     self.stall(index, group_index, what, port);
@@ -78,14 +79,14 @@ impl Logic {
         Some(self.by_name.get(name).copied())
     }
 
-    fn doomed_is_gone(&mut self, index: u32, group_index: usize, sequence: u64, doomed: Doomed) {
+    fn doomed_is_gone(&mut self, index: u32, group_index: usize, sequence: u64) {
         let Some(queue) = self.queues.get_mut(index) else { return };
         let end = queue.next_sequence;
         let group = &mut queue.groups[group_index];
         let bytes = group.mean_bytes(end);
-        group.doomed.remove(&sequence);
+        let doomed = group.doomed.remove(&sequence);
         group.settle(bytes, end);
-        let waiter = doomed.waiter.unwrap_or(NOBODY);
+        let waiter = doomed.and_then(|doomed| doomed.waiter).unwrap_or(NOBODY);
         self.effects.items.push_back(Item { queue: index, sequence, waiter, slot: NO_SLOT });
     }
 
@@ -102,28 +103,45 @@ impl Logic {
         }
     }
 
+    /// Discards doomed messages with this reason, as many as one record takes.
     fn discard(
         &mut self,
         index: u32,
         group_index: usize,
-        sequence: u64,
+        reason: Reason,
+        budget: &mut u32,
         log: &mut dyn Log,
     ) -> Result<(), Stop> {
         let group = self.group_id(index, group_index);
         let Some(queue) = self.queues.get_mut(index) else { return Err(Stop::Later) };
         let mut list = List::default();
         list.begin(group);
-        list.range(sequence);
+        let mut sequences = Vec::new();
+        for (sequence, doomed) in &queue.groups[group_index].doomed {
+            // The first one is in the budget already.
+            if doomed.reason != reason || list.is_full() || sequences.len() > *budget as usize {
+                break;
+            }
+            list.range(*sequence);
+            sequences.push(*sequence);
+        }
+        let is_expired = reason == Reason::Expired;
         let record = RecordRef {
-            kind: kind::DISCARDED,
+            kind: if is_expired { kind::EXPIRED } else { kind::DISCARDED },
             flags: 0,
             queue: queue.definition.id,
             sequence: 0,
             parts: &[list.as_bytes()],
         };
         let (lsn, _) = log.append(record).map_err(|_| Stop::Later)?;
-        queue.discarded += 1;
-        self.effects.push(lsn, Effect::Settled { queue: index, items: 1 });
+        let items = u32::try_from(sequences.len()).unwrap_or(u32::MAX);
+        *budget = budget.saturating_sub(items.saturating_sub(1));
+        let counter = if is_expired { &mut queue.expired } else { &mut queue.discarded };
+        *counter += u64::from(items);
+        self.effects.push(lsn, Effect::Settled { queue: index, items });
+        for sequence in sequences {
+            self.doomed_is_gone(index, group_index, sequence);
+        }
         Ok(())
     }
 
@@ -143,7 +161,11 @@ impl Logic {
         let scratch = &mut self.scratch;
         scratch.clear();
         headers::copy_without_ours(body.metadata, scratch);
-        let reason = if doomed.rejected { "rejected" } else { "max-deliveries" };
+        let (reason, record_flags) = match doomed.reason {
+            Reason::Rejected => ("rejected", 0),
+            Reason::MaxDeliveries => ("max-deliveries", 0),
+            Reason::Expired => ("expired", FLAG_EXPIRED),
+        };
         headers::push(scratch, headers::REASON, reason);
         headers::push(scratch, headers::ORIGIN_QUEUE, &definition.name);
         headers::push(scratch, headers::ORIGIN_SEQUENCE, &sequence.to_string());
@@ -152,11 +174,22 @@ impl Logic {
         scratch.extend_from_slice(body.payload);
         let flags = body.flags;
         let kind = kind::MOVED;
-        let transfer = Transfer { from: index, group, sequence, to, kind, flags, metadata_bytes };
+        let transfer = Transfer {
+            from: index,
+            group,
+            sequence,
+            to,
+            kind,
+            record_flags,
+            flags,
+            metadata_bytes,
+        };
         self.transfer(transfer, log)?;
         if let Some(queue) = self.queues.get_mut(index) {
             queue.dead_lettered += 1;
+            queue.expired += u64::from(doomed.reason == Reason::Expired);
         }
+        self.doomed_is_gone(index, group_index, sequence);
         Ok(())
     }
 
@@ -188,7 +221,7 @@ impl Logic {
         };
         let taken_out = RecordRef {
             kind: transfer.kind,
-            flags: 0,
+            flags: transfer.record_flags,
             queue: from_id,
             sequence: 0,
             parts: &[list.as_bytes()],
@@ -207,6 +240,7 @@ impl Logic {
         };
         let sequence = to.next_sequence;
         to.appended(body.published_ns, self.scratch.len());
+        to.expires(sequence, body.published_ns, None);
         self.effects.push_stored(stored, transfer.to, sequence, None, 0, 0);
         self.may_be_overfull(transfer.to);
         self.effects.push(settled, Effect::Settled { queue: transfer.from, items: 1 });

@@ -3,8 +3,10 @@
 use ringmain_client::protocol::Kind;
 use ringmain_client::wire::{DeliveryHeader, LeaseToken};
 
+use super::canary::Canary;
 use super::consumer::{Consumer, Lease, LeaseState};
-use super::group::{ASIDE_NS, Delayed};
+use super::expiry::Window;
+use super::group::{ASIDE_NS, Delayed, Doomed, Reason};
 use super::queue::Queue;
 use super::record::MessageBody;
 use super::returns::NS_PER_MS;
@@ -32,6 +34,10 @@ pub(super) enum Step {
 enum Given {
     To(u32, u64),
     Aside,
+    /// Its TTL is over.
+    Expired,
+    /// Not before this time, on the monotonic clock.
+    Early(u64),
     Blocked,
     Later,
     Lost(String),
@@ -97,7 +103,7 @@ impl Logic {
             }
             _ => return Step::Done,
         };
-        let mut whole = Step::Done;
+        let mut whole = self.look_for_expired(index, log, budget);
         for number in 0..groups {
             let group = first.wrapping_add(number) % groups;
             if self.queues.get(index).is_none_or(|queue| queue.groups[group].deleted) {
@@ -140,7 +146,7 @@ impl Logic {
             if limit > 0 && count >= limit {
                 // The limit was lowered since it came back.
                 group.ready.remove(&sequence);
-                let doomed = super::group::Doomed { count, rejected: false, waiter: None };
+                let doomed = Doomed { count, reason: Reason::MaxDeliveries, waiter: None };
                 group.doomed.insert(sequence, doomed);
                 continue;
             }
@@ -170,6 +176,18 @@ impl Logic {
                     let group = &mut queue.groups[group_index];
                     group.take(sequence);
                     group.delay(sequence, Delayed { count, due_ns: ASIDE_NS });
+                }
+                Given::Expired => {
+                    let group = &mut queue.groups[group_index];
+                    group.take(sequence);
+                    let doomed = Doomed { count, reason: Reason::Expired, waiter: None };
+                    group.doomed.insert(sequence, doomed);
+                }
+                Given::Early(due_ns) => {
+                    let group = &mut queue.groups[group_index];
+                    group.take(sequence);
+                    group.delay(sequence, Delayed { count, due_ns });
+                    self.arm_group(index, group_index);
                 }
                 Given::Blocked => {}
                 Given::Later => return Step::Later,
@@ -261,6 +279,15 @@ fn give(
             None => return lost("malformed record"),
         },
     };
+    let window = Window::of(definition.ttl_ms, &body);
+    if window.expires_ns <= now.realtime_ns && !canary::planted(Canary::DeliverExpired) {
+        return Given::Expired;
+    }
+    // One that was delivered before was due.
+    if count == 0 && window.due_ns > now.realtime_ns && !canary::planted(Canary::DeliverEarly) {
+        let left_ns = window.due_ns - now.realtime_ns;
+        return Given::Early(now.monotonic_ns.saturating_add(left_ns).min(ASIDE_NS - 1));
+    }
     let Some(consumer) = consumers.get_mut(number) else { return Given::Blocked };
     let handle = consumer.handle;
     consumer.tell_skipped(port);
@@ -290,7 +317,8 @@ fn give(
     };
     let bytes = u32::try_from(body.metadata.len() + body.payload.len()).unwrap_or(u32::MAX);
     let state = LeaseState::Held;
-    consumer.hold(slot, Lease { sequence, deadline_ns, attempt, bytes, state });
+    let expires_ns = window.expires_ns;
+    consumer.hold(slot, Lease { sequence, deadline_ns, attempt, bytes, state, expires_ns });
     Given::To(number, deadline_ns)
 }
 

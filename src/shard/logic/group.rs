@@ -5,6 +5,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::types::Lsn;
+
 /// Of a message that is set aside until something changes: it fits into no consumer's ring.
 pub(super) const ASIDE_NS: u64 = u64::MAX;
 
@@ -24,13 +26,22 @@ pub(super) struct Waiter {
     pub(super) request: u64,
 }
 
+/// Why nobody gets a message any more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Reason {
+    MaxDeliveries,
+    /// By a consumer.
+    Rejected,
+    /// Its TTL is over.
+    Expired,
+}
+
 /// A message that is to be moved to the dead-letter queue, or discarded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Doomed {
     /// Deliveries so far.
     pub(super) count: u32,
-    /// By a consumer, not by the number of deliveries.
-    pub(super) rejected: bool,
+    pub(super) reason: Reason,
     pub(super) waiter: Option<Waiter>,
 }
 
@@ -58,12 +69,14 @@ pub(super) struct Group {
     pub(super) armed_ns: Option<u64>,
     /// A message cannot be read: nothing goes on.
     pub(super) stalled: Option<String>,
-    /// How often it was reset.
-    pub(super) resets: u32,
+    /// The record that created it; 0 if that was before the start.
+    pub(super) created: Lsn,
     /// A deletion is on its way to the disk.
     pub(super) deleted: bool,
     /// Messages that a limit discarded before they were acknowledged.
     pub(super) skipped: u64,
+    /// Expired messages too far behind `fresh` to be taken out: first and last.
+    pub(super) beyond: Option<(u64, u64)>,
 }
 
 impl Group {

@@ -251,7 +251,7 @@ impl Logic {
         let id = queue.definition.id;
         let lsn = self.append(log, kind::GROUP_CREATED, id, &record::encode(&created))?;
         let place = self.place(index, from);
-        self.create_group(index, &created);
+        self.create_group(index, &created, lsn);
         self.effects.push(lsn, Effect::Control { request, result: ControlResult::Group(place) });
         Ok(())
     }
@@ -271,8 +271,9 @@ impl Logic {
             return Ok(());
         }
         let Some(queue) = self.queues.get(index) else { return Err(Stop::Later) };
-        let number = queue.groups[group].resets.saturating_add(1);
-        let reset = GroupReset { group: queue.groups[group].id, number, to };
+        // What was said of the group before is not said of what it is from now on.
+        let becomes = queue.next_group;
+        let reset = GroupReset { group: queue.groups[group].id, becomes, to };
         let id = queue.definition.id;
         let lsn = self.append(log, kind::GROUP_RESET, id, &record::encode(&reset))?;
         // What is leased is there: it is looked at before the leases end.
@@ -280,7 +281,8 @@ impl Logic {
         let items = self.let_go(index, group);
         self.restart_group(index, group, start);
         if let Some(queue) = self.queues.get_mut(index) {
-            queue.groups[group].resets = number;
+            queue.groups[group].id = becomes;
+            queue.next_group = becomes.saturating_add(1);
             queue.purging += 1;
         }
         self.arm_group(index, group);
@@ -296,12 +298,14 @@ impl Logic {
         let Some(queue) = self.queues.get_mut(index) else { return };
         let end = queue.next_sequence;
         let mean = queue.live_groups().map(|group| group.mean_bytes(end)).max().unwrap_or(0);
-        let group = &mut queue.groups[group];
+        let number = group;
+        let group = &mut queue.groups[number];
         group.discard_below(u64::MAX);
         group.fresh = fresh;
         group.ready = open.into_iter().map(|sequence| (sequence, 0)).collect();
         group.leased = 0;
         group.bytes = mean * group.open(end);
+        queue.look_again(number);
     }
 
     /// Leases of a group end, and whoever waits for a rejection is answered: when the next record is durable. Returns the number of
@@ -469,14 +473,16 @@ impl Logic {
         if reset.to == 0 || reset.to > end {
             return Err(format!("a group cannot start at {}", reset.to));
         }
-        let Some(at) = found else { return Ok(()) };
-        let group = self.queues.get_mut(index).and_then(|queue| queue.groups.get_mut(at));
-        let Some(group) = group else { return Ok(()) };
-        if reset.number > group.resets {
-            group.resets = reset.number;
-            let start = self.there(index, reset.to);
-            self.restart_group(index, at, start);
+        let Some(queue) = self.queues.get_mut(index) else { return Ok(()) };
+        if reset.becomes < queue.next_group {
+            // The state has it already.
+            return Ok(());
         }
+        queue.next_group = reset.becomes.saturating_add(1);
+        let Some(at) = found else { return Ok(()) };
+        queue.groups[at].id = reset.becomes;
+        let start = self.there(index, reset.to);
+        self.restart_group(index, at, start);
         Ok(())
     }
 }

@@ -5,7 +5,7 @@ use std::collections::{BTreeSet, VecDeque};
 use super::consumer::{Browser, Consumer};
 use super::group::{ASIDE_NS, Group};
 use super::record::{self, GroupCreated, kind};
-use super::types::{ConsumerSpec, GROUPS_MAX, HandleId, Now, Port, RecordRef, Refusal};
+use super::types::{ConsumerSpec, GROUPS_MAX, HandleId, Lsn, Now, Port, RecordRef, Refusal};
 use super::{AppendError, Log, Logic, canary};
 
 /// Entries of a lease table at most.
@@ -224,25 +224,37 @@ impl Logic {
             sequence: 0,
             parts: &[&record::encode(&created)],
         };
-        match log.append(record) {
-            Ok((lsn, _)) => self.effects.appended = lsn,
+        let lsn = match log.append(record) {
+            Ok((lsn, _)) => lsn,
             Err(AppendError::Full) => return Err(Refusal::Full),
             Err(AppendError::TooLarge { .. }) => return Err(Refusal::Unknown),
             Err(AppendError::Failed { errno }) => return Err(Refusal::JournalFailed(errno)),
-        }
-        Ok((self.create_group(index, &created), true))
+        };
+        self.effects.appended = lsn;
+        Ok((self.create_group(index, &created, lsn), true))
     }
 
-    /// A new group has what is there: the messages that some group has not acknowledged.
-    pub(super) fn create_group(&mut self, index: u32, created: &GroupCreated) -> usize {
+    /// The record that created the group of a consumer; 0 if that was before the start. Whoever attaches is answered when it is
+    /// durable, also if somebody else had the group created.
+    pub fn group_lsn(&self, handle: HandleId) -> Lsn {
+        let Some(HandleRef::Consumer(number)) = self.handles.get(&handle) else { return 0 };
+        let Some(consumer) = self.consumers.get(*number) else { return 0 };
+        let queue = self.queues.get(consumer.queue).filter(|_| consumer.browser.is_none());
+        queue.and_then(|queue| queue.groups.get(consumer.group)).map_or(0, |group| group.created)
+    }
+
+    /// A new group has what is there: the messages that some group has not acknowledged. `lsn` is that of its record, 0 in a replay.
+    pub(super) fn create_group(&mut self, index: u32, created: &GroupCreated, lsn: Lsn) -> usize {
         let (open, fresh) = self.there(index, created.from);
         let Some(queue) = self.queues.get_mut(index) else { return 0 };
         let bytes = queue.live_groups().map(|group| group.mean_bytes(queue.next_sequence)).max();
         let mut group = Group::new(created.group, &created.name, fresh);
+        group.created = lsn;
         group.ready = open.into_iter().map(|sequence| (sequence, 0)).collect();
         group.bytes = bytes.unwrap_or(0) * group.open(queue.next_sequence);
         queue.next_group = queue.next_group.max(created.group.saturating_add(1));
         queue.groups.push(group);
+        queue.look_again(queue.groups.len() - 1);
         queue.groups.len() - 1
     }
 

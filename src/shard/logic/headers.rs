@@ -2,7 +2,7 @@
 
 use ringmain_client::layout::metadata::tag;
 
-/// `max-deliveries` or `rejected`.
+/// `max-deliveries`, `rejected` or `expired`.
 pub const REASON: &str = "ringmain-reason";
 /// Name of the queue that it was sent to.
 pub const ORIGIN_QUEUE: &str = "ringmain-origin-queue";
@@ -49,10 +49,11 @@ fn name_and_value(entry: &[u8]) -> Option<(&[u8], &[u8])> {
     rest.split_at_checked(usize::from(length))
 }
 
-/// Copies metadata without our headers and without the own sequence of a named producer: the copy is a new message.
+/// Copies metadata without our headers, without the own sequence of a named producer, and without what counted from the publish time of
+/// the copied message: the copy is a new message.
 pub(super) fn copy_without_ours(metadata: &[u8], out: &mut Vec<u8>) {
     for (tag, value, entry) in entries(metadata) {
-        let ours = tag == tag::PRODUCER_SEQUENCE
+        let ours = matches!(tag, tag::PRODUCER_SEQUENCE | tag::TTL | tag::DELAY)
             || tag == tag::HEADER
                 && name_and_value(value)
                     .is_some_and(|(name, _)| OURS.iter().any(|our| our.as_bytes() == name));

@@ -51,6 +51,8 @@ impl Logic {
             skipped: group.skipped,
             blocked_producers: u32::try_from(queue.waiting.len()).unwrap_or(u32::MAX),
             blocked_by: queue.blocked_by().to_owned(),
+            expired: queue.expired,
+            ttl_ms: definition.ttl_ms,
         })
     }
 

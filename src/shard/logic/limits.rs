@@ -151,7 +151,10 @@ impl Queue {
 
     /// Its rules are others now.
     pub(super) fn redefine(&mut self, definition: QueueDefinition) {
-        self.definition = definition;
+        let ttl_ms = std::mem::replace(&mut self.definition, definition).ttl_ms;
+        if ttl_ms != self.definition.ttl_ms {
+            self.look_at_all();
+        }
         if self.is_stream() {
             self.first = self.first.max(self.definition.limits.stream_from);
         }

@@ -177,8 +177,13 @@ impl Marks {
         emit(list.as_bytes());
     }
 
-    /// From the body of a record, of a queue whose next message has this sequence.
-    pub(super) fn read(&mut self, body: &[u8], next_sequence: u64) -> Result<(), String> {
+    /// From the body of a record, of a queue whose next message has this sequence and whose last one was published then.
+    pub(super) fn read(
+        &mut self,
+        body: &[u8],
+        next_sequence: u64,
+        published_ns: u64,
+    ) -> Result<(), String> {
         let marks = &mut self.marks;
         let bytes = record::read_marks(body, |mark| {
             let is_behind = |last: &Mark| {
@@ -189,6 +194,7 @@ impl Marks {
             if !(1..next_sequence).contains(&mark.sequence)
                 || !marks.back().is_none_or(is_behind)
                 || marks.len() >= MARKS_MAX
+                || mark.published_ns > published_ns
             {
                 return Err("impossible mark".to_owned());
             }

@@ -23,6 +23,7 @@ mod control;
 mod dead_letter;
 mod dispatch;
 mod effects;
+mod expiry;
 mod gather;
 mod group;
 mod groups;

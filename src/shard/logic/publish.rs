@@ -1,5 +1,6 @@
 //! The way of a message into the log.
 
+use ringmain_client::layout::metadata::{Times, times};
 use ringmain_client::protocol::Overflow;
 use ringmain_client::wire::Outcome;
 
@@ -59,10 +60,14 @@ impl Logic {
             self.effects.push_behind(refused(Outcome::JournalFailed, detail));
             return Ok(());
         }
-        if metadata.len() > usize::from(u16::MAX) {
+        let times = match metadata {
+            [] => Some(Times::default()),
+            metadata => times(metadata).filter(|_| metadata.len() <= usize::from(u16::MAX)),
+        };
+        let Some(times) = times else {
             self.effects.push_behind(refused(Outcome::Invalid, 0));
             return Ok(());
-        }
+        };
         let limit = message_bytes_max(log.group_bytes_max());
         if metadata.len() + payload.len() > limit {
             self.effects.push_behind(refused(Outcome::TooLarge, limit as u64));
@@ -115,6 +120,7 @@ impl Logic {
                 if let Some(own) = own {
                     queue.named.appended(own, body.published_ns);
                 }
+                queue.expires(sequence, body.published_ns, times.ttl_ms);
                 push_lane(&mut producer.runs, position, span, sequence);
                 let queue = producer.queue;
                 self.effects.push_stored(lsn, queue, sequence, Some(handle), position, span);

@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 
+use super::expiry::Looks;
 use super::group::Group;
 use super::limits::WaitingLane;
 use super::marks::Marks;
@@ -34,6 +35,14 @@ pub(super) struct Queue {
     pub(super) purging: u32,
     /// Since the log was last told what it may forget.
     pub(super) settled: u32,
+    /// Messages that may expire, and when.
+    pub(super) looks: Looks,
+    /// It has or had messages that expire.
+    pub(super) uses_ttl: bool,
+    /// Messages moved or discarded because their TTL was over.
+    pub(super) expired: u64,
+    /// Entry in the timers, for the first look.
+    pub(super) looks_armed_ns: Option<u64>,
     pub(super) marks: Marks,
     /// Messages below it were discarded, by a limit or a purge. Of a stream, everything from here on is kept.
     pub(super) first: u64,
@@ -70,6 +79,10 @@ impl Queue {
             deleted: false,
             purging: 0,
             settled: 0,
+            looks: Looks::default(),
+            uses_ttl: false,
+            expired: 0,
+            looks_armed_ns: None,
             marks: Marks::default(),
             first: 1,
             cancelling: VecDeque::new(),

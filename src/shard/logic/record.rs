@@ -43,6 +43,8 @@ pub mod kind {
     pub const TRANSACTION: u8 = 15;
     /// `ProducersForgotten`.
     pub const PRODUCERS_FORGOTTEN: u8 = 16;
+    /// As `ACKNOWLEDGED`: discarded because its TTL was over.
+    pub const EXPIRED: u8 = 17;
     /// Checkpoint: `ShardState`.
     pub const SHARD_STATE: u8 = 32;
     /// Checkpoint: `QueueState`.
@@ -57,7 +59,12 @@ pub mod kind {
     pub const MARKS: u8 = 37;
     /// Checkpoint: `NamedState`.
     pub const NAMED_STATE: u8 = 38;
+    /// Checkpoint: `LooksState`.
+    pub const LOOKS_STATE: u8 = 39;
 }
+
+/// Flag of a `MOVED` record: because its TTL was over.
+pub const FLAG_EXPIRED: u8 = 2;
 
 /// First byte of every body other than a message's.
 const FORM: u8 = 1;
@@ -138,8 +145,8 @@ pub(super) struct GroupCreated {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct GroupReset {
     pub(super) group: u32,
-    /// Counts the resets of this group, from 1: each is carried out once.
-    pub(super) number: u32,
+    /// Its number from then on: what earlier records say of the group does not count for it any more.
+    pub(super) becomes: u32,
     /// It gets what is there from this sequence on.
     pub(super) to: u64,
 }
@@ -185,6 +192,7 @@ pub(super) struct QueueState {
     pub(super) first: u64,
     pub(super) trimmed: u64,
     pub(super) dropped: u64,
+    pub(super) expired: u64,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -195,10 +203,15 @@ pub(super) struct GroupState {
     pub(super) fresh: u64,
     /// Payload and metadata bytes of its messages, as far as known.
     pub(super) bytes: u64,
-    /// How often it was reset.
-    pub(super) resets: u32,
     /// Messages that a limit discarded before they were acknowledged.
     pub(super) skipped: u64,
+}
+
+/// When to look at which messages because they may expire.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct LooksState {
+    /// Realtime in nanoseconds, first and last sequence.
+    pub(super) looks: Vec<(u64, u64, u64)>,
 }
 
 /// See [`super::LaneRun`]: first position, stride, count, first sequence.

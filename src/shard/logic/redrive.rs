@@ -97,7 +97,9 @@ impl Logic {
         self.scratch.extend_from_slice(body.payload);
         let (bytes, flags) = (body.payload.len() + body.metadata.len(), body.flags);
         let (from, kind) = (index, kind::ACKNOWLEDGED);
-        let transfer = Transfer { from, group: 0, sequence, to, kind, flags, metadata_bytes };
+        let (group, record_flags) = (self.group_id(index, 0), 0);
+        let transfer =
+            Transfer { from, group, sequence, to, kind, record_flags, flags, metadata_bytes };
         self.transfer(transfer, log)?;
         let waiter = Waiter { consumer: u32::MAX, generation: 0, request: 0 };
         self.effects.items.push_back(Item { queue: index, sequence, waiter, slot: NO_SLOT });

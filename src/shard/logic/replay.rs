@@ -2,12 +2,14 @@
 //!
 //! Records that the state already contains change nothing: a checkpoint may overlap with what follows it.
 
-use super::group::{Delayed, Doomed, Group};
+use ringmain_client::layout::metadata::times;
+
+use super::group::{Delayed, Doomed, Group, Reason};
 use super::handles::push_lane;
 use super::queue::Queue;
 use super::record::{
-    self, GroupCreated, GroupState, LaneState, MessageBody, OpenRun, QueueState, Returned,
-    ShardState, Transaction, TrimReason, kind,
+    self, GroupCreated, GroupState, LaneState, LooksState, MessageBody, OpenRun, QueueState,
+    Returned, ShardState, Transaction, TrimReason, kind,
 };
 use super::returns::NS_PER_MS;
 use super::types::{QueueDefinition, Replay, Stored};
@@ -66,8 +68,8 @@ impl Logic {
                 Ok(())
             }
             kind::GROUP_CREATED => self.replay_group(record.queue, &record::decode(body)?),
-            kind::ACKNOWLEDGED | kind::MOVED | kind::DISCARDED => {
-                self.with_queue(record.queue, |queue| settled(queue, record.kind, body))
+            kind::ACKNOWLEDGED | kind::MOVED | kind::DISCARDED | kind::EXPIRED => {
+                self.with_queue(record.queue, |queue| settled(queue, record))
             }
             kind::RETURNED => self.with_queue(record.queue, |queue| {
                 record::read_returned(body, |group, entry| returned(queue, group, &entry))
@@ -122,8 +124,12 @@ impl Logic {
             }),
             kind::MARKS => self.with_queue(record.queue, |queue| {
                 let end = queue.next_sequence;
-                queue.marks.read(body, end)
+                queue.marks.read(body, end, queue.published_ns)
             }),
+            kind::LOOKS_STATE => {
+                let state: LooksState = record::decode(body)?;
+                self.with_queue(record.queue, |queue| looks_state(queue, &state))
+            }
             kind::LANE_STATE => self.replay_lane(record::decode(body)?),
             kind => Err(format!("kind {kind} is not known to this version")),
         }
@@ -161,6 +167,10 @@ impl Logic {
     fn replay_message(&mut self, id: u64, sequence: u64, body: &[u8]) -> Result<(), String> {
         let message = MessageBody::parse(body).ok_or("malformed message")?;
         let (lane, position, span) = (message.lane, message.position, u64::from(message.span));
+        let own_ms = match message.metadata {
+            [] => None,
+            metadata => times(metadata).unwrap_or_default().ttl_ms,
+        };
         let mut new = false;
         self.with_queue(id, |queue| {
             if sequence > queue.next_sequence {
@@ -170,7 +180,9 @@ impl Logic {
             new = sequence == queue.next_sequence;
             if new {
                 let bytes = message.metadata.len() + message.payload.len();
-                queue.appended(message.published_ns.max(queue.published_ns), bytes);
+                let published_ns = message.published_ns.max(queue.published_ns);
+                queue.appended(published_ns, bytes);
+                queue.expires(sequence, published_ns, own_ms);
                 queue.named.replay_message(&message)?;
             }
             Ok(())
@@ -185,7 +197,7 @@ impl Logic {
         let Some(&index) = self.by_id.get(&id) else { return self.with_queue(id, |_| Ok(())) };
         let is_new = |queue: &Queue| created.group >= queue.next_group;
         if self.queues.get(index).is_some_and(is_new) {
-            self.create_group(index, created);
+            self.create_group(index, created, 0);
         }
         Ok(())
     }
@@ -237,6 +249,8 @@ impl Logic {
         queue.first = state.first.max(1);
         queue.trimmed = state.trimmed;
         queue.dropped = state.dropped;
+        queue.expired = state.expired;
+        queue.uses_ttl = queue.definition.ttl_ms > 0;
         self.add_queue(queue);
         Ok(())
     }
@@ -257,7 +271,6 @@ fn group_state(queue: &mut Queue, state: &GroupState) -> Result<(), String> {
     }
     let mut group = Group::new(state.group, &state.name, state.fresh);
     group.bytes = state.bytes;
-    group.resets = state.resets;
     group.skipped = state.skipped;
     queue.groups.push(group);
     Ok(())
@@ -279,7 +292,8 @@ fn open_run(queue: &mut Queue, id: u32, run: &OpenRun) -> Result<(), String> {
 fn put_back(group: &mut Group, entry: &Returned) {
     let Returned { sequence, count, rejected, delay_ms } = *entry;
     if rejected {
-        group.doomed.insert(sequence, Doomed { count, rejected, waiter: None });
+        let reason = Reason::Rejected;
+        group.doomed.insert(sequence, Doomed { count, reason, waiter: None });
     } else if delay_ms > 0 {
         let due_ns = delay_ms.saturating_mul(NS_PER_MS).min(u64::MAX / 2);
         group.delay(sequence, Delayed { count, due_ns });
@@ -288,11 +302,22 @@ fn put_back(group: &mut Group, entry: &Returned) {
     }
 }
 
-/// Acknowledged, moved or discarded.
-fn settled(queue: &mut Queue, kind: u8, body: &[u8]) -> Result<(), String> {
+fn looks_state(queue: &mut Queue, state: &LooksState) -> Result<(), String> {
+    for (at_ns, first, last) in &state.looks {
+        if *first == 0 || first > last || *last >= queue.next_sequence {
+            return Err(format!("messages {first} to {last} do not exist"));
+        }
+        queue.looks.add(*at_ns, *first, *last);
+    }
+    queue.uses_ttl = true;
+    Ok(())
+}
+
+/// Acknowledged, moved, discarded or expired.
+fn settled(queue: &mut Queue, stored: &Stored<'_>) -> Result<(), String> {
     let end = queue.next_sequence;
     let mut messages = 0;
-    record::read_ranges(body, |id, first, count| {
+    record::read_ranges(stored.body, |id, first, count| {
         let Some(group) = group_of(queue, id)? else { return Ok(()) };
         if first == 0
             || first + count > end
@@ -310,7 +335,11 @@ fn settled(queue: &mut Queue, kind: u8, body: &[u8]) -> Result<(), String> {
         }
         Ok(())
     })?;
-    match kind {
+    let is_moved = stored.kind == kind::MOVED;
+    if stored.kind == kind::EXPIRED || is_moved && stored.flags & record::FLAG_EXPIRED != 0 {
+        queue.expired += messages;
+    }
+    match stored.kind {
         kind::MOVED => queue.dead_lettered += messages,
         kind::DISCARDED => queue.discarded += messages,
         _ => {}

@@ -3,7 +3,8 @@
 use super::Logic;
 use super::consumer::{Lease, LeaseState};
 use super::effects::{Item, NO_SLOT};
-use super::group::{Delayed, Doomed, Group, Waiter};
+use super::expiry::UNKNOWN_NS;
+use super::group::{Delayed, Doomed, Group, Reason, Waiter};
 use super::record::Returned;
 use super::types::Port;
 
@@ -17,6 +18,8 @@ pub(super) struct Return {
     pub(super) counted: bool,
     pub(super) rejected: bool,
     pub(super) delay_ms: u64,
+    /// When it expires, or [`UNKNOWN_NS`].
+    pub(super) expires_ns: u64,
 }
 
 pub(super) const NS_PER_MS: u64 = 1_000_000;
@@ -35,17 +38,26 @@ impl Logic {
         let Some(queue) = self.queues.get_mut(index) else { return };
         let limit = queue.definition.max_deliveries;
         let queue_id = queue.definition.id;
-        let Some(group) = queue.groups.get_mut(group_index) else { return };
-        // Nothing is said of a group behind its deletion.
-        let journaled = journaled && !group.deleted;
         let Return { sequence, count, rejected, .. } = back;
-        let doomed = rejected || limit > 0 && count >= limit;
-        let delay_ms = if doomed { 0 } else { back.delay_ms };
+        let reason = if rejected {
+            Some(Reason::Rejected)
+        } else if limit > 0 && count >= limit {
+            Some(Reason::MaxDeliveries)
+        } else if back.expires_ns != UNKNOWN_NS && back.expires_ns <= self.now.realtime_ns {
+            Some(Reason::Expired)
+        } else {
+            None
+        };
+        if back.expires_ns == UNKNOWN_NS && queue.uses_ttl {
+            queue.looks.add(UNKNOWN_NS, sequence, sequence);
+        }
+        let Some(group) = queue.groups.get_mut(group_index) else { return };
+        let delay_ms = if reason.is_some() { 0 } else { back.delay_ms };
         let mut waiter = waiter;
-        if doomed {
+        if let Some(reason) = reason {
             // Who rejects hears when the message has been moved.
             let waiter = if rejected { waiter.take() } else { None };
-            group.doomed.insert(sequence, Doomed { count, rejected, waiter });
+            group.doomed.insert(sequence, Doomed { count, reason, waiter });
         } else if delay_ms > 0 {
             let due_ns =
                 now_ns.saturating_add(delay_ms.saturating_mul(NS_PER_MS)).min(u64::MAX - 1);
@@ -72,7 +84,8 @@ impl Logic {
         ready.retain(|sequence, count| {
             let left = *count < limit;
             if !left {
-                doomed.insert(*sequence, Doomed { count: *count, rejected: false, waiter: None });
+                let reason = Reason::MaxDeliveries;
+                doomed.insert(*sequence, Doomed { count: *count, reason, waiter: None });
             }
             left
         });
@@ -101,6 +114,7 @@ impl Logic {
             counted: seen,
             rejected: false,
             delay_ms: 0,
+            expires_ns: lease.expires_ns,
         };
         self.put_back(index, group_index, back, None);
     }

@@ -4,10 +4,11 @@
 //! lives and the lease is adopted.
 
 use super::consumer::Consumer;
-use super::group::{ASIDE_NS, Group};
+use super::group::{ASIDE_NS, Delayed, Group, Reason};
 use super::queue::Queue;
 use super::record::{
-    self, GroupState, LIST_BYTES, LaneState, List, OpenRun, QueueState, ShardState, kind,
+    self, GroupState, LIST_BYTES, LaneState, List, LooksState, OpenRun, QueueState, ShardState,
+    kind,
 };
 use super::returns::NS_PER_MS;
 use super::types::{RecordRef, Snapshot};
@@ -15,6 +16,8 @@ use super::{LaneRun, Logic, canary};
 
 /// Runs of a lane in one record.
 const LANE_RUNS: usize = LIST_BYTES / 40;
+/// Looks in one record.
+const LOOKS: usize = LIST_BYTES / 32;
 
 impl Snapshot for Logic {
     fn write(&self, emit: &mut dyn FnMut(RecordRef<'_>)) {
@@ -144,7 +147,10 @@ fn add(parts: &mut Vec<(u64, u64)>, first: u64, last: u64) {
 }
 
 impl Logic {
-    fn members<'a>(&'a self, group: &'a Group) -> impl Iterator<Item = &'a Consumer> + 'a {
+    pub(super) fn members<'a>(
+        &'a self,
+        group: &'a Group,
+    ) -> impl Iterator<Item = &'a Consumer> + 'a {
         group.consumers.iter().filter_map(|number| self.consumers.get(*number))
     }
 
@@ -161,6 +167,7 @@ impl Logic {
             first: queue.first,
             trimmed: queue.trimmed,
             dropped: queue.dropped,
+            expired: queue.expired,
         };
         put(emit, kind::QUEUE_STATE, id, &record::encode(&state));
         queue.marks.write(|body| put(emit, kind::MARKS, id, body));
@@ -172,10 +179,14 @@ impl Logic {
                 fresh = fresh.saturating_sub(3).max(1);
             }
             let (name, bytes) = (group.name.clone(), group.bytes);
-            let (resets, skipped) = (group.resets, group.skipped);
-            let state = GroupState { group: group.id, name, fresh, bytes, resets, skipped };
+            let skipped = group.skipped;
+            let state = GroupState { group: group.id, name, fresh, bytes, skipped };
             put(emit, kind::GROUP_STATE, id, &record::encode(&state));
             self.write_open(id, group, emit);
+        }
+        for looks in self.looks_to_keep(queue).chunks(LOOKS) {
+            let state = LooksState { looks: looks.to_vec() };
+            put(emit, kind::LOOKS_STATE, id, &record::encode(&state));
         }
     }
 
@@ -190,9 +201,14 @@ impl Logic {
             delay_ms,
         };
         let ready = group.ready.iter().map(|(sequence, count)| one(*sequence, *count, false, 0));
-        let delayed = group.delayed.iter().map(|(sequence, delayed)| {
+        let kept = |(_, delayed): &(&u64, &Delayed)| {
+            delayed.count > 0 || !canary::planted(canary::Canary::LoseDelayed)
+        };
+        let delayed = group.delayed.iter().filter(kept).map(|(sequence, delayed)| {
             let left_ns = match delayed.due_ns {
                 ASIDE_NS => 0,
+                // Delayed from its publishing on: it is looked at again.
+                _ if delayed.count == 0 => 0,
                 due_ns => due_ns.saturating_sub(now_ns),
             };
             one(*sequence, delayed.count, false, left_ns.div_ceil(NS_PER_MS))
@@ -200,7 +216,8 @@ impl Logic {
         let doomed = group
             .doomed
             .iter()
-            .map(|(sequence, doomed)| one(*sequence, doomed.count, doomed.rejected, 0));
+            .map(|(sequence, doomed)| (sequence, doomed, doomed.reason == Reason::Rejected))
+            .map(|(sequence, doomed, rejected)| one(*sequence, doomed.count, rejected, 0));
         let leased = self.members(group).flat_map(|consumer| {
             consumer
                 .held_leases()

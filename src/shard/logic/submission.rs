@@ -5,6 +5,7 @@ use ringmain_client::wire::{LeaseToken, Outcome, Up};
 use super::Logic;
 use super::consumer::Lease;
 use super::effects::Item;
+use super::expiry::UNKNOWN_NS;
 use super::group::Waiter;
 use super::handles::HandleRef;
 use super::returns::{NS_PER_MS, Return};
@@ -72,8 +73,9 @@ impl Logic {
         };
         match up {
             Up::Ack { .. } => self.acknowledge(port, asked, token, lease),
-            Up::Nack { delay_ms, .. } => self.hand_back(port, asked, token, delay_ms, false),
-            Up::Reject { .. } => self.hand_back(port, asked, token, 0, true),
+            Up::Nack { .. } | Up::Reject { .. } => {
+                self.hand_back(port, asked, token.slot, back(up, token, lease.expires_ns));
+            }
             Up::Extend { lease_ms, .. } => {
                 let length_ns = lease_ms.saturating_mul(NS_PER_MS);
                 let deadline_ns = now.monotonic_ns.saturating_add(length_ns);
@@ -139,31 +141,15 @@ impl Logic {
     }
 
     /// Nack or reject.
-    fn hand_back(
-        &mut self,
-        port: &mut dyn Port,
-        asked: Asked,
-        token: LeaseToken,
-        delay_ms: u64,
-        rejected: bool,
-    ) {
+    fn hand_back(&mut self, port: &mut dyn Port, asked: Asked, slot: u32, back: Return) {
         let Some(consumer) = self.consumers.get_mut(asked.number) else { return };
-        port.lease(consumer.handle, token.slot, None);
-        consumer.release(token.slot);
+        port.lease(consumer.handle, slot, None);
+        consumer.release(slot);
         self.unlease(asked.queue, asked.group);
-        self.give_back(port, asked, token, delay_ms, rejected);
+        self.give_back(port, asked, back);
     }
 
-    fn give_back(
-        &mut self,
-        port: &mut dyn Port,
-        asked: Asked,
-        token: LeaseToken,
-        delay_ms: u64,
-        rejected: bool,
-    ) {
-        let (sequence, count) = (token.sequence, token.attempt);
-        let back = Return { sequence, count, counted: true, rejected, delay_ms };
+    fn give_back(&mut self, port: &mut dyn Port, asked: Asked, back: Return) {
         let wanted = asked.waiter.request != 0 && self.failed.is_none();
         self.put_back(asked.queue, asked.group, back, wanted.then_some(asked.waiter));
         if let Some(errno) = self.failed {
@@ -211,11 +197,7 @@ impl Logic {
                     self.answer(waiter, port, Outcome::Done, 0);
                 }
                 if taken.is_some() {
-                    let (delay_ms, rejected) = match up {
-                        Up::Nack { delay_ms, .. } => (delay_ms, false),
-                        _ => (0, true),
-                    };
-                    self.give_back(port, asked, token, delay_ms, rejected);
+                    self.give_back(port, asked, back(up, token, UNKNOWN_NS));
                 }
             }
             _ => self.answer(asked.waiter, port, Outcome::LeaseLost, 0),
@@ -246,6 +228,16 @@ impl Logic {
             );
         if leased { State::Unknown } else { State::Settled }
     }
+}
+
+/// What a nack or a reject gives back.
+fn back(up: Up, token: LeaseToken, expires_ns: u64) -> Return {
+    let (delay_ms, rejected) = match up {
+        Up::Nack { delay_ms, .. } => (delay_ms, false),
+        _ => (0, true),
+    };
+    let LeaseToken { sequence, attempt: count, .. } = token;
+    Return { sequence, count, counted: true, rejected, delay_ms, expires_ns }
 }
 
 /// Where a message is for one group.

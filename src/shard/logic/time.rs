@@ -12,6 +12,8 @@ pub(super) enum Timer {
     Group(u32, usize),
     /// The oldest messages of this queue have had their time.
     Age(u32),
+    /// Messages of this queue may expire.
+    Queue(u32),
 }
 
 impl Logic {
@@ -48,6 +50,12 @@ impl Logic {
                 Timer::Consumer(index) => self.consumer_time(port, index, now),
                 Timer::Group(queue, group) => self.group_time(queue, group, now),
                 Timer::Age(queue) => self.age_time(queue),
+                Timer::Queue(index) => {
+                    if let Some(queue) = self.queues.get_mut(index) {
+                        queue.looks_armed_ns = None;
+                        self.mark(index);
+                    }
+                }
             }
         }
     }

@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use ringmain_client::layout::metadata::OwnSequence;
+use ringmain_client::layout::metadata::{OwnSequence, times};
 use ringmain_client::protocol::Overflow;
 use ringmain_client::wire::{LeaseToken, Outcome};
 
@@ -45,6 +45,7 @@ struct Checked<'a> {
     queue: u32,
     sequence: u64,
     own: Option<OwnSequence>,
+    ttl_ms: Option<u64>,
     body: MessageBody<'a>,
 }
 
@@ -130,9 +131,8 @@ impl Logic {
         for message in messages {
             let (index, queue, named) = self.producer_of(message.handle)?;
             let TransactionMessage { metadata, payload, .. } = *message;
-            if metadata.len() > usize::from(u16::MAX) {
-                return Err((Outcome::Invalid, 0));
-            }
+            let times = times(metadata).filter(|_| metadata.len() <= usize::from(u16::MAX));
+            let ttl_ms = times.ok_or((Outcome::Invalid, 0))?.ttl_ms;
             if metadata.len() + payload.len() > limit {
                 return Err((Outcome::TooLarge, limit as u64));
             }
@@ -164,7 +164,7 @@ impl Logic {
             let sequence = queue.next_sequence + *before;
             *before += 1;
             *bytes += (metadata.len() + payload.len()) as u64;
-            checked.push(Checked { queue: index, sequence, own, body });
+            checked.push(Checked { queue: index, sequence, own, ttl_ms, body });
         }
         // It does not wait for room: others would wait behind it.
         let is_full = |(index, (messages, bytes)): (&u32, &(u64, u64))| {
@@ -260,6 +260,7 @@ impl Logic {
             let Some(queue) = self.queues.get_mut(message.queue) else { continue };
             let bytes = message.body.metadata.len() + message.body.payload.len();
             queue.appended(message.body.published_ns, bytes);
+            queue.expires(message.sequence, message.body.published_ns, message.ttl_ms);
             if let Some(own) = message.own {
                 queue.named.appended(own, message.body.published_ns);
             }

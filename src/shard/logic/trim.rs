@@ -192,6 +192,10 @@ impl Logic {
         let messages = if reason.is_some() { self.stored_below(index, below) } else { 0 };
         let mut items = 0;
         let Some(queue) = self.queues.get_mut(index) else { return 0 };
+        // The lengths of what goes are not known. No more stays than was published from there on, which is nearly exact where a limit of
+        // bytes sees to marks: a mean could be too small there, and more would be kept than the limit allows.
+        let above = queue.marks.bytes().saturating_sub(queue.marks.bytes_below(below));
+        let is_limited = queue.definition.limits.max_bytes > 0;
         let Queue { groups, next_sequence, .. } = queue;
         for group in groups {
             let (open, mean) = (group.open(*next_sequence), group.mean_bytes(*next_sequence));
@@ -226,7 +230,11 @@ impl Logic {
             group.leased -= leased;
             group.discard_below(below);
             let left = group.open(*next_sequence);
-            group.bytes = mean * left;
+            group.bytes = match left {
+                0 => 0,
+                _ if is_limited => group.bytes.min(above),
+                _ => mean * left,
+            };
             if reason.is_some() && !group.deleted {
                 let lost = open - left;
                 group.skipped += lost;

@@ -50,6 +50,8 @@ pub struct QueueDefinition {
     pub lease_ms: u64,
     /// What it may hold.
     pub limits: Limits,
+    /// Milliseconds from the publish time after which a message is not given out any more; 0: none.
+    pub ttl_ms: u64,
 }
 
 /// What an edit changes; `None` leaves it.
@@ -63,6 +65,7 @@ pub struct QueueEdit {
     pub lease_ms: Option<u64>,
     /// As in [`QueueDefinition`].
     pub limits: LimitsEdit,
+    pub ttl_ms: Option<u64>,
 }
 
 /// Groups of a queue at most: each is looked at with every message.

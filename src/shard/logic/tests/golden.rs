@@ -10,9 +10,9 @@ use super::memory::definition;
 use crate::shard::logic::Limits;
 use crate::shard::logic::marks::Mark;
 use crate::shard::logic::record::{
-    self, GroupCreated, GroupReset, GroupState, LaneState, List, MarkList, MessageBody, NamedState,
-    OpenRun, ProducerAttached, ProducerState, ProducersForgotten, QueueState, Returned, ShardState,
-    Transaction, TrimReason, kind,
+    self, GroupCreated, GroupReset, GroupState, LaneState, List, LooksState, MarkList, MessageBody,
+    NamedState, OpenRun, ProducerAttached, ProducerState, ProducersForgotten, QueueState, Returned,
+    ShardState, Transaction, TrimReason, kind,
 };
 
 fn list(fill: impl FnOnce(&mut List)) -> Vec<u8> {
@@ -68,8 +68,9 @@ pub(super) fn bodies() -> Vec<(&'static str, u8, Vec<u8>)> {
         overflow: Overflow::Block,
         stream_from: 1,
     };
+    orders.ttl_ms = 3_600_000;
     let created = GroupCreated { group: 1, name: "audit".to_owned(), from: 400 };
-    let reset = GroupReset { group: 300, number: 2, to: 7 };
+    let reset = GroupReset { group: 300, becomes: 302, to: 7 };
     let shard = ShardState { shard: 1, next_queue_id: 6 };
     let queue = QueueState {
         definition: orders.clone(),
@@ -82,15 +83,11 @@ pub(super) fn bodies() -> Vec<(&'static str, u8, Vec<u8>)> {
         first: 400,
         trimmed: 4,
         dropped: 5,
+        expired: 7,
     };
-    let group = GroupState {
-        group: 1,
-        name: "audit".to_owned(),
-        fresh: 450,
-        bytes: 12_800,
-        resets: 2,
-        skipped: 6,
-    };
+    let group =
+        GroupState { group: 1, name: "audit".to_owned(), fresh: 450, bytes: 12_800, skipped: 6 };
+    let looks = LooksState { looks: vec![(0, 3, 9), (1_700_000_000_000_000_000, 450, 499)] };
     let lane = LaneState { lane: 9, runs: vec![(4096, 3, 2, 498)] };
     let attached = ProducerAttached {
         id: 3,
@@ -141,6 +138,12 @@ pub(super) fn bodies() -> Vec<(&'static str, u8, Vec<u8>)> {
         ("lane-state", kind::LANE_STATE, record::encode(&lane)),
         ("marks", kind::MARKS, marks()),
         ("named-state", kind::NAMED_STATE, record::encode(&named)),
+        (
+            "expired",
+            kind::EXPIRED,
+            list(|list| [7, 8, 9].into_iter().for_each(|one| list.range(one))),
+        ),
+        ("looks-state", kind::LOOKS_STATE, record::encode(&looks)),
     ]
 }
 

@@ -256,3 +256,25 @@ fn a_deletion_makes_room_below_a_limit() {
     let now = at_ms(world.ms);
     assert_eq!(world.logic.publish(&mut world.log, producer, 90, 91, 0, &[], b"x", now), Ok(()));
 }
+
+/// A broker that died now would leave a journal without the group, and its consumers would be ended.
+#[test]
+fn whoever_joins_a_new_group_waits_for_its_record_too() {
+    let mut world = World::new(&[definition(1, "q")]);
+    let mut spec = consumer(8);
+    let default = world.consumer(1, 2, &spec);
+    spec.group = "late".to_owned();
+    let first = world.consumer(1, 3, &spec);
+    let created = world.log.last();
+    world.producer(1);
+    let second = world.consumer(1, 4, &spec);
+    let lsns = [default, first, second].map(|consumer| world.logic.group_lsn(consumer));
+    assert_eq!(lsns, [0, created, created]);
+    // By request as well.
+    let create = GroupCommand::Create { from: StartAt::New };
+    world.logic.group_command(&mut world.log, 9, 1, "asked", create);
+    spec.group = "asked".to_owned();
+    let third = world.consumer(1, 5, &spec);
+    assert_eq!(world.logic.group_lsn(third), world.log.last());
+    assert!(world.log.last() > created);
+}

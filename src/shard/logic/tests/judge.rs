@@ -2,13 +2,34 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
+use ringmain_client::layout::metadata::{Times, times};
 use ringmain_client::wire::Outcome;
 
 use super::memory::{Event, Record, at_ms};
 use super::model::State;
 use super::programs::{Check, Client, ORIGIN, Program};
-use crate::shard::logic::record::{self, MessageBody, Transaction, kind};
+use crate::shard::logic::record::{self, GroupCreated, GroupReset, MessageBody, Transaction, kind};
 use crate::shard::logic::{ControlResult, HandleId, headers};
+
+/// Name of a group by its number: a reset gives it another one.
+fn group_name(records: &[Record], queue: u64, group: u32) -> Result<String, String> {
+    let mut names = BTreeMap::from([(0, String::new())]);
+    for record in records.iter().filter(|record| record.queue == queue) {
+        match record.kind {
+            kind::GROUP_CREATED => {
+                let created: GroupCreated = record::decode(&record.body)?;
+                names.insert(created.group, created.name);
+            }
+            kind::GROUP_RESET => {
+                let reset: GroupReset = record::decode(&record.body)?;
+                let name = names.remove(&reset.group).ok_or("reset of a group that is gone")?;
+                names.insert(reset.becomes, name);
+            }
+            _ => {}
+        }
+    }
+    names.remove(&group).ok_or_else(|| format!("group {group} of queue {queue} is not there"))
+}
 
 impl Program {
     /// What the logic wrote by itself: messages moved to the dead-letter queue, or discarded.
@@ -32,24 +53,39 @@ impl Program {
                         letter = Some(record.clone());
                     }
                 }
-                kind::MOVED | kind::DISCARDED => {
+                kind::MOVED | kind::DISCARDED | kind::EXPIRED => {
                     let id = record.queue;
-                    let mut taken_out = (0, 0);
+                    let mut taken_out = Vec::new();
                     record::read_ranges(&record.body, |group, first, messages| {
-                        taken_out = (group, first);
-                        if messages == 1 { Ok(()) } else { Err("one at a time".to_owned()) }
+                        taken_out.extend((first..first + messages).map(|one| (group, one)));
+                        Ok(())
                     })?;
-                    let (group, sequence) = taken_out;
-                    let queue = self.model.queues.get_mut(&id).expect("queue");
-                    let name = if group == 0 { "" } else { "audit" };
-                    let state = queue.group(name).open.remove(&sequence);
-                    let Some(State::Doomed { count }) = state else {
-                        return Err(format!("{sequence} was taken out, it was {state:?}"));
-                    };
-                    let payload = queue.payloads[&sequence].clone();
-                    if id == ORIGIN {
-                        let letter = letter.take().ok_or("the message itself was not moved")?;
-                        self.letter(&letter, sequence, count, &payload)?;
+                    let is_expired =
+                        record.kind == kind::EXPIRED || record.flags & record::FLAG_EXPIRED != 0;
+                    if record.kind == kind::MOVED && taken_out.len() != 1 {
+                        return Err("one at a time".to_owned());
+                    }
+                    for (group, sequence) in taken_out {
+                        let name = group_name(&self.log.records[..self.seen_records], id, group)?;
+                        let (now_ms, queue) =
+                            (self.ms, self.model.queues.get_mut(&id).expect("queue"));
+                        let state = queue.group(&name).open.remove(&sequence);
+                        let (State::Doomed { count } | State::Back { count, .. }) =
+                            state.clone().ok_or_else(|| format!("{sequence} was done with"))?
+                        else {
+                            return Err(format!("{sequence} was taken out, it was {state:?}"));
+                        };
+                        let is_back = matches!(state, Some(State::Back { .. }));
+                        if is_back != is_expired
+                            || is_expired && !queue.is_expired(sequence, now_ms)
+                        {
+                            return Err(format!("{sequence} was taken out, it was {state:?}"));
+                        }
+                        let payload = queue.payloads[&sequence].clone();
+                        if id == ORIGIN {
+                            let letter = letter.take().ok_or("the message itself was not moved")?;
+                            self.letter(&letter, sequence, count, &payload, is_expired)?;
+                        }
                     }
                 }
                 kind::TRIMMED => {
@@ -69,19 +105,22 @@ impl Program {
         sequence: u64,
         count: u32,
         payload: &[u8],
+        is_expired: bool,
     ) -> Check {
         let body = MessageBody::parse(&letter.body).ok_or("malformed message")?;
         let header = |name| headers::find(body.metadata, name).unwrap_or_default();
         if header(headers::ORIGIN_QUEUE) != "q2"
             || header(headers::ORIGIN_SEQUENCE) != sequence.to_string()
             || header(headers::DELIVERIES) != count.to_string()
-            || !["rejected", "max-deliveries"].contains(&header(headers::REASON))
+            || !["rejected", "max-deliveries", "expired"].contains(&header(headers::REASON))
+            || (header(headers::REASON) == "expired") != is_expired
+            || times(body.metadata) != Some(Times::default())
             || body.payload != payload
         {
             return Err(format!("dead letter of {sequence}: {letter:?}"));
         }
         let dead = self.model.queues.get_mut(&letter.queue).expect("queue");
-        if dead.stored(payload, body.published_ns) != letter.sequence {
+        if dead.stored(payload, (None, None), body.published_ns) != letter.sequence {
             return Err("a sequence is not dense".to_owned());
         }
         Ok(())
@@ -131,6 +170,7 @@ impl Program {
                     let durable = queue.durable;
                     let left = queue.groups[group].open.iter().find(|(sequence, state)| {
                         **sequence < durable
+                            && !queue.is_expired(**sequence, self.ms)
                             && match state {
                                 State::Back { must_ms, .. } => *must_ms <= self.ms,
                                 State::With { handle: with, .. } => *with != handle,
@@ -214,8 +254,17 @@ impl Program {
         self.check_limits()?;
         for (id, queue) in &self.model.queues {
             for (name, group) in &queue.groups {
-                let ready = group.open.iter().find(|(_, state)| {
-                    matches!(state, State::Back { must_ms, .. } if *must_ms <= self.ms)
+                // Looks are at most about a millisecond late, and at most 1/128 of these TTLs.
+                let stays = group.open.iter().find(|(sequence, state)| {
+                    matches!(state, State::Back { .. })
+                        && queue.is_expired(**sequence, self.ms.saturating_sub(3))
+                });
+                if let Some(stays) = stays {
+                    return Err(format!("{stays:?} of {id} is over and stays at {}", self.ms));
+                }
+                let ready = group.open.iter().find(|(sequence, state)| {
+                    !queue.is_expired(**sequence, self.ms)
+                        && matches!(state, State::Back { must_ms, .. } if *must_ms <= self.ms)
                 });
                 let able = self.consumers.iter().find(|(handle, client)| {
                     let held = self.held().filter(|((with, _), _)| with == *handle).count();

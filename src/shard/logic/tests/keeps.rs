@@ -180,9 +180,7 @@ impl Program {
     /// Lanes that may be looked at again.
     pub(super) fn go_on(&mut self) {
         let unblocked = self.logic.take_unblocked();
-        let mut limited = std::mem::take(&mut self.limited);
-        limited.retain(|queue| !unblocked.contains(&self.producer(*queue).0));
-        self.limited = limited;
+        self.limited.retain(|queue| unblocked.iter().all(|handle| handle.queue != *queue));
     }
 
     /// Nothing is too much, and nobody waits who need not.

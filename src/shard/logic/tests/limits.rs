@@ -199,6 +199,21 @@ fn the_oldest_make_room_and_their_consumers_are_told() {
     assert_eq!(sequences(&world.turn()), [14, 15]);
 }
 
+/// What goes is not as long as what stays: a mean would say that there is room.
+#[test]
+fn bytes_are_exact_after_the_oldest_were_discarded() {
+    let overflow = Overflow::DropOldest;
+    let mut world =
+        World::new(&[limited(Limits { max_bytes: 1000, overflow, ..Limits::default() })]);
+    let producer = world.producer(1);
+    for (position, length) in (0..).zip([1; 100].into_iter().chain([950, 500])) {
+        assert_eq!(offer(&mut world, producer, position, length), Ok(()));
+        world.turn();
+    }
+    let info = world.logic.info(1).expect("queue");
+    assert_eq!((info.messages, info.message_bytes, info.dropped), (1, 500, 101));
+}
+
 #[test]
 fn what_a_limit_cancels_is_needed_until_that_is_durable() {
     let overflow = Overflow::DropOldest;

@@ -92,7 +92,7 @@ fn marks_are_exact_at_their_place_and_bounds_between() {
             }
             if random.below(9000) == 0 {
                 let mut again = Marks::default();
-                marks.write(|body| again.read(body, sequence + 1).expect("ours"));
+                marks.write(|body| again.read(body, sequence + 1, u64::MAX).expect("ours"));
                 assert!(again.all().count() <= 1024);
                 let last = marks.all().next().map(|_| sequence);
                 assert_eq!(again.all().last().map(|mark| mark.sequence), last);
@@ -135,13 +135,14 @@ fn impossible_marks_are_refused() {
         }
         list.as_bytes().to_vec()
     };
-    let read = |body: &[u8]| Marks::default().read(body, 10);
+    let read = |body: &[u8]| Marks::default().read(body, 10, 6);
     assert_eq!(read(&body(&[(1, 5, 0), (9, 5, 70)], 80)), Ok(()));
     for (marks, bytes) in [
         (&[(0, 5, 0)][..], 80),
         (&[(10, 5, 0)], 80),
         (&[(3, 5, 0), (3, 6, 0)], 80),
         (&[(3, 5, 81)], 80),
+        (&[(3, 7, 0)], 80),
     ] {
         assert!(read(&body(marks, bytes)).is_err(), "{marks:?}");
     }

@@ -285,6 +285,7 @@ pub(super) fn definition(id: u64, name: &str) -> QueueDefinition {
         dead_letter: String::new(),
         lease_ms: 30_000,
         limits: Limits::default(),
+        ttl_ms: 0,
     }
 }
 

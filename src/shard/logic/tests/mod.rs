@@ -5,6 +5,7 @@
 
 mod cases;
 mod crashes;
+mod expiry;
 mod golden;
 mod groups;
 mod judge;

@@ -7,6 +7,7 @@ use ringmain_client::protocol::{GroupPlace, StartAt};
 use ringmain_client::wire::{LeaseToken, Outcome, Up};
 
 use super::keeps::Keeps;
+use super::memory::at_ms;
 use crate::shard::logic::{HandleId, TransactionAck};
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -50,6 +51,9 @@ pub(super) struct Queue {
     pub(super) lease_ms: u64,
     pub(super) keeps: Keeps,
     pub(super) named: BTreeMap<String, Named>,
+    pub(super) ttl_ms: u64,
+    /// When a message expires and when its delay is over, if ever.
+    pub(super) windows: BTreeMap<u64, (u64, u64)>,
 }
 
 /// What is remembered of a named producer.
@@ -69,25 +73,43 @@ pub(super) struct Model {
     pub(super) lanes: BTreeMap<u64, VecDeque<(u64, u64)>>,
 }
 
-fn back(count: u32) -> State {
-    State::Back { count, may_ms: 0, must_ms: 0 }
-}
-
 impl Queue {
-    pub(super) fn new(max_deliveries: u32, lease_ms: u64) -> Self {
+    pub(super) fn new(max_deliveries: u32, lease_ms: u64, ttl_ms: u64) -> Self {
         let groups = BTreeMap::from([(String::new(), Group::default())]);
         let keeps = Keeps { first: 1, ..Keeps::default() };
-        Self { next: 1, durable: 1, groups, max_deliveries, lease_ms, keeps, ..Self::default() }
+        Self {
+            next: 1,
+            durable: 1,
+            groups,
+            max_deliveries,
+            lease_ms,
+            ttl_ms,
+            keeps,
+            ..Self::default()
+        }
     }
 
-    pub(super) fn stored(&mut self, payload: &[u8], published_ns: u64) -> u64 {
+    /// With a TTL of its own and a delay. Programs look at the clock in whole milliseconds.
+    pub(super) fn stored(
+        &mut self,
+        payload: &[u8],
+        (ttl_ms, delay_ms): (Option<u64>, Option<u64>),
+        published_ns: u64,
+    ) -> u64 {
         let sequence = self.next;
         let last_ns = self.times.last_key_value().map_or(0, |(_, last_ns)| *last_ns);
-        self.times.insert(sequence, published_ns.max(last_ns));
+        let published_ns = published_ns.max(last_ns);
+        self.times.insert(sequence, published_ns);
+        let from_ms = (published_ns - at_ms(0).realtime_ns).div_ceil(1_000_000);
         self.next += 1;
         self.payloads.insert(sequence, payload.to_vec());
+        let queue_ms = Some(self.ttl_ms).filter(|ms| *ms > 0);
+        let expires_ms =
+            [ttl_ms, queue_ms].into_iter().flatten().min().map_or(u64::MAX, |ms| from_ms + ms);
+        self.windows.insert(sequence, (expires_ms, delay_ms.map_or(0, |ms| from_ms + ms)));
+        let state = self.fresh(sequence);
         for group in self.groups.values_mut() {
-            group.open.insert(sequence, back(0));
+            group.open.insert(sequence, state.clone());
         }
         sequence
     }
@@ -108,11 +130,21 @@ impl Queue {
         if own <= named.last {
             return (Outcome::Duplicate, 0);
         }
-        let sequence = self.stored(payload, published_ns);
+        let sequence = self.stored(payload, (None, None), published_ns);
         let named = self.named.get_mut(name).expect("attached");
         named.last = own;
         named.stored.insert(own, sequence);
         (Outcome::Done, sequence)
+    }
+
+    /// A message that was never delivered.
+    fn fresh(&self, sequence: u64) -> State {
+        let due_ms = self.windows.get(&sequence).map_or(0, |(_, due_ms)| *due_ms);
+        State::Back { count: 0, may_ms: due_ms, must_ms: due_ms }
+    }
+
+    pub(super) fn is_expired(&self, sequence: u64, now_ms: u64) -> bool {
+        self.windows.get(&sequence).is_some_and(|(expires_ms, _)| *expires_ms <= now_ms)
     }
 
     pub(super) fn add_group(&mut self, name: &str, from: StartAt) {
@@ -143,7 +175,7 @@ impl Queue {
                 there.drain(..end.saturating_sub(messages as usize));
             }
         }
-        there.into_iter().map(|sequence| (sequence, back(0))).collect()
+        there.into_iter().map(|sequence| (sequence, self.fresh(sequence))).collect()
     }
 
     /// What the answer to a request about a group that starts there says.
@@ -204,7 +236,9 @@ impl Queue {
             return Err(format!("{sequence} has another payload"));
         }
         let durable = self.durable;
+        let is_expired = self.is_expired(sequence, now_ms);
         let deadline_ms = if self.lease_ms == 0 { u64::MAX } else { now_ms + self.lease_ms };
+        let windows = self.windows.clone();
         let group = self.group(name);
         match group.open.get(&sequence) {
             Some(State::Back { count, may_ms, .. }) if *may_ms <= now_ms => {
@@ -214,8 +248,12 @@ impl Queue {
             }
             other => return Err(format!("{sequence} was given out, it is {other:?}")),
         }
+        if is_expired {
+            return Err(format!("{sequence} was given out after its time"));
+        }
         let first = group.open.iter().find(|(sequence, state)| {
             **sequence < durable
+                && windows.get(sequence).is_none_or(|(expires_ms, _)| *expires_ms > now_ms)
                 && matches!(state, State::Back { must_ms, .. } if *must_ms <= now_ms)
         });
         if let Some((first, _)) = first
@@ -322,7 +360,7 @@ impl Model {
             self.queues.get_mut(&queue)?.group(&group).open.remove(&sequence);
         }
         let mut stored = messages.iter().map(|(queue, payload)| {
-            self.queues.get_mut(queue).expect("queue").stored(payload, published_ns)
+            self.queues.get_mut(queue).expect("queue").stored(payload, (None, None), published_ns)
         });
         let first = stored.next().unwrap_or(0);
         stored.for_each(drop);
@@ -334,15 +372,19 @@ impl Model {
         for queue in self.queues.values_mut() {
             queue.durable = queue.next;
             for group in queue.groups.values_mut() {
-                for state in group.open.values_mut() {
+                for (sequence, state) in &mut group.open {
                     let count = match state {
                         State::With { attempt, .. } => *attempt - 1,
                         State::Back { count, .. } => *count,
                         State::Doomed { .. } => continue,
                     };
                     // One that was delayed before its last delivery is delayed anew.
-                    let must_ms = if count > 0 { now_ms + DELAY_MS_MAX } else { 0 };
-                    *state = State::Back { count, may_ms: 0, must_ms };
+                    *state = if count > 0 {
+                        State::Back { count, may_ms: 0, must_ms: now_ms + DELAY_MS_MAX }
+                    } else {
+                        let due_ms = queue.windows.get(sequence).map_or(0, |(_, due_ms)| *due_ms);
+                        State::Back { count, may_ms: due_ms, must_ms: due_ms }
+                    };
                 }
             }
         }

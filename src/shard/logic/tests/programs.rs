@@ -1,8 +1,9 @@
 //! Random programs: clients, time, a disk that is late, crashes; the model judges everything that comes out.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::time::Duration;
 
-use ringmain_client::layout::metadata::OwnSequence;
+use ringmain_client::layout::metadata::{Metadata, OwnSequence};
 use ringmain_client::protocol::{ErrorCode, Overflow};
 use ringmain_client::wire::{LeaseToken, Outcome, Up};
 
@@ -19,9 +20,12 @@ use crate::shard::logic::{
 /// Takes the dead letters of `ORIGIN`; the third queue has none.
 pub(super) const DEAD: u64 = 1;
 pub(super) const ORIGIN: u64 = 2;
-pub(super) const QUEUES: [u64; 3] = [DEAD, ORIGIN, 3];
+/// Its messages expire.
+pub(super) const TTL: u64 = 4;
+pub(super) const TTL_MS: u64 = 120;
+pub(super) const QUEUES: [u64; 4] = [DEAD, ORIGIN, 3, TTL];
 /// Those that have no limits.
-const UNLIMITED: [u64; 2] = [DEAD, ORIGIN];
+const UNLIMITED: [u64; 3] = [DEAD, ORIGIN, TTL];
 pub(super) const LEASE_MS: u64 = 40;
 
 pub(super) struct Random(u64);
@@ -148,7 +152,10 @@ impl Program {
                 definition.max_deliveries = 3;
                 definition.dead_letter = format!("q{DEAD}");
             }
-            let mut rules = Queue::new(definition.max_deliveries, LEASE_MS);
+            if id == TTL {
+                definition.ttl_ms = TTL_MS;
+            }
+            let mut rules = Queue::new(definition.max_deliveries, LEASE_MS, definition.ttl_ms);
             if id == LIMITED {
                 definition.durable = false;
                 definition.limits = keeps::rules(seed);
@@ -184,13 +191,22 @@ impl Program {
                 format!("{queue}/{position}/{}", "x".repeat(self.random.below(30) as usize)).into();
             let mut now = at_ms(self.ms);
             now.realtime_ns += self.random.below(900_000);
+            let (metadata, times) = self.times(queue);
             let (producer, lane) = self.producer(queue);
             let (model, last) =
                 (self.model.queues.get_mut(&queue).expect("queue"), self.log.last());
             let Limits { max_bytes, overflow, .. } = model.keeps.limits;
             let may_refuse = model.is_full() || max_bytes > 0;
-            let published =
-                self.logic.publish(&mut self.log, producer, position, next, 0, &[], &payload, now);
+            let published = self.logic.publish(
+                &mut self.log,
+                producer,
+                position,
+                next,
+                0,
+                &metadata,
+                &payload,
+                now,
+            );
             let stored = self.log.last() > last;
             match published {
                 Ok(()) if stored && !model.is_full() => {}
@@ -208,7 +224,7 @@ impl Program {
                 completions.push_back((position, 0, Outcome::QueueFull));
                 continue;
             }
-            let sequence = model.stored(&payload, now.realtime_ns);
+            let sequence = model.stored(&payload, times, now.realtime_ns);
             self.model.lanes.entry(lane).or_default().push_back((position, sequence));
             completions.push_back((position, sequence, Outcome::Done));
         }
@@ -337,6 +353,24 @@ impl Program {
         self.records()
     }
 
+    /// Most messages have neither a TTL nor a delay.
+    fn times(&mut self, queue: u64) -> (Vec<u8>, (Option<u64>, Option<u64>)) {
+        if queue == LIMITED {
+            // Its bounds count every byte.
+            return (Vec::new(), (None, None));
+        }
+        let ttl_ms = (self.random.below(6) == 0).then(|| 1 + self.random.below(150));
+        let delay_ms = (self.random.below(6) == 0).then(|| 1 + self.random.below(DELAY_MS_MAX));
+        let metadata = Metadata {
+            ttl: ttl_ms.map(Duration::from_millis),
+            delay: delay_ms.map(Duration::from_millis),
+            ..Metadata::default()
+        };
+        let mut bytes = Vec::new();
+        metadata.encode(&mut bytes).expect("short");
+        (bytes, (ttl_ms, delay_ms))
+    }
+
     /// The producer that a queue has now, and its lane.
     pub(super) fn producer(&self, queue: u64) -> (HandleId, u64) {
         let epoch = self.producers[&queue];
@@ -352,6 +386,7 @@ impl Program {
         }
         let (gone, _) = self.producer(queue);
         self.logic.close_handle(&mut self.port, gone, at_ms(self.ms));
+        self.limited.remove(&queue);
         self.producers.entry(queue).and_modify(|epoch| *epoch += 1);
         self.lane_ends.remove(&queue);
         self.released.remove(&queue);
