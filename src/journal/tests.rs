@@ -14,6 +14,11 @@ impl Snapshot for Owner {
     fn is_needed(&self, _: u64, _: u64, _: u64) -> bool {
         true
     }
+
+    fn needed(&self, _: u64, first: u64, last: u64, _: usize, parts: &mut Vec<(u64, u64)>) -> u64 {
+        parts.push((first, last));
+        last + 1
+    }
 }
 
 impl Replay for Owner {
