@@ -113,6 +113,8 @@ fn repair(args: &JournalRepairArgs) -> Outcome {
             journal::repair(disk, args.accept_loss).map_err(|error| failed(folder, &error))?;
         let mut answer = Answer::good(folder, None, &report)?;
         if !report.damages.is_empty() && !report.repaired {
+            // That is found out by repairing: it can be more than what cannot be read.
+            answer.document["lost"] = serde_json::Value::Null;
             answer.failure = Some(Failure::new(
                 Exit::Data,
                 format_args!(
