@@ -73,10 +73,7 @@ pub(super) struct Shard<D: Disk> {
     pub(super) stopping: Option<Stopping>,
     /// A wait failed, and that was logged.
     is_sleepless: bool,
-    /// While nothing is in flight: whoever was confirmed may come again at once.
     spin: Spin,
-    /// While something is: others may come, those who wait for the disk do not. One figure for both would be right for neither.
-    spin_in_flight: Spin,
     /// What was taken last.
     pub(super) taken: Taken,
     /// The journal takes nothing in this turn any more.
@@ -128,7 +125,6 @@ impl<D: Disk> Shard<D> {
             stopping: None,
             is_sleepless: false,
             spin: Spin::new(),
-            spin_in_flight: Spin::new(),
             taken: Taken::default(),
             is_journal_full: false,
         })
@@ -391,9 +387,7 @@ impl<D: Disk> Shard<D> {
 
     /// Nothing to do: looks on for a moment if that has paid lately, then sleeps.
     fn idle(&mut self) {
-        let in_flight = self.journal.durable() < self.journal.last_lsn();
-        let spin = if in_flight { &mut self.spin_in_flight } else { &mut self.spin };
-        if self.stopping.is_none() && spin.look(|| self.handles.is_ready()) {
+        if self.stopping.is_none() && self.spin.look(|| self.handles.is_ready()) {
             return;
         }
         self.page.page.set_asleep(true);
