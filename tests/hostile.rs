@@ -55,6 +55,7 @@ fn targets(attachment: &Attachment, role: Role) -> Vec<(Region, Vec<usize>)> {
         spsc_page::POSITION,
         spsc_page::TAKEN,
         spsc_page::REDELIVERED,
+        spsc_page::SHOWN,
         spsc_page::SLEEPERS,
         spsc_page::EVENT,
         spsc_page::HANDLE_LINE + 0x20,

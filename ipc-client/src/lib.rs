@@ -75,7 +75,7 @@ pub use protocol::{
 };
 #[cfg(not(loom))]
 pub use request::{Replier, Reply, ReplyError, ReplyTo, RequestError, Requester};
-pub use ring::{Closed, Fault, Invariant};
+pub use ring::{Body, Closed, Fault, Invariant, OutOfBounds};
 #[cfg(not(loom))]
 pub use sys::affinity;
 #[cfg(not(loom))]

@@ -82,8 +82,13 @@ fn mpmc_memory(geometry: &Geometry, handles: &[u8]) -> RingMemory {
 }
 
 fn spsc_page_region() -> Region {
-    let mut words =
-        vec![spsc_page::POSITION, spsc_page::TAKEN, spsc_page::REDELIVERED, spsc_page::SLEEPERS];
+    let mut words = vec![
+        spsc_page::POSITION,
+        spsc_page::TAKEN,
+        spsc_page::REDELIVERED,
+        spsc_page::SLEEPERS,
+        spsc_page::SHOWN,
+    ];
     words.extend(line_words(spsc_page::HANDLE_LINE));
     Region::modelled(PAGE_BYTES, words, [spsc_page::EVENT], [])
 }

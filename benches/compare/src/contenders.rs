@@ -8,7 +8,7 @@ use std::time::Instant;
 use crossbeam_queue::ArrayQueue;
 use ringmain_client::layout::Geometry;
 use ringmain_client::protocol::Kind;
-use ringmain_client::ring::{Consumer, Park, Producer, RingMemory, View, Visit};
+use ringmain_client::ring::{Body, Consumer, Fill, Park, Producer, RingMemory, View, Visit};
 
 use crate::memory::{board, pin, ring_memory, two_processes, wait_for};
 use crate::payload::{self, Payload, bytes, bytes_mut};
@@ -51,32 +51,41 @@ fn send(producer: &mut Producer, batch: usize, messages: u64) {
         }
         return;
     }
-    let mut group = vec![[0; 8]; batch];
-    let mut views: Vec<&[u8]> = Vec::with_capacity(batch);
-    let mut n = 0;
-    while n < messages {
-        for (message, number) in group.iter_mut().zip(n..) {
-            *message = payload::make(number);
+    let mut filler = Filler { first: 0 };
+    while filler.first < messages {
+        match producer.try_claim_batch(batch, payload::BYTES) {
+            Ok(claimed) => {
+                producer.fill_batch(claimed, &mut filler);
+                filler.first += batch as u64;
+            }
+            Err(_) => spin_loop(),
         }
-        views.extend(group.iter().map(|message| &bytes(message)[..]));
-        while producer.try_send_batch(&views).is_err() {
-            spin_loop();
-        }
-        views = emptied(views);
-        n += batch as u64;
     }
 }
 
-/// The same allocation for slices of another lifetime.
-fn emptied<'a>(mut views: Vec<&[u8]>) -> Vec<&'a [u8]> {
-    views.clear();
-    views.into_iter().map(|_| -> &'a [u8] { &[] }).collect()
+/// Writes messages in place, as rtrb's chunks are written.
+struct Filler {
+    first: u64,
+}
+
+impl Fill for Filler {
+    #[inline(always)]
+    fn fill(&mut self, index: usize, body: &mut Body<'_>) {
+        let place = body.as_mut_ptr().cast::<Payload>();
+        // SAFETY: 64 bytes, aligned to 8, in a claimed slot that nobody else writes.
+        unsafe { place.write(payload::make(self.first + index as u64)) };
+    }
+
+    #[inline(always)]
+    fn may_go_on(&self) -> bool {
+        true
+    }
 }
 
 fn receive(memory: RingMemory, geometry: Geometry, batch: usize, messages: u64) {
     let mut consumer = Consumer::new(memory, geometry, 2).expect("fresh ring");
     if batch > 1 {
-        let mut checker = Checker { message: [0; 8], next: 0 };
+        let mut checker = Checker { next: 0 };
         while checker.next < messages {
             if consumer.try_visit(batch, &mut checker).is_err() {
                 spin_loop();
@@ -100,17 +109,18 @@ fn receive(memory: RingMemory, geometry: Geometry, batch: usize, messages: u64) 
     }
 }
 
-/// Copies each message out and checks it.
+/// Checks each message where it lies, as rtrb's chunks are read.
 struct Checker {
-    message: Payload,
     next: u64,
 }
 
 impl Visit for Checker {
     #[inline(always)]
     fn message(&mut self, message: View<'_>) {
-        assert_eq!(message.read(0, bytes_mut(&mut self.message)), 64);
-        payload::check(&self.message, self.next);
+        assert_eq!(message.taken().length(), payload::BYTES);
+        let place = message.payload_ptr().expect("it fits one slot").cast::<Payload>();
+        // SAFETY: 64 bytes, aligned to 8, in a slot that the producer does not write before it is given back.
+        payload::check(unsafe { &*place }, self.next);
         self.next += 1;
     }
 

@@ -12,7 +12,8 @@ use crate::sys::fork::ForkMark;
 
 impl Consumer {
     /// Hands up to `max` messages to `each`, in order, as many as there are now. Returns how many. Each message is taken
-    /// right before its turn and given back as soon as `each` returns, so a batch keeps nothing from other consumers.
+    /// right before its turn and done with as soon as `each` returns, so a batch keeps nothing from other consumers. On an spsc
+    /// queue the producer learns of it after sixteen messages, or when the batch is over.
     ///
     /// If `each` panics, its message counts as received.
     ///

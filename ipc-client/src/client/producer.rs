@@ -12,8 +12,9 @@ use super::reservation::Reservation;
 use super::waiting::{Stop, leave, wait_for};
 use crate::layout::metadata::{Metadata, MetadataError};
 use crate::protocol::{Kind, Role};
-use crate::ring::{self, Closed, TrySendError};
+use crate::ring::{self, Body, ClaimedBatch, Closed, Fill, TrySendError};
 use crate::sys::clock::monotonic_ns;
+use crate::sys::fork::ForkMark;
 use crate::wait::WaitPolicy;
 
 /// Sends messages to one queue.
@@ -219,6 +220,84 @@ impl Producer {
         self.wait(Some(timeout), messages(payloads), |ring| ring.try_send_batch(payloads))
     }
 
+    /// Sends `count` messages of `length` bytes each in one step, or none, and has each written in place: `fill` is called once
+    /// for each number below `count`, the first message last. Returns the sequence of the first.
+    ///
+    /// Each message must fit one slot, and together they take at most a quarter of the ring; beyond that the error is
+    /// [`SendError::TooLarge`]. `fill` is not called while there is no room, and when it panics nothing is sent. Until it is
+    /// done the messages stop those of other producers, so what takes long is done before.
+    ///
+    /// # Errors
+    /// See [`Producer`].
+    #[inline]
+    pub fn try_send_batch_in_place(
+        &mut self,
+        count: usize,
+        length: usize,
+        fill: impl FnMut(usize, &mut Body<'_>),
+    ) -> Result<u64, SendError> {
+        if self.attachment.is_forked() {
+            return Err(SendError::UsedAfterFork);
+        }
+        match self.ring.try_claim_batch(count, length) {
+            Ok(batch) => self.fill(batch, fill),
+            Err(error) => Err(self.explain(error)),
+        }
+    }
+
+    /// As [`Self::try_send_batch_in_place`]; waits for room for all of them as long as it takes.
+    ///
+    /// # Errors
+    /// See [`Producer`].
+    #[inline]
+    pub fn send_batch_in_place(
+        &mut self,
+        count: usize,
+        length: usize,
+        fill: impl FnMut(usize, &mut Body<'_>),
+    ) -> Result<u64, SendError> {
+        let batch = self.wait(None, 0, |ring| ring.try_claim_batch(count, length))?;
+        self.fill(batch, fill)
+    }
+
+    /// As [`Self::try_send_batch_in_place`]; waits for room for all of them at most this long.
+    ///
+    /// # Errors
+    /// See [`Producer`].
+    #[inline]
+    pub fn send_batch_in_place_timeout(
+        &mut self,
+        count: usize,
+        length: usize,
+        timeout: Duration,
+        fill: impl FnMut(usize, &mut Body<'_>),
+    ) -> Result<u64, SendError> {
+        let batch = self.wait(Some(timeout), 0, |ring| ring.try_claim_batch(count, length))?;
+        self.fill(batch, fill)
+    }
+
+    #[inline]
+    fn fill(
+        &mut self,
+        batch: ClaimedBatch,
+        fill: impl FnMut(usize, &mut Body<'_>),
+    ) -> Result<u64, SendError> {
+        let messages = batch.messages();
+        let mut filler = Filler { mark: self.attachment.mark(), fill };
+        let sequence = self.ring.fill_batch(batch, &mut filler);
+        if filler.mark.is_forked() {
+            return Err(SendError::UsedAfterFork);
+        }
+        self.wake(messages);
+        Ok(sequence)
+    }
+
+    /// Payload bytes that fit one slot, and so can be written in place.
+    #[must_use]
+    pub fn slot_capacity(&self) -> usize {
+        self.ring.slot_capacity()
+    }
+
     /// Claims a slot for a message of at most `length` bytes, to be written in place. The message must fit one slot.
     ///
     /// A reservation that is not committed stops those who come after it, so what takes long is done before.
@@ -345,6 +424,24 @@ impl Producer {
         without_times(metadata)?;
         let mut encoded = Vec::new();
         encode(metadata, &mut encoded).map(|()| encoded)
+    }
+}
+
+/// Has a closure write messages, for as long as this is the process that began.
+struct Filler<F> {
+    mark: ForkMark,
+    fill: F,
+}
+
+impl<F: FnMut(usize, &mut Body<'_>)> Fill for Filler<F> {
+    #[inline]
+    fn fill(&mut self, index: usize, body: &mut Body<'_>) {
+        (self.fill)(index, body);
+    }
+
+    #[inline]
+    fn may_go_on(&self) -> bool {
+        !self.mark.is_forked()
     }
 }
 

@@ -106,6 +106,9 @@ pub mod spsc_page {
     pub const EVENT: usize = 0x100;
     /// The handle line of the owner.
     pub const HANDLE_LINE: usize = 0x180;
+    /// Consumer only: position behind the message in one slot that a batch shows; what comes before that message is done
+    /// with. It counts when it is beyond [`POSITION`], which follows when a part of the batch is over.
+    pub const SHOWN: usize = 0x200;
     /// Length of the page.
     pub const BYTES: usize = super::PAGE_BYTES;
 }
@@ -172,7 +175,8 @@ const _: () = {
     assert!(mpmc::CONSUMER_SLEEPERS + HANDLES / 8 == mpmc::RETURNED);
     assert!(mpmc::SLOTS.is_multiple_of(PAGE_BYTES));
     assert!(mpmc::SLOTS == 0x9000);
-    assert!(spsc_page::HANDLE_LINE + handle_line::BYTES <= spsc_page::BYTES);
+    assert!(spsc_page::HANDLE_LINE + handle_line::BYTES <= spsc_page::SHOWN);
+    assert!(spsc_page::SHOWN + SPACING_BYTES <= spsc_page::BYTES);
     assert!(doorbell::PENDING + doorbell::QUEUES_MAX / 8 <= doorbell::BYTES);
     assert!(handle_line::DOORBELL + 8 <= handle_line::BYTES);
 };

@@ -130,13 +130,14 @@ impl<'a> View<'a> {
 
     /// Address of the payload if the message lies in one slot. The bytes may be changed by a peer that breaks the
     /// rules.
+    #[inline(always)]
     pub fn payload_ptr(&self) -> Option<*const u8> {
         if self.taken.claim.n != 1 {
             return None;
         }
         let start = Header::payload_offset(self.taken.metadata_length());
         // SAFETY: the header was checked: metadata and payload fit the body of one slot.
-        Some(unsafe { self.slots.body_address(self.taken.claim.position).add(start) })
+        Some(unsafe { self.slots.body_at(self.taken.slot).add(start) })
     }
 }
 
@@ -146,7 +147,7 @@ pub trait Visit {
     fn message(&mut self, message: View<'_>);
     /// Whether the memory of the ring may still be touched: it may not in a child that was forked meanwhile.
     fn may_go_on(&self) -> bool;
-    /// A message was given back; producers that sleep here are to be woken.
+    /// Messages were given back; producers that sleep here are to be woken.
     fn given_back(&mut self, producers: &Park);
 }
 
@@ -386,8 +387,8 @@ impl<V: Visit> Show for Showing<'_, V> {
     }
 
     #[inline(always)]
-    fn given_back(&mut self, taken: &Taken) {
-        self.counters.count(self.line, 1, u64::from(taken.header.length));
+    fn given_back(&mut self, messages: u64, payload_bytes: u64) {
+        self.counters.count(self.line, messages, payload_bytes);
         self.visitor.given_back(self.peers);
     }
 }

@@ -60,8 +60,8 @@ pub(super) trait Show {
     fn show(&mut self, slots: &Slots, taken: &Taken);
     /// Whether the memory may still be touched.
     fn may_go_on(&self) -> bool;
-    /// The message was given back.
-    fn given_back(&mut self, taken: &Taken);
+    /// So many messages, with so many payload bytes together, were given back.
+    fn given_back(&mut self, messages: u64, payload_bytes: u64);
 }
 
 /// Shows a message and then runs `release`, also when `show` panics.
@@ -84,7 +84,7 @@ impl<S: Show, R: FnMut()> Shown<'_, S, R> {
     fn give_back(&mut self) {
         if self.show.may_go_on() {
             (self.release)();
-            self.show.given_back(&self.taken);
+            self.show.given_back(1, self.taken.length() as u64);
         }
     }
 }

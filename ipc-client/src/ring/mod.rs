@@ -22,8 +22,9 @@ pub use consumer::{Consumer, Taken, View, Visit};
 pub use error::{Closed, Fault, Invariant, TryReceiveError, TrySendError};
 pub use line::{HandleLine, LineSnapshot};
 pub use park::{Kernel, Park, sleep_once, wake_sleepers};
-pub use producer::{OutOfBounds, Producer, Reserved};
+pub use producer::{Body, ClaimedBatch, Fill, OutOfBounds, Producer, Reserved};
 pub use region::Region;
+pub use spsc::{Progress, progress};
 
 use crate::layout::{control, handle_line, mpmc as mpmc_layout, spsc_page};
 use crate::protocol::Role;

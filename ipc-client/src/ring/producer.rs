@@ -57,6 +57,22 @@ impl Reserved {
     }
 }
 
+/// Slots that are claimed for a batch of messages. To be filled at once.
+#[derive(Debug)]
+#[must_use = "claimed slots stop the ring until they are filled"]
+pub struct ClaimedBatch {
+    claim: Claim,
+    length: usize,
+}
+
+impl ClaimedBatch {
+    /// Messages, a slot each.
+    #[must_use]
+    pub fn messages(&self) -> u32 {
+        self.claim.n
+    }
+}
+
 /// An offset and a length that exceed the capacity of a reservation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("offset {offset} + length {length} exceeds the {capacity} bytes of the reservation")]
@@ -67,6 +83,72 @@ pub struct OutOfBounds {
     pub length: usize,
     /// Bytes there are.
     pub capacity: usize,
+}
+
+/// The place of one message of a batch.
+#[derive(Debug)]
+pub struct Body<'a> {
+    slots: &'a Slots,
+    /// Offset of the slot.
+    slot: usize,
+    length: usize,
+}
+
+impl<'a> Body<'a> {
+    #[inline(always)]
+    pub(super) fn new(slots: &'a Slots, slot: usize, length: usize) -> Self {
+        Self { slots, slot, length }
+    }
+
+    /// Payload bytes of the message.
+    #[must_use]
+    #[inline(always)]
+    #[allow(clippy::len_without_is_empty)] // a place, no container
+    pub fn len(&self) -> usize {
+        self.length
+    }
+
+    /// Copies bytes to this offset of the payload.
+    ///
+    /// # Errors
+    /// They do not fit the payload; nothing is copied then.
+    #[inline(always)]
+    pub fn write(&mut self, offset: usize, bytes: &[u8]) -> Result<(), OutOfBounds> {
+        let capacity = self.length;
+        if offset > capacity || bytes.len() > capacity - offset {
+            return Err(OutOfBounds { offset, length: bytes.len(), capacity });
+        }
+        self.slots.write_single(self.slot, offset, bytes);
+        Ok(())
+    }
+
+    /// The payload as a slice.
+    ///
+    /// # Safety
+    /// No other process may access these bytes while the slice exists. Members of the queue that follow the protocol
+    /// do not; on an mpmc queue all members, on an spsc queue nobody else, could break it.
+    #[inline(always)]
+    pub unsafe fn as_mut_slice(&mut self) -> &mut [u8] {
+        // SAFETY: the payload lies within its slot, which is mapped, claimed for this message, and initialised (memfds are
+        // zero-filled); that nobody else accesses it is the caller's promise.
+        unsafe { core::slice::from_raw_parts_mut(self.as_mut_ptr(), self.length) }
+    }
+
+    /// Address of the payload: [`Self::len`] bytes, aligned to 16 if the slot size is a multiple of 32, else to 8. The
+    /// bytes hold whatever an earlier message left; another member that breaks the rules may change them.
+    #[must_use]
+    #[inline(always)]
+    pub fn as_mut_ptr(&mut self) -> *mut u8 {
+        self.slots.body_at(self.slot)
+    }
+}
+
+/// Who writes the messages of [`Producer::fill_batch`].
+pub trait Fill {
+    /// Writes message number `index` of the batch. The first one is asked for last.
+    fn fill(&mut self, index: usize, body: &mut Body<'_>);
+    /// Whether the memory of the ring may still be touched: it may not in a child that was forked meanwhile.
+    fn may_go_on(&self) -> bool;
 }
 
 impl Producer {
@@ -88,8 +170,16 @@ impl Producer {
         Ok(Self { control, end, handle, own_park, peer_park, line, counters: Counters::default() })
     }
 
+    #[inline(always)]
     fn slots(&self) -> &Slots {
         with_end!(&self.end, end => end.slots())
+    }
+
+    /// Payload bytes that fit one slot.
+    #[inline(always)]
+    pub fn slot_capacity(&self) -> usize {
+        let geometry = &self.slots().geometry;
+        geometry.first_body_bytes().min(geometry.max_message())
     }
 
     /// Why nothing can be sent any more, if so.
@@ -150,11 +240,48 @@ impl Producer {
         Ok(sequence)
     }
 
+    /// Claims slots for `count` messages of `length` bytes each, to be written in place. Each must fit one slot,
+    /// and together they take at most a quarter of the ring, else `TooLarge`.
+    #[inline(always)]
+    pub fn try_claim_batch(
+        &mut self,
+        count: usize,
+        length: usize,
+    ) -> Result<ClaimedBatch, TrySendError> {
+        self.refuse_closed()?;
+        let capacity = self.slot_capacity();
+        if length > capacity {
+            return Err(TrySendError::TooLarge { length, max: capacity });
+        }
+        let bytes = count.saturating_mul(length);
+        let n = one_claim(&self.slots().geometry, count as u64, bytes)?;
+        let claim = match n {
+            0 => Claim { position: self.position(), n },
+            _ => with_end!(&mut self.end, end => end.claim(n))?,
+        };
+        Ok(ClaimedBatch { claim, length })
+    }
+
+    /// Has the messages of a claimed batch written and sends them. Returns the sequence of the first.
+    ///
+    /// When `fill` panics nothing is sent, and nothing remains. In a process that was forked meanwhile the memory is not touched
+    /// any more; the value returned there means nothing.
+    #[inline(always)]
+    pub fn fill_batch(&mut self, batch: ClaimedBatch, fill: &mut impl Fill) -> u64 {
+        let ClaimedBatch { claim, length } = batch;
+        if claim.n == 0 {
+            return claim.position;
+        }
+        if with_end!(&mut self.end, end => fill_batch(end, claim, length, fill)) {
+            self.count(claim.n.into(), u64::from(claim.n) * length as u64);
+        }
+        claim.position
+    }
+
     /// Claims one slot for a payload of at most this many bytes, to be written in place.
     pub fn try_reserve(&mut self, payload_max: usize) -> Result<Reserved, TrySendError> {
         self.refuse_closed()?;
-        let geometry = self.slots().geometry;
-        let capacity = geometry.first_body_bytes().min(geometry.max_message());
+        let capacity = self.slot_capacity();
         if payload_max > capacity {
             return Err(TrySendError::TooLarge { length: payload_max, max: capacity });
         }
@@ -331,6 +458,47 @@ fn send_batch(end: &mut impl SendEnd, payloads: &[&[u8]]) -> Result<(u64, u64), 
     }
     end.finish(claim);
     Ok((claim.position, payload_bytes as u64))
+}
+
+/// A batch written in place; whether it was sent. The first message comes last, as in [`write_singles`].
+#[inline(always)]
+fn fill_batch(end: &mut impl SendEnd, claim: Claim, length: usize, fill: &mut impl Fill) -> bool {
+    let mut filling = Filling { end, claim, fill, sent: false };
+    let (slots, header, count) =
+        (filling.end.slots().clone(), header(0, 0, length), claim.n as usize);
+    let mut index = 1;
+    while index <= count {
+        // The last round is for the first message.
+        let at = if index == count { 0 } else { index };
+        let position = claim.position.wrapping_add(at as u64);
+        let run = if at == 0 { 1 } else { slots.until_wrap(position).min(count - index) };
+        let word = filling.end.published(position, 1);
+        if !slots.fill_run(position, word, header, at..at + run, filling.fill) {
+            return false;
+        }
+        index += run;
+    }
+    filling.sent = true;
+    filling.end.prepare_next(claim);
+    filling.end.finish(claim);
+    true
+}
+
+/// A claim that is given up again if whoever fills it panics.
+struct Filling<'a, E: SendEnd, F: Fill> {
+    end: &'a mut E,
+    claim: Claim,
+    fill: &'a mut F,
+    sent: bool,
+}
+
+impl<E: SendEnd, F: Fill> Drop for Filling<'_, E, F> {
+    #[inline(always)]
+    fn drop(&mut self) {
+        if !self.sent && self.fill.may_go_on() {
+            self.end.abandon(self.claim);
+        }
+    }
 }
 
 /// A batch with metadata under one claim; as [`send_batch`].

@@ -17,6 +17,7 @@
 //! | spsc send, before step 3 | words of a batch published beyond the producer's position, the first not | set free |
 //! | spsc send, 3 to 4 | published words from the producer's position on | the position moves past them |
 //! | spsc take, before step 4 | `taken` beyond the consumer's position | messages up to `taken` are marked as redelivered, then `taken` is set back |
+//! | spsc batch shown, before step 4 | `shown` beyond the consumer's position | the same up to `shown`; the position becomes `shown - 1`, then `shown` is cleared |
 //! | asleep | its sleeper bit | cleared |
 //!
 //! Every row tests for exactly the state that it removes, each word is changed once and last, and no row reads anything but the
@@ -211,16 +212,20 @@ fn repair_spsc_consumer(
     geometry: &Geometry,
 ) -> Result<Report, Fault> {
     spsc::check_pages(producer, consumer)?;
-    let (head, tail) = spsc::bounded(geometry, spsc::position(consumer), spsc::position(producer))?;
-    // Relaxed: its only writer is dead.
+    let progress = spsc::progress(consumer);
+    let (head, tail) = spsc::bounded(geometry, progress.released, spsc::position(producer))?;
     let taken_max = spsc::taken_max(geometry, tail);
-    let taken = consumer.u64_at(spsc_page::TAKEN).load(Ordering::Relaxed).clamp(head, taken_max);
+    let taken = progress.taken.clamp(head, taken_max);
+    // Relaxed: its only writer is dead.
     let before = consumer.u64_at(spsc_page::REDELIVERED).load(Ordering::Relaxed).min(taken_max);
     // Relaxed: read by the successor, whose handle comes into being after this.
     consumer.u64_at(spsc_page::REDELIVERED).store(before.max(taken), Ordering::Relaxed);
-    // Last: the successor has looked at nothing yet. Release: a repair that is repeated because this one was killed finds
-    // either the old value here or the new one above.
+    // Release: partner of `spsc::position`. What the dead consumer was done with is the producer's again.
+    consumer.u64_at(spsc_page::POSITION).store(head, Ordering::Release);
+    // Last: the successor has looked at nothing yet. Release, both: a repair that is repeated because this one was killed
+    // finds either the old values here or the new ones above.
     consumer.u64_at(spsc_page::TAKEN).store(head, Ordering::Release);
+    consumer.u64_at(spsc_page::SHOWN).store(0, Ordering::Release);
     Ok(Report { returned: u32::from(taken > head), ..Report::default() })
 }
 
@@ -252,13 +257,11 @@ pub fn owned_by(memory: &RingMemory, geometry: &Geometry, handle: u8, role: Role
             if spsc::check_pages(producer, consumer).is_err() {
                 return owned;
             }
-            let head = spsc::position(consumer);
-            // Relaxed: a racy look.
-            let taken = consumer.u64_at(spsc_page::TAKEN).load(Ordering::Relaxed);
-            if role == Role::Consume && taken > head {
-                let slots = (taken - head).min(geometry.slots());
+            let spsc::Progress { released, taken } = spsc::progress(consumer);
+            if role == Role::Consume && taken > released {
+                let slots = (taken - released).min(geometry.slots());
                 owned.slots = u32::try_from(slots).unwrap_or(u32::MAX);
-                owned.first_position = Some(head);
+                owned.first_position = Some(released);
             }
         }
     }
@@ -284,7 +287,7 @@ pub fn positions(memory: &RingMemory, geometry: &Geometry) -> (u64, u64) {
             ring.u64_at(mpmc::TAIL).load(Ordering::Relaxed),
         ),
         RingMemory::Spsc { producer, consumer, .. } => (
-            consumer.u64_at(spsc_page::POSITION).load(Ordering::Relaxed),
+            spsc::progress(consumer).released,
             producer.u64_at(spsc_page::POSITION).load(Ordering::Relaxed),
         ),
     };

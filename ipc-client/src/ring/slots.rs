@@ -1,6 +1,9 @@
 //! Access to slots by position: words, headers, bodies. The only place that turns positions into offsets.
 
+use core::ops::Range;
+
 use super::error::{Fault, Invariant};
+use super::producer::{Body, Fill};
 use super::region::Region;
 use crate::layout::{Geometry, State, Word, slot};
 use crate::sync::atomic::{AtomicU64, Ordering};
@@ -228,6 +231,37 @@ impl Slots {
         }
     }
 
+    /// Has the messages `which` of a batch written in place, one slot each, from this position on, and publishes each with the
+    /// same header and word. `false`: not all of them, the memory may not be touched any more.
+    #[inline(always)]
+    pub(super) fn fill_run(
+        &self,
+        position: u64,
+        word: Word,
+        header: u64,
+        which: Range<usize>,
+        fill: &mut impl Fill,
+    ) -> bool {
+        let length = Header::unpack(header).length as usize;
+        let mut slot = Slot { region: &self.region, offset: self.offset(position) };
+        for index in which {
+            fill.fill(index, &mut Body::new(self, slot.offset, length));
+            if !fill.may_go_on() {
+                return false;
+            }
+            slot.write_header(header);
+            slot.store(word);
+            slot.offset += self.geometry.slot_size();
+        }
+        true
+    }
+
+    /// Writes part of a body that lies in this slot.
+    #[inline(always)]
+    pub(super) fn write_single(&self, slot: usize, offset: usize, bytes: &[u8]) {
+        self.region.copy_in(slot + slot::BODY + offset, bytes);
+    }
+
     /// Reads part of a body that lies in this slot.
     #[inline(always)]
     pub(super) fn read_single(&self, slot: usize, offset: usize, into: &mut [u8]) {
@@ -294,6 +328,12 @@ impl Slots {
     #[inline(always)]
     pub(super) fn body_address(&self, position: u64) -> *mut u8 {
         self.region.address(self.offset(position) + slot::BODY)
+    }
+
+    /// As [`Self::body_address`], of the slot at this offset.
+    #[inline(always)]
+    pub(super) fn body_at(&self, slot: usize) -> *mut u8 {
+        self.region.address(slot + slot::BODY)
     }
 
     /// Sets the `n` slots from `position` free for the next lap, the first slot last: whoever sees the first one

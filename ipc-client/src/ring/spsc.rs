@@ -11,6 +11,12 @@
 //!  2  write header and body                        3  copy out
 //!  3  word[t] = Published                          4  position = h + n   (own page)
 //!  4  position = t + n   (own page)
+//!
+//! show a batch of messages in one slot each, from h on
+//!  1  word[h] published in h's lap?
+//!  2  shown = h + 1      (own page, a line that nobody else reads): the messages before h are done with
+//!  3  show, h = h + 1, again from 1 up to sixteen times
+//!  4  position = h       (own page)
 //! ```
 //!
 //! Invariants:
@@ -20,10 +26,11 @@
 //! - No word beyond the producer's position is published in its lap, save for the one operation between steps 3 and 4
 //!   of a producer that died (repair moves the position) and the rest of a batch whose first word was not written
 //!   (repair resets the words).
-//! - A message before `taken` and not before `position` may have been seen by a consumer that died.
+//! - A consumer that died was done with what lies before `position`, and before `shown - 1` if that is more; what lies from
+//!   there on before `taken` or `shown` it may have seen ([`progress`]).
 
 use super::consumer::Taken;
-use super::end::{Claim, ReceiveEnd, SendEnd, Show, show_once};
+use super::end::{Claim, ReceiveEnd, SendEnd, Show};
 use super::error::{Fault, Invariant, TryReceiveError, TrySendError};
 use super::look::end_look;
 use super::region::Region;
@@ -62,6 +69,29 @@ pub(super) fn position(page: &Region) -> u64 {
     field(page, spsc_page::POSITION).load(Ordering::Acquire)
 }
 
+/// How far a consumer has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Progress {
+    /// It is done with what lies before this position.
+    pub released: u64,
+    /// It may have looked at what lies before this position.
+    pub taken: u64,
+}
+
+/// How far the consumer of this page has come. Exact when its process is dead, else a racy look. `taken` may be smaller than
+/// `released`; a hostile consumer may have written anything.
+pub fn progress(consumer: &Region) -> Progress {
+    let position = position(consumer);
+    // Relaxed, both: see `take_note`.
+    let shown = consumer.u64_at(spsc_page::SHOWN).load(Ordering::Relaxed);
+    let taken = consumer.u64_at(spsc_page::TAKEN).load(Ordering::Relaxed);
+    if shown > position {
+        Progress { released: position.max(shown - 1), taken: taken.max(shown) }
+    } else {
+        Progress { released: position, taken }
+    }
+}
+
 /// A field of a page whose length was checked.
 #[inline(always)]
 fn field(page: &Region, offset: usize) -> &AtomicU64 {
@@ -77,6 +107,42 @@ fn take_note(own: &Region, end: u64) {
     // before it; the processor's order does not matter to those who look after the death.
     field(own, spsc_page::TAKEN).store(end, Ordering::Relaxed);
     compiler_fence(Ordering::SeqCst);
+}
+
+/// Before the bytes of a message in one slot that ends here are looked at, and after those of the messages before it.
+#[inline(always)]
+fn note_shown(own: &Region, end: u64) {
+    // Relaxed and fenced as in `take_note`, on both sides: the reads of the message before come before.
+    compiler_fence(Ordering::SeqCst);
+    field(own, spsc_page::SHOWN).store(end, Ordering::Relaxed);
+    compiler_fence(Ordering::SeqCst);
+}
+
+/// Messages that a visitor is shown before their slots are the producer's again. A producer that finds no room reads the position
+/// over and over: stored for each message, its line would be on its way all the time.
+const PART_MESSAGES_MAX: usize = 16;
+
+/// A part of a batch: what was shown is given back when it is dropped, also when the visitor panics.
+struct Part<'a, S: Show> {
+    own: &'a Region,
+    next: &'a mut u64,
+    first: u64,
+    /// Behind the last message that was shown.
+    position: u64,
+    payload_bytes: u64,
+    show: &'a mut S,
+}
+
+impl<S: Show> Drop for Part<'_, S> {
+    #[inline(always)]
+    fn drop(&mut self) {
+        let messages = self.position - self.first;
+        if messages > 0 && self.show.may_go_on() {
+            *self.next = self.position;
+            give_back(self.own, self.position);
+            self.show.given_back(messages, self.payload_bytes);
+        }
+    }
 }
 
 /// All slots before this position are the producer's again.
@@ -161,7 +227,7 @@ impl SendEnd for ProducerEnd {
     #[inline(always)]
     fn prepare_long(&self) {}
 
-    /// Nothing is written: a claim that is dropped leaves no trace.
+    /// Nothing is written: a claim of one slot that is dropped leaves no trace.
     #[inline(always)]
     fn claim(&mut self, n: u32) -> Result<Claim, TrySendError> {
         if self.tail + u64::from(n) - self.head > self.slots.geometry.slots() {
@@ -194,7 +260,10 @@ impl SendEnd for ProducerEnd {
         field(&self.own, spsc_page::POSITION).store(self.tail, Ordering::Release);
     }
 
-    fn abandon(&mut self, _claim: Claim) {}
+    /// The first word was not written, so that nobody has looked at the others.
+    fn abandon(&mut self, claim: Claim) {
+        self.slots.reset_continuations(claim.position, claim.n);
+    }
 
     fn position(&self) -> u64 {
         self.tail
@@ -209,7 +278,7 @@ impl ConsumerEnd {
         geometry: Geometry,
     ) -> Result<Self, Fault> {
         check_pages(own, peer)?;
-        let (next, tail) = bounded(&geometry, position(own), position(peer))?;
+        let (next, tail) = bounded(&geometry, progress(own).released, position(peer))?;
         let slots = Slots::new(slots.clone(), 0, geometry)?;
         // Relaxed: written by a predecessor whose exit the daemon has seen, or by the daemon before this handle existed.
         let redelivered = field(own, spsc_page::REDELIVERED).load(Ordering::Relaxed);
@@ -272,36 +341,52 @@ impl ReceiveEnd for ConsumerEnd {
         if planted(Canary::ReleaseBeforeCopy) {
             return 0;
         }
-        let (slots, own) = (self.slots.clone(), self.own.clone());
+        let slots = self.slots.clone();
         let size = slots.geometry.slot_size();
         let longest = slots.geometry.first_body_bytes().min(slots.geometry.max_message()) as u64;
-        let mut position = self.next;
+        let redelivered_before = self.redelivered_before;
         let mut count = 0;
         while count < max {
-            let published = Word::new(slots.lap(position), 1, 0, State::Published);
-            let end = position + slots.until_wrap(position).min(max - count) as u64;
-            let mut slot = slots.at(position);
-            while position < end {
+            let first = self.next;
+            let length = slots.until_wrap(first).min(max - count).min(PART_MESSAGES_MAX);
+            let published = Word::new(slots.lap(first), 1, 0, State::Published);
+            let mut slot = slots.at(first);
+            let end = first + length as u64;
+            let mut part = Part {
+                own: &self.own,
+                next: &mut self.next,
+                first,
+                position: first,
+                payload_bytes: 0,
+                show,
+            };
+            while part.position < end {
                 if slot.load() != published {
-                    return count;
+                    break;
                 }
                 let header = slot.read_header();
                 if header > longest {
-                    return count;
+                    break;
                 }
                 #[allow(clippy::cast_possible_truncation)] // a length and nothing else
                 let length = header as u32;
-                let redelivered = position < self.redelivered_before;
-                let taken = Taken::single(position, slot.offset, length, redelivered);
-                position += 1;
-                self.next = position;
-                take_note(&own, position);
-                show_once(show, &slots, taken, || give_back(&own, position));
-                count += 1;
-                if !show.may_go_on() {
+                let position = part.position;
+                let taken =
+                    Taken::single(position, slot.offset, length, position < redelivered_before);
+                part.position += 1;
+                part.payload_bytes += header;
+                note_shown(part.own, part.position);
+                part.show.show(&slots, &taken);
+                if !part.show.may_go_on() {
                     return count;
                 }
                 slot.offset += size;
+            }
+            let position = part.position;
+            drop(part);
+            count += (position - first) as usize;
+            if position < end {
+                break;
             }
         }
         count

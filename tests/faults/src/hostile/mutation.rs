@@ -140,6 +140,8 @@ fn place(arena: &Arena, attacker: Attacker, random: &mut Random) -> (What, usize
                 spsc_page::POSITION,
                 spsc_page::TAKEN,
                 spsc_page::REDELIVERED,
+                spsc_page::SHOWN,
+                spsc_page::SHOWN,
                 spsc_page::SLEEPERS + 8 * random.below(4),
                 spsc_page::EVENT,
                 spsc_page::HANDLE_LINE + 8 * random.below(16),

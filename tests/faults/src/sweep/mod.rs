@@ -80,6 +80,7 @@ fn sweeps(kind: Kind) -> Vec<(Operation, &'static [Fill], bool)> {
         (O::Send(30, 21), FEW, true),
         (O::Batch, SENDS, true),
         (O::BatchOfSingles, SENDS, true),
+        (O::BatchInPlace, SENDS, true),
         (O::Commit, SENDS, true),
         (O::Abort, SENDS, true),
         (O::Receive, takes, true),

@@ -2,11 +2,11 @@
 
 use std::sync::atomic::Ordering as Order;
 
-use ringmain_client::layout::{State, Word, spsc_page};
+use ringmain_client::layout::{State, Word};
 use ringmain_client::protocol::{Kind, Role};
 use ringmain_client::ring::{
-    Consumer, Kernel, Park, Producer, RingMemory, TryReceiveError, TrySendError, View, Visit,
-    repair, sleep_once, wake_sleepers,
+    Body, Consumer, Fill, Kernel, Park, Producer, Progress, RingMemory, TryReceiveError,
+    TrySendError, View, Visit, progress, repair, sleep_once, wake_sleepers,
 };
 use ringmain_client::sync::atomic::{AtomicU32, Ordering};
 use ringmain_client::sync::step;
@@ -26,6 +26,8 @@ pub enum Operation {
     Batch,
     /// Five messages under one claim, each in one slot.
     BatchOfSingles,
+    /// Five messages of the same length under one claim, written in place.
+    BatchInPlace,
     /// A reservation that is written and committed.
     Commit,
     /// A reservation that is given up.
@@ -140,6 +142,19 @@ impl Visit for Reader<'_> {
     fn given_back(&mut self, _producers: &Park) {}
 }
 
+/// Writes what is to be sent in place.
+struct Writer<'a>(&'a [Message]);
+
+impl Fill for Writer<'_> {
+    fn fill(&mut self, index: usize, body: &mut Body<'_>) {
+        body.write(0, &self.0[index].payload()).expect("the length that was asked for");
+    }
+
+    fn may_go_on(&self) -> bool {
+        true
+    }
+}
+
 impl Operation {
     /// On which side it works.
     pub fn role(self) -> Role {
@@ -147,6 +162,7 @@ impl Operation {
             Self::Send(..)
             | Self::Batch
             | Self::BatchOfSingles
+            | Self::BatchInPlace
             | Self::Commit
             | Self::Abort
             | Self::SendAndWake => Role::Produce,
@@ -166,6 +182,7 @@ impl Operation {
             Self::Send(length, metadata) => &[(length, metadata)],
             Self::Batch => &BATCH.map(|length| (length, 0)),
             Self::BatchOfSingles => &SINGLES.map(|length| (length, 0)),
+            Self::BatchInPlace => &[(ONE, 0); BATCH.len()],
             Self::Commit | Self::SendAndWake => &[(ONE, 0)],
             _ => &[],
         };
@@ -242,6 +259,9 @@ impl Operation {
                 let slices: Vec<&[u8]> = payloads.iter().map(Vec::as_slice).collect();
                 producer.try_send_batch(&slices)
             }
+            Self::BatchInPlace => producer
+                .try_claim_batch(candidates.len(), ONE)
+                .map(|batch| producer.fill_batch(batch, &mut Writer(candidates))),
             Self::Commit => producer.try_reserve(ONE).map(|reserved| {
                 let payload = candidates[0].payload();
                 producer.write(&reserved, 0, &payload).expect("within the reservation");
@@ -383,10 +403,10 @@ enum Fate {
 
 fn fate(world: &World, position: u64) -> Result<Fate, String> {
     if let RingMemory::Spsc { consumer, .. } = &world.arena.daemon {
-        if structure::page_position(consumer) > position {
+        let Progress { released, taken } = progress(consumer);
+        if released > position {
             return Ok(Fate::Released);
         }
-        let taken = consumer.u64_at(spsc_page::TAKEN).load(Ordering::Relaxed);
         return Ok(if taken > position { Fate::Taken } else { Fate::Waiting });
     }
     let word = structure::word(world.arena, position);
