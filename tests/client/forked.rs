@@ -116,11 +116,7 @@ fn forker_with_a_message() {
         // SAFETY: leaves without running what the parent registered.
         unsafe { libc::_exit(i32::from(!told)) };
     }
-    let mut status = 0;
-    // SAFETY: the child is ours, and `status` is a valid place.
-    let waited = unsafe { libc::waitpid(child, &raw mut status, 0) };
-    assert_eq!(waited, child);
-    assert!(libc::WIFEXITED(status) && libc::WEXITSTATUS(status) == 0, "{status:#x}");
+    ended_well(child);
     let mut buffer = Vec::new();
     guard.copy_to(&mut buffer).expect("this is no fork");
     assert_eq!(buffer, b"held");
@@ -135,4 +131,68 @@ fn forker_with_a_message() {
 fn a_held_message_is_out_of_reach_in_a_forked_child() {
     let (daemon, _client) = Daemon::with_queue(Kind::Mpmc, 64, 64);
     Helper::start("forked::forker_with_a_message", &daemon).finish();
+}
+
+/// Forks while it writes a batch in place and while it is shown one.
+#[test]
+fn forker_in_a_batch() {
+    let Some(client) = helper_client() else {
+        return;
+    };
+    let mut producer = client.producer("q").expect("attach");
+    let mut consumer = client.consumer("q").expect("attach");
+    let mut child = 0;
+    let sent = producer.send_batch_in_place(3, 8, |index, body| {
+        if index == 1 {
+            // SAFETY: as in `forker`.
+            child = unsafe { libc::fork() };
+            assert!(child >= 0);
+        }
+        if child != 0 || index != 1 {
+            body.write(0, &index.to_le_bytes()).expect("eight bytes");
+        }
+    });
+    if child == 0 {
+        let told = sent == Err(SendError::UsedAfterFork);
+        // SAFETY: leaves without running what the parent registered.
+        unsafe { libc::_exit(i32::from(!told)) };
+    }
+    sent.expect("there is room");
+    ended_well(child);
+    let mut numbers = Vec::new();
+    let shown = consumer.receive_batch(3, |message| {
+        if numbers.len() == 1 {
+            // SAFETY: as in `forker`.
+            child = unsafe { libc::fork() };
+            assert!(child >= 0);
+        }
+        let mut number = [0; 8];
+        if child != 0 {
+            message.read_at(0, &mut number).expect("this is no fork");
+        }
+        numbers.push(usize::from_le_bytes(number));
+    });
+    if child == 0 {
+        let told = consumer.try_receive(&mut Vec::new()) == Err(ReceiveError::UsedAfterFork);
+        // SAFETY: leaves without running what the parent registered.
+        unsafe { libc::_exit(i32::from(!told)) };
+    }
+    assert_eq!((shown, numbers), (Ok(3), vec![0, 1, 2]));
+    ended_well(child);
+}
+
+fn ended_well(child: libc::pid_t) {
+    let mut status = 0;
+    // SAFETY: the child is ours, and `status` is a valid place.
+    let waited = unsafe { libc::waitpid(child, &raw mut status, 0) };
+    assert_eq!(waited, child);
+    assert!(libc::WIFEXITED(status) && libc::WEXITSTATUS(status) == 0, "{status:#x}");
+}
+
+#[test]
+fn a_batch_is_out_of_reach_in_a_forked_child() {
+    for kind in [Kind::Spsc, Kind::Mpmc] {
+        let (daemon, _client) = Daemon::with_queue(kind, 64, 64);
+        Helper::start("forked::forker_in_a_batch", &daemon).finish();
+    }
 }
