@@ -347,7 +347,8 @@ impl Model {
         for TransactionAck { handle, lease } in acks {
             let LeaseToken { slot, attempt, sequence } = *lease;
             let group = group_of(*handle)?;
-            let state = self.queues.get_mut(&handle.queue)?.group(&group).open.get(&sequence);
+            // Of a group that was deleted nobody has anything.
+            let state = self.queues.get(&handle.queue)?.groups.get(&group)?.open.get(&sequence);
             let held = matches!(state, Some(State::With { handle: with, slot: at, attempt: number, .. })
                 if (with, *at, *number) == (handle, slot, attempt));
             let ack = (handle.queue, group, sequence);
