@@ -38,11 +38,13 @@ pub enum Canary {
     CompleteTorn,
     /// Incarnation and epoch of what is cut off are given again.
     RepeatIncarnation,
+    /// Of a batch in memory some message of the queue is given, not the one that was asked for.
+    NearestMessage,
 }
 
 impl Canary {
     /// All of them.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 17] = [
         Self::SkipSync,
         Self::SkipOpenSync,
         Self::SkipDirectorySync,
@@ -59,6 +61,7 @@ impl Canary {
         Self::ReplayCopies,
         Self::CompleteTorn,
         Self::RepeatIncarnation,
+        Self::NearestMessage,
     ];
 }
 

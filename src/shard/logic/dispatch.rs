@@ -190,6 +190,12 @@ impl Logic {
                     self.arm_group(index, group_index);
                 }
                 Given::Blocked => {}
+                Given::Later if canary::planted(Canary::OvertakeFar) => {
+                    let group = &mut queue.groups[group_index];
+                    group.take(sequence);
+                    group.delay(sequence, Delayed { count, due_ns: now.monotonic_ns });
+                    self.arm_group(index, group_index);
+                }
                 Given::Later => return Step::Later,
                 Given::Lost(what) => {
                     self.stalls_untold.push(what.clone());

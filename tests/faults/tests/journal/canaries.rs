@@ -80,6 +80,14 @@ fn repeat_incarnation() {
 }
 
 #[test]
+fn nearest_message() {
+    caught(Canary::NearestMessage, || {
+        super::far::run(0, 1_500);
+        Ok(())
+    });
+}
+
+#[test]
 fn ignore_incarnation() {
     caught(Canary::IgnoreIncarnation, || forge(Field::Incarnation).map(drop));
 }
