@@ -6,9 +6,13 @@ use ringmain_client::protocol::{Overflow, Retention};
 
 use super::memory::at_ms;
 use super::model::{Queue, State};
-use super::programs::{Check, Program, QUEUES};
+use super::programs::{Check, Program, QUEUES, Random};
 use crate::shard::logic::record::TrimReason;
 use crate::shard::logic::{HandleId, Limits, LimitsEdit, QueueEdit, Snapshot};
+
+fn check(is_right: bool, what: impl FnOnce() -> String) -> Check {
+    if is_right { Ok(()) } else { Err(what()) }
+}
 
 /// The queue whose rules change.
 pub(super) const LIMITED: u64 = 3;
@@ -231,6 +235,34 @@ impl Program {
             if let Some(gone) = there.iter().find(|one| !self.logic.is_needed(id, **one, **one)) {
                 return Err(format!("{gone} of {id} was given up"));
             }
+        }
+        Ok(())
+    }
+
+    /// What is needed is the same one by one, for a segment, and in parts.
+    pub(super) fn needed(&self, random: &mut Random) -> Check {
+        let ids: Vec<u64> = self.logic.queues().map(|queue| queue.id).collect();
+        for id in ids {
+            let (first, limit) = (1 + random.below(20), 1 + random.below(8));
+            let last = first + random.below(200);
+            let single = (first..=last).filter(|one| self.logic.is_needed(id, *one, *one));
+            let single: Vec<u64> = single.collect();
+            let mut parts = Vec::new();
+            let mut from = first;
+            while from <= last {
+                let limit = usize::try_from(limit).unwrap_or(1);
+                let told = self.logic.needed(id, from, last, limit, &mut parts);
+                check(told > from, || format!("queue {id}: no headway at {from}"))?;
+                from = told;
+            }
+            let all: Vec<u64> = parts.iter().flat_map(|(first, last)| *first..=*last).collect();
+            check(all == single, || {
+                format!(
+                    "queue {id} from {first} to {last}: {all:?} in parts, {single:?} one by one"
+                )
+            })?;
+            let any = self.logic.is_needed(id, first, last);
+            check(any != single.is_empty(), || format!("queue {id}: {any}, but {single:?}"))?;
         }
         Ok(())
     }
