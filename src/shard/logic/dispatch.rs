@@ -323,7 +323,7 @@ fn give(
     };
     let bytes = u32::try_from(body.metadata.len() + body.payload.len()).unwrap_or(u32::MAX);
     let state = LeaseState::Held;
-    let expires_ns = window.expires_ns;
+    let expires_ns = queue.known_expiry(sequence, window);
     consumer.hold(slot, Lease { sequence, deadline_ns, attempt, bytes, state, expires_ns });
     Given::To(number, deadline_ns)
 }
