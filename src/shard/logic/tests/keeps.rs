@@ -6,7 +6,7 @@ use ringmain_client::protocol::{Overflow, Retention};
 
 use super::memory::at_ms;
 use super::model::{Queue, State};
-use super::programs::{Check, Program, QUEUES, Random};
+use super::programs::{Check, Program, QUEUES, Random, TTL_MS};
 use crate::shard::logic::record::TrimReason;
 use crate::shard::logic::{HandleId, Limits, LimitsEdit, QueueEdit, Snapshot};
 
@@ -67,6 +67,11 @@ pub(super) fn rules(number: u64) -> Limits {
     }
 }
 
+/// One of three times for the same queue.
+pub(super) fn ttl_ms(number: u64) -> u64 {
+    [0, TTL_MS, 3 * TTL_MS][number as usize % 3]
+}
+
 impl Queue {
     /// Whether the limit of messages is in the way of one more. Whether that of bytes is depends on what the broker knows.
     pub(super) fn is_full(&self) -> bool {
@@ -77,7 +82,8 @@ impl Queue {
     }
 
     fn bytes_from(&self, sequence: u64) -> u64 {
-        self.payloads.range(sequence..).map(|(_, payload)| payload.len() as u64).sum()
+        let payloads = self.payloads.range(sequence..).map(|(_, payload)| payload.len() as u64);
+        payloads.chain(self.metadata.range(sequence..).map(|(_, bytes)| *bytes)).sum()
     }
 
     /// Everything below is discarded; returns what is wrong with that, or how many each group lost that were with nobody.
@@ -166,6 +172,9 @@ impl Program {
     pub(super) fn edit(&mut self) -> Check {
         self.logic.flush(&mut self.log);
         self.records()?;
+        // What is over by the old rules goes first.
+        self.log.far.clear();
+        self.dispatch()?;
         let limits = rules(self.random.below(8));
         let edit = LimitsEdit {
             retention: Some(limits.retention),
@@ -174,9 +183,11 @@ impl Program {
             max_age_ms: Some(limits.max_age_ms),
             overflow: Some(limits.overflow),
         };
-        let edit = QueueEdit { limits: edit, ..QueueEdit::default() };
+        let ttl_ms = ttl_ms(self.random.below(3));
+        let edit = QueueEdit { limits: edit, ttl_ms: Some(ttl_ms), ..QueueEdit::default() };
         let queue = self.model.queues.get_mut(&LIMITED).expect("queue");
         queue.keeps.change(limits, queue.next);
+        queue.ttl_ms = ttl_ms;
         self.logic.edit_queue(&mut self.log, 1 << 40, LIMITED, edit);
         self.note()
     }

@@ -151,12 +151,13 @@ impl Program {
             if id == TTL {
                 definition.ttl_ms = TTL_MS;
             }
-            let mut rules = Queue::new(definition.max_deliveries, LEASE_MS, definition.ttl_ms);
             if id == LIMITED {
                 definition.durable = false;
                 definition.limits = keeps::rules(seed);
-                rules.keeps.limits = definition.limits;
+                definition.ttl_ms = keeps::ttl_ms(seed);
             }
+            let mut rules = Queue::new(definition.max_deliveries, LEASE_MS, definition.ttl_ms);
+            rules.keeps.limits = definition.limits;
             program.model.queues.insert(id, rules);
             program.logic.create_queue(&mut program.log, 1 << 40, definition);
         }
@@ -187,7 +188,7 @@ impl Program {
                 format!("{queue}/{position}/{}", "x".repeat(self.random.below(30) as usize)).into();
             let mut now = at_ms(self.ms);
             now.realtime_ns += self.random.below(900_000);
-            let (metadata, times) = self.times(queue);
+            let (metadata, times) = self.times();
             let (producer, lane) = self.producer(queue);
             let (model, last) =
                 (self.model.queues.get_mut(&queue).expect("queue"), self.log.last());
@@ -221,6 +222,7 @@ impl Program {
                 continue;
             }
             let sequence = model.stored(&payload, times, now.realtime_ns);
+            model.metadata.insert(sequence, metadata.len() as u64);
             self.model.lanes.entry(lane).or_default().push_back((position, sequence));
             completions.push_back((position, sequence, Outcome::Done));
         }

@@ -4,18 +4,13 @@ use std::time::Duration;
 
 use ringmain_client::layout::metadata::Metadata;
 
-use super::super::keeps::LIMITED;
 use super::super::memory::at_ms;
 use super::super::model::DELAY_MS_MAX;
 use super::{Check, Program};
 
 impl Program {
     /// Most messages have neither a TTL nor a delay.
-    pub(super) fn times(&mut self, queue: u64) -> (Vec<u8>, (Option<u64>, Option<u64>)) {
-        if queue == LIMITED {
-            // Its bounds count every byte.
-            return (Vec::new(), (None, None));
-        }
+    pub(super) fn times(&mut self) -> (Vec<u8>, (Option<u64>, Option<u64>)) {
         let ttl_ms = (self.random.below(6) == 0).then(|| 1 + self.random.below(150));
         let delay_ms = (self.random.below(6) == 0).then(|| 1 + self.random.below(DELAY_MS_MAX));
         let metadata = Metadata {
