@@ -247,6 +247,7 @@ impl<D: Disk> Journal<D> {
             {
                 break;
             }
+            self.figures.reads_ahead += 1;
             reader.next = next;
             reader.ahead.push_back((next, bytes));
         }

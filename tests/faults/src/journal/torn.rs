@@ -1,7 +1,7 @@
 //! A segment begins and its checkpoint is torn; the next process is cut off as well, while it begins one in its turn. Both checkpoints say
 //! nearly the same, perhaps in the same place. Nothing of the first process may come back once the second one has opened the journal.
 
-use ringmain::disk::simulated::{CrashOptions, Simulation, Site};
+use ringmain::disk::simulated::{CrashOptions, CrashStates, Simulation, Site};
 
 use super::driver::{Driver, config};
 use super::model::Model;
@@ -30,14 +30,12 @@ fn open(simulation: &Simulation, model: Model, random: &mut Random) -> Result<Dr
     Driver::open(simulation, model, random.any()).map_err(|error| error.to_string())
 }
 
-fn run_one(seed: u64, has_others: bool, count: &mut Count) -> Result<(), String> {
-    let mut random = Random::new(seed);
+/// A process that has begun a segment, with the batch behind the checkpoint durable and the checkpoint on its way.
+fn begun(random: &mut Random, capacity: Option<u64>) -> Result<Driver, String> {
     let simulation = Simulation::new();
     simulation.hold();
-    // Room for the segment of the first process and one more.
-    let capacity = (!has_others).then_some(2 * config().segment_bytes);
     simulation.set_capacity(capacity);
-    let mut driver = open(&simulation, Model::default(), &mut random)?;
+    let mut driver = open(&simulation, Model::default(), random)?;
     driver.settle();
     // Enough for a checkpoint of some sectors.
     for _ in 0..4 {
@@ -48,7 +46,7 @@ fn run_one(seed: u64, has_others: bool, count: &mut Count) -> Result<(), String>
     }
     let model = driver.model;
     simulation.kill(random.any());
-    let mut first = open(&simulation, model, &mut random)?;
+    let mut first = open(&simulation, model, random)?;
     first.submit();
     // A batch behind the checkpoint, which gets there as a whole.
     for _ in 0..200 {
@@ -61,13 +59,57 @@ fn run_one(seed: u64, has_others: bool, count: &mut Count) -> Result<(), String>
     };
     simulation.release(behind.ticket);
     first.reap();
+    Ok(first)
+}
+
+/// Room for two segments: the one that the first process has left, and another one.
+fn two_files() -> u64 {
+    2 * config().segment_bytes
+}
+
+/// What the power cut leaves of it.
+fn states(first: &Driver, random: &mut Random) -> CrashStates {
     let all = CrashOptions { limit: 1 << 12, seed: random.any(), garbage: false };
-    for state in simulation.crash_states(simulation.point(), all) {
+    first.simulation.crash_states(first.simulation.point(), all)
+}
+
+/// Whether it overwrites a torn header: nothing is appended as long as it does.
+fn is_voiding(driver: &Driver) -> bool {
+    let mut begun = driver.simulation.in_flight().into_iter();
+    let writes = begun.any(|one| one.site == Site::BeginWrite && one.offset == 0);
+    writes && driver.journal.last_lsn() == driver.journal.durable()
+}
+
+/// Disks on which a torn header has to be overwritten first, and what may be on them.
+pub(super) fn to_be_voided(seed: u64) -> Result<(Vec<Simulation>, Model), String> {
+    let mut random = Random::new(seed);
+    let first = begun(&mut random, Some(two_files()))?;
+    let mut found = Vec::new();
+    for state in states(&first, &mut random) {
+        let tried = state.copy();
+        tried.hold();
+        tried.set_capacity(Some(two_files()));
+        let mut second = open(&tried, first.model.clone(), &mut random)?;
+        second.submit();
+        if is_voiding(&second) {
+            found.push(state);
+        }
+    }
+    Ok((found, first.model))
+}
+
+fn run_one(seed: u64, has_others: bool, count: &mut Count) -> Result<(), String> {
+    let mut random = Random::new(seed);
+    let capacity = (!has_others).then_some(two_files());
+    let first = begun(&mut random, capacity)?;
+    for state in states(&first, &mut random) {
         state.hold();
         state.set_capacity(capacity);
         let mut second = open(&state, first.model.clone(), &mut random)?;
+        let mut voids = false;
         for _ in 0..random.below(6) {
             second.submit();
+            voids |= is_voiding(&second);
             if random.below(2) == 0 {
                 second.publish_small();
             }
@@ -77,11 +119,7 @@ fn run_one(seed: u64, has_others: bool, count: &mut Count) -> Result<(), String>
                 second.reap();
             }
         }
-        let begun = state.in_flight();
-        let is_void = |one: &ringmain::disk::simulated::InFlight| {
-            one.site == Site::BeginWrite && (one.offset, one.bytes) == (0, 4096)
-        };
-        count.voided += usize::from(!has_others && begun.iter().any(is_void));
+        count.voided += usize::from(voids);
         let point = random.below(state.point() + 1);
         let some = CrashOptions { limit: 24, seed: random.any(), garbage: random.below(2) == 0 };
         for after in state.crash_states(point, some) {
