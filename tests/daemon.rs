@@ -22,6 +22,8 @@ mod brokered_hostile;
 mod brokered_idle;
 #[path = "daemon/brokered_named.rs"]
 mod brokered_named;
+#[path = "daemon/brokered_space.rs"]
+mod brokered_space;
 #[path = "daemon/brokered_transactions.rs"]
 mod brokered_transactions;
 #[path = "daemon/deaths.rs"]

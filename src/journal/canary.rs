@@ -34,11 +34,17 @@ pub enum Canary {
     PreferOldPlace,
     /// A replay shows copies, whatever has become of their messages.
     ReplayCopies,
+    /// A segment is begun over the torn beginning of one that was never confirmed.
+    CompleteTorn,
+    /// Incarnation and epoch of what is cut off are given again.
+    RepeatIncarnation,
+    /// Of a batch in memory some message of the queue is given, not the one that was asked for.
+    NearestMessage,
 }
 
 impl Canary {
     /// All of them.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 17] = [
         Self::SkipSync,
         Self::SkipOpenSync,
         Self::SkipDirectorySync,
@@ -53,6 +59,9 @@ impl Canary {
         Self::FreeBeforeCopies,
         Self::PreferOldPlace,
         Self::ReplayCopies,
+        Self::CompleteTorn,
+        Self::RepeatIncarnation,
+        Self::NearestMessage,
     ];
 }
 

@@ -52,6 +52,10 @@ impl<D: Disk> Journal<D> {
                 let number = self.file_of(epoch).map_or(0, |(_, number)| number);
                 self.fail(self.frontier.durable() + 1, number, offset, &error);
             }
+            (Task::Void { file, .. }, Ok(_)) => self.torn.is_void(file),
+            (Task::Void { number, .. }, Err(error)) => {
+                self.fail(self.frontier.durable() + 1, number, 0, &error);
+            }
             (Task::Read { segment, block, lsn, .. }, result) => {
                 let result = result.map(|_| ());
                 if self.read_done(segment, block, lsn, result, buffer) {

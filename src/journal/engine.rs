@@ -12,7 +12,7 @@ use super::format::{self, CLEAN, FRONTIER, Header};
 use super::frontier::Frontier;
 use super::index::{Index, Run};
 use super::read::WaitingReads;
-use super::space::{Head, Segment, Spare};
+use super::space::{Head, Segment, Spare, Torn};
 use super::types::{
     AppendError, Config, Damage, Failure, JournalStatistics, Location, Lsn, Ready, RecordRef,
     Snapshot,
@@ -31,6 +31,7 @@ pub(super) enum Task {
     Footer { epoch: u64, offset: u64 },
     Read { segment: u64, block: u32, lsn: Lsn, bytes: usize },
     Create { number: u64, bytes: u64 },
+    Void { file: FileId, number: u64 },
     Remove,
 }
 
@@ -75,6 +76,8 @@ pub struct Journal<D: Disk> {
     pub(super) spares: Vec<Spare>,
     /// Free files that are of no use.
     pub(super) surplus: Vec<Spare>,
+    /// Free files with the torn beginning of something that was never confirmed.
+    pub(super) torn: Torn,
     /// The next segment file must have this many bytes at least.
     pub(super) wanted_bytes: u64,
     pub(super) no_space: Option<(i32, String)>,
@@ -107,6 +110,7 @@ pub(super) struct Start {
     pub(super) segments: Vec<Segment>,
     pub(super) spares: Vec<Spare>,
     pub(super) surplus: Vec<Spare>,
+    pub(super) torn: Torn,
     pub(super) index: Index,
 }
 
@@ -130,6 +134,7 @@ impl<D: Disk> Journal<D> {
             segments: start.segments,
             spares: start.spares,
             surplus: start.surplus,
+            torn: start.torn,
             wanted_bytes: config.segment_bytes,
             no_space: None,
             retry_at: None,

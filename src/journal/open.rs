@@ -10,13 +10,13 @@ use super::format::{self, Records, SNAPSHOT, SNAPSHOT_END};
 use super::index::{Index, Run};
 use super::recovery::{Loss, Old, Recovered, Step, resolve};
 use super::scan::{FileFacts, Window};
-use super::space::{Segment, Spare};
+use super::space::{Segment, Spare, Torn};
 use super::table::{Entry, file_number};
 use super::types::{
     Config, Damage, FLAG_COPY, FLAG_MESSAGE, KIND_RESERVED, Location, Lsn, OpenError, OpenReport,
     Replay, Stored,
 };
-use crate::disk::{Disk, FileId};
+use crate::disk::{BLOCK_BYTES, Buffer, Disk, FileId};
 
 /// Flags of a copy. Of other records the second one says nothing here.
 const COPIED: u8 = FLAG_MESSAGE | FLAG_COPY;
@@ -112,6 +112,20 @@ impl Survey {
             chain: last.chain(),
         };
         Some((entry, file))
+    }
+
+    /// The files whose first batch is younger than everything that counts.
+    fn torn(&self, disk: &mut impl Disk) -> Result<Torn, OpenError> {
+        let end = self.head_entry().map_or((0, 0), |(entry, _)| (entry.incarnation, entry.epoch));
+        let mut torn = Torn::default();
+        for facts in &self.files {
+            if facts.first.as_ref().is_some_and(|first| (first.incarnation, first.epoch) > end) {
+                let mut block = Buffer::new(BLOCK_BYTES);
+                facts.read(disk, 0, &mut block)?;
+                torn.add(facts.file, block);
+            }
+        }
+        Ok(torn)
     }
 
     /// Runs of messages of a segment.
@@ -223,12 +237,13 @@ impl<D: Disk> Journal<D> {
             segments: recovered.old.len() + usize::from(recovered.head.is_some()),
             scanned_bytes: survey.scanned_bytes + replayed_bytes,
         };
-        let start = prepare(survey, identity, &config);
+        let torn = survey.torn(&mut disk)?;
+        let start = prepare(survey, torn, identity, &config);
         Ok((Self::start(disk, config, start), report))
     }
 }
 
-fn prepare(survey: Survey, identity: Identity, config: &Config) -> Start {
+fn prepare(survey: Survey, torn: Torn, identity: Identity, config: &Config) -> Start {
     let mut index = Index::default();
     let mut segments = Vec::new();
     let mut used = Vec::new();
@@ -267,6 +282,7 @@ fn prepare(survey: Survey, identity: Identity, config: &Config) -> Start {
         segments,
         spares,
         surplus,
+        torn,
         index,
     }
 }

@@ -142,8 +142,8 @@ pub(super) fn resolve(files: &[FileFacts], loss: Loss) -> Result<Step, Damage> {
     let incarnation = headers(files).map(|(_, header)| header.incarnation).max().unwrap_or(0);
     let epoch = headers(files).map(|(_, header)| header.epoch).max().unwrap_or(0);
     let mut voids = Vec::new();
-    for (file, epoch, incarnation) in candidates(files) {
-        match judge(files, file, (epoch, incarnation), witnessed, loss) {
+    for (file, age) in candidates(files) {
+        match judge(files, file, age, witnessed, loss) {
             Verdict::Scan(file) => return Ok(Step::Scan(file)),
             Verdict::Corrupt(damage) => return Err(damage),
             Verdict::Void(lsn, file, offset, what) => voids.push((lsn, file, offset, what)),
@@ -160,6 +160,10 @@ pub(super) fn resolve(files: &[FileFacts], loss: Loss) -> Result<Step, Damage> {
                     return Ok(Step::Scan(file));
                 }
                 recovered.cut_batches = cut_batches(files, &recovered);
+                let (epoch, incarnation) = match planted(Canary::RepeatIncarnation) {
+                    true => age,
+                    false => (epoch, incarnation),
+                };
                 let seen = Recovered { journal_id, incarnation, epoch, witnessed, ..recovered };
                 return Ok(Step::Done(Box::new(seen)));
             }
@@ -191,18 +195,18 @@ fn headers(files: &[FileFacts]) -> impl Iterator<Item = (usize, &Header)> {
     })
 }
 
-/// Files that may be the last segment, the youngest first: file, epoch, incarnation.
-fn candidates(files: &[FileFacts]) -> Vec<(usize, u64, u64)> {
+/// Files that may be the last segment, the youngest first: file, and epoch and incarnation of what is in it.
+fn candidates(files: &[FileFacts]) -> Vec<(usize, (u64, u64))> {
     let mut candidates = Vec::new();
     for (index, file) in files.iter().enumerate() {
         // A footer may be of a later incarnation than its segment.
         let found = file.found.iter().flatten().map(|found| &found.header);
         if let Some(header) = file.first.iter().chain(found).max_by_key(age) {
-            candidates.push((index, header.epoch, header.incarnation));
+            candidates.push((index, (header.epoch, header.incarnation)));
         }
     }
     let ignored = planted(Canary::IgnoreIncarnation);
-    let key = |(_, epoch, incarnation): &(usize, u64, u64)| {
+    let key = |(_, (epoch, incarnation)): &(usize, (u64, u64))| {
         (if ignored { 0 } else { *incarnation }, *epoch)
     };
     candidates.sort_by_key(|candidate| std::cmp::Reverse(key(candidate)));

@@ -135,7 +135,7 @@ impl FileFacts {
         Ok(facts)
     }
 
-    fn read(
+    pub(super) fn read(
         &self,
         disk: &mut impl Disk,
         offset: u64,

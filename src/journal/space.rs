@@ -1,5 +1,6 @@
 //! Segments: begun with a checkpoint, sealed with a footer, freed when nothing in them is needed, used again.
 
+use std::collections::HashMap;
 use std::io;
 use std::time::{Duration, Instant};
 
@@ -11,10 +12,12 @@ use super::footer::{Footer, footer_bytes};
 use super::format::{Header, RECORD_HEADER_BYTES, SNAPSHOT, SNAPSHOT_END, record_bytes};
 use super::table::{Entry, KIND_FREED, KIND_SEGMENT, file_name};
 use super::types::{Lsn, RecordRef, Snapshot};
-use crate::disk::{BLOCK_BYTES, Disk, Durability, FileId, Operation, errno};
+use crate::disk::{BLOCK_BYTES, Buffer, Disk, Durability, FileId, Operation, errno};
 
 /// How long after a failed attempt a segment file is asked for again.
 const RETRY: Duration = Duration::from_secs(1);
+/// The least that a power cut leaves whole.
+const SECTOR_BYTES: usize = 512;
 
 /// The segment that batches are appended to.
 #[derive(Debug)]
@@ -94,6 +97,39 @@ pub(super) struct Spare {
     pub(super) bytes: u64,
 }
 
+/// Free files in which a segment begins that is younger than what the journal was taken for when it was opened: its checkpoint, or one
+/// before it, is torn. The next checkpoint has many bytes in common with that one, in the same places. Written over it, and cut
+/// off by the next power cut, it could make the torn one whole, and bring back what was behind it. So that beginning is
+/// made void first, unless there is another file. None of this matters any more when the checkpoint of a younger
+/// segment is durable.
+#[derive(Debug, Default)]
+pub(super) struct Torn {
+    /// The first block without its first sector; `None` while it is being written.
+    files: HashMap<FileId, Option<Buffer>>,
+}
+
+impl Torn {
+    /// `block` is the first one, as it is. Only its first sector is changed, to what no batch begins with: whatever part of
+    /// that is written, nothing becomes more whole than it was.
+    pub(super) fn add(&mut self, file: FileId, mut block: Buffer) {
+        block[..SECTOR_BYTES].fill(0);
+        self.files.insert(file, Some(block));
+    }
+
+    fn has(&self, file: FileId) -> bool {
+        self.files.contains_key(&file) && !planted(Canary::CompleteTorn)
+    }
+
+    pub(super) fn is_void(&mut self, file: FileId) {
+        self.files.remove(&file);
+    }
+
+    /// Nothing of it counts any more. What is being written comes to its end first.
+    fn forget(&mut self) {
+        self.files.retain(|_, block| block.is_none());
+    }
+}
+
 /// Says that the segment of this epoch is free.
 fn freed(epoch: u64) -> RecordRef<'static> {
     RecordRef { kind: KIND_FREED, flags: 0, queue: 0, sequence: epoch, parts: &[] }
@@ -158,7 +194,12 @@ impl<D: Disk> Journal<D> {
             return;
         }
         self.take_recovered();
-        let Some(at) = self.spares.iter().position(|spare| spare.bytes >= self.wanted_bytes) else {
+        if self.checkpoint_is_durable() {
+            self.torn.forget();
+        }
+        let fits = |spare: &Spare| spare.bytes >= self.wanted_bytes && !self.torn.has(spare.file);
+        let Some(at) = self.spares.iter().position(fits) else {
+            self.void_torn();
             return;
         };
         let spare = self.spares[at];
@@ -204,6 +245,21 @@ impl<D: Disk> Journal<D> {
         self.look_for_free = true;
         self.cleaner.note_sealed();
         self.stage();
+    }
+
+    /// There is no free file but those with torn beginnings: takes the first one's away.
+    fn void_torn(&mut self) {
+        let wanted = self.wanted_bytes;
+        let long = self.spares.iter().filter(|spare| spare.bytes >= wanted);
+        let block = long.copied().find_map(|Spare { file, number, .. }| {
+            let block = self.torn.files.get_mut(&file)?;
+            Some((file, number, block.take()))
+        });
+        // Of one that is being written there is no second one.
+        let Some((file, number, Some(buffer))) = block else { return };
+        let ticket = self.ticket(Task::Void { file, number });
+        let durability = Durability::Durable;
+        self.disk.submit(ticket, Operation::Write { file, offset: 0, buffer, durability });
     }
 
     /// Segments of which the next checkpoint says that they are free: those of which nothing is needed, as far as that is known.

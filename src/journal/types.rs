@@ -338,6 +338,8 @@ pub struct JournalStatistics {
     pub copied_bytes: u64,
     /// Reads of far messages since it was opened.
     pub reads: u64,
+    /// Of these, reads that were begun before anybody asked.
+    pub reads_ahead: u64,
     /// Bytes of batches in memory.
     pub cached_bytes: usize,
     /// Runs of messages in the index.

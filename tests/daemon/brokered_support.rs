@@ -51,7 +51,17 @@ impl Durable {
 
     /// Stops the daemon as a service manager does, and starts another one.
     pub(crate) fn restart(&mut self) {
+        self.stop();
+        self.start_again();
+    }
+
+    /// Nobody has the data open from then on.
+    pub(crate) fn stop(&mut self) {
         assert!(self.daemon.end(Signal::SIGTERM).success());
+    }
+
+    /// After [`Self::stop`].
+    pub(crate) fn start_again(&mut self) {
         self.daemon = serve(&self.arguments);
     }
 }

@@ -49,11 +49,15 @@ pub(super) enum Canary {
     LoseDelayed,
     /// A checkpoint forgets what expires.
     ForgetLooks,
+    /// A message that has to be read from the disk is overtaken by those that are in memory.
+    OvertakeFar,
+    /// What makes room for new messages is not counted.
+    DropUncounted,
 }
 
 #[cfg(test)]
 impl Canary {
-    pub(super) const ALL: [Self; 22] = [
+    pub(super) const ALL: [Self; 24] = [
         Self::DispatchBeforeDurable,
         Self::AckAhead,
         Self::LoseCount,
@@ -76,6 +80,8 @@ impl Canary {
         Self::DeliverEarly,
         Self::LoseDelayed,
         Self::ForgetLooks,
+        Self::OvertakeFar,
+        Self::DropUncounted,
     ];
 }
 

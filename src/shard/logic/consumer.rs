@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 
 use super::canary;
-use super::expiry::NEVER_NS;
+use super::expiry::{NEVER_NS, UNKNOWN_NS};
 use super::types::{HandleId, Port};
 
 /// What an entry of a lease table is used for.
@@ -192,6 +192,13 @@ impl Consumer {
             .zip(&self.leases[..used])
             .filter(|(_, lease)| matches!(lease.state, LeaseState::Held | LeaseState::Gone))
             .map(|(slot, lease)| (slot, *lease))
+    }
+
+    /// When the messages of its leases expire is not known any more.
+    pub(super) fn forget_expiries(&mut self) {
+        for lease in &mut self.leases {
+            lease.expires_ns = UNKNOWN_NS;
+        }
     }
 
     /// Held, gone or settling to free.

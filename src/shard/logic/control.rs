@@ -277,8 +277,16 @@ impl Logic {
         let mut groups = 0;
         if let Some(queue) = self.queues.get_mut(index) {
             let other = queue.is_stream() != definition.limits.is_stream();
+            let other_ttl = queue.definition.ttl_ms != definition.ttl_ms;
             queue.redefine(definition);
             groups = queue.groups.len();
+            if other_ttl {
+                for number in queue.groups.iter().flat_map(|group| &group.consumers) {
+                    if let Some(consumer) = self.consumers.get_mut(*number) {
+                        consumer.forget_expiries();
+                    }
+                }
+            }
             if other {
                 // What is not kept any more is needed until that is durable.
                 queue.purging += 1;

@@ -190,6 +190,12 @@ impl Logic {
                     self.arm_group(index, group_index);
                 }
                 Given::Blocked => {}
+                Given::Later if canary::planted(Canary::OvertakeFar) => {
+                    let group = &mut queue.groups[group_index];
+                    group.take(sequence);
+                    group.delay(sequence, Delayed { count, due_ns: now.monotonic_ns });
+                    self.arm_group(index, group_index);
+                }
                 Given::Later => return Step::Later,
                 Given::Lost(what) => {
                     self.stalls_untold.push(what.clone());
@@ -317,7 +323,7 @@ fn give(
     };
     let bytes = u32::try_from(body.metadata.len() + body.payload.len()).unwrap_or(u32::MAX);
     let state = LeaseState::Held;
-    let expires_ns = window.expires_ns;
+    let expires_ns = queue.known_expiry(sequence, window);
     consumer.hold(slot, Lease { sequence, deadline_ns, attempt, bytes, state, expires_ns });
     Given::To(number, deadline_ns)
 }

@@ -121,6 +121,15 @@ impl Queue {
         self.looks.add(at_ns, sequence, sequence);
     }
 
+    /// What a lease notes of when its message expires. One that is still to be looked at is looked at when it comes back: that look
+    /// passes over what is with consumers, and there may be no later one.
+    pub(super) fn known_expiry(&self, sequence: u64, window: Window) -> u64 {
+        let is_to_come = self.looks.first().is_some_and(|(at_ns, (first, last))| {
+            at_ns == UNKNOWN_NS && (first..=last).contains(&sequence)
+        });
+        if is_to_come { UNKNOWN_NS } else { window.expires_ns }
+    }
+
     /// All messages are looked at soon: when they expire is not known any more.
     pub(super) fn look_at_all(&mut self) {
         self.uses_ttl |= self.definition.ttl_ms > 0;

@@ -306,6 +306,7 @@ impl Logic {
         group.leased = 0;
         group.bytes = mean * group.open(end);
         queue.look_again(number);
+        self.mark(index);
     }
 
     /// Leases of a group end, and whoever waits for a rejection is answered: when the next record is durable. Returns the number of

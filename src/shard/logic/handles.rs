@@ -254,8 +254,11 @@ impl Logic {
         group.bytes = bytes.unwrap_or(0) * group.open(queue.next_sequence);
         queue.next_group = queue.next_group.max(created.group.saturating_add(1));
         queue.groups.push(group);
-        queue.look_again(queue.groups.len() - 1);
-        queue.groups.len() - 1
+        let number = queue.groups.len() - 1;
+        queue.look_again(number);
+        // Also if it has no consumers yet.
+        self.mark(index);
+        number
     }
 
     /// Messages from a sequence on that some group has not acknowledged: single ones, and the place from which all are there.

@@ -3,12 +3,15 @@
 use std::time::Duration;
 
 use ringmain_client::layout::metadata::{Metadata, Times, times};
+use ringmain_client::protocol::Retention;
 use ringmain_client::wire::{Outcome, Up};
 
 use super::cases::{World, answers, consumer, deliveries};
 use super::memory::{Event, at_ms, definition, handle};
 use crate::shard::logic::record::kind;
-use crate::shard::logic::{Logic, QueueDefinition, QueueEdit, headers};
+use crate::shard::logic::{
+    GroupCommand, Limits, Logic, QueueDefinition, QueueEdit, StartAt, headers,
+};
 
 fn metadata(ttl_ms: Option<u64>, delay_ms: Option<u64>) -> Vec<u8> {
     let metadata = Metadata {
@@ -306,6 +309,25 @@ fn a_new_group_gets_nothing_that_is_over() {
     assert_eq!(world.logic.info(1).expect("queue").messages, 0);
 }
 
+/// A stream keeps what is over and acknowledged; a group without consumers gets it and loses it.
+#[test]
+fn a_new_group_of_a_stream_loses_what_is_over() {
+    let limits = Limits { retention: Retention::Stream, stream_from: 1, ..Limits::default() };
+    let mut world = World::new(&[QueueDefinition { limits, ..with_ttl(1, "q", 100) }]);
+    let producer = world.producer(1);
+    world.send(producer, b"x");
+    let worker = world.consumer(1, 2, &consumer(1));
+    let (_, lease, _) = deliveries(&world.turn())[0].clone();
+    world.up(worker, Up::Ack { lease, request: 0 });
+    world.turn();
+    world.ms = 500;
+    world.turn();
+    let create = GroupCommand::Create { from: StartAt::First };
+    world.logic.group_command(&mut world.log, 1, 1, "audit", create);
+    world.turn();
+    assert_eq!(world.logic.info(1).expect("queue").expired, 1);
+}
+
 #[test]
 fn an_adopted_lease_expires_when_it_comes_back() {
     let mut world = World::new(&[with_ttl(1, "q", 100)]);
@@ -326,6 +348,50 @@ fn an_adopted_lease_expires_when_it_comes_back() {
     world.logic.close_handle(&mut world.port, worker, at_ms(200));
     world.turn();
     let info = world.logic.info(1).expect("queue");
+    assert_eq!((info.messages, info.expired), (0, 1));
+}
+
+#[test]
+fn an_edit_counts_for_what_is_with_consumers() {
+    for (before, after, expired) in [(100, 1_000, 0), (100, 0, 0), (1_000, 100, 1), (0, 100, 1)] {
+        let mut world = World::new(&[with_ttl(1, "q", before)]);
+        let producer = world.producer(1);
+        world.send(producer, b"x");
+        let worker = world.consumer(1, 2, &consumer(1));
+        let (_, lease, _) = deliveries(&world.turn())[0].clone();
+        let edit = QueueEdit { ttl_ms: Some(after), ..QueueEdit::default() };
+        world.logic.edit_queue(&mut world.log, 1, 1, edit);
+        world.turn();
+        // Nobody asks for it until then.
+        world.ms = 50;
+        world.up(worker, Up::Nack { lease, request: 0, delay_ms: 900 });
+        world.turn();
+        world.ms = 200;
+        world.turn();
+        let info = world.logic.info(1).expect("queue");
+        assert_eq!((info.messages, info.expired), (1 - expired, expired), "{before} to {after}");
+    }
+}
+
+#[test]
+fn what_is_given_out_before_it_was_looked_at_is_looked_at_later() {
+    let mut world = World::new(&[with_ttl(1, "q", 100)]);
+    let producer = world.producer(1);
+    world.send(producer, b"x");
+    world.turn();
+    world.log.write_checkpoint(&world.logic);
+    let mut other = restarted(&world, false, 10);
+    let edit = QueueEdit { ttl_ms: Some(120), ..QueueEdit::default() };
+    other.logic.edit_queue(&mut other.log, 1, 1, edit);
+    let worker = other.consumer(1, 2, &consumer(1));
+    // It has to be read for that look, and when it is there the consumer gets it.
+    other.log.far.insert((1, 1));
+    let (_, lease, _) = deliveries(&other.turn())[0].clone();
+    other.up(worker, Up::Nack { lease, request: 0, delay_ms: 500 });
+    other.turn();
+    other.ms = 200;
+    other.turn();
+    let info = other.logic.info(1).expect("queue");
     assert_eq!((info.messages, info.expired), (0, 1));
 }
 

@@ -81,6 +81,7 @@ impl Program {
                         {
                             return Err(format!("{sequence} was taken out, it was {state:?}"));
                         }
+                        queue.expired += u64::from(is_expired);
                         let payload = queue.payloads[&sequence].clone();
                         if id == ORIGIN {
                             let letter = letter.take().ok_or("the message itself was not moved")?;
@@ -285,7 +286,8 @@ impl Program {
             let info = self.logic.info(*id).expect("queue");
             let open = &queue.groups[""].open;
             let with = open.values().filter(|state| matches!(state, State::With { .. })).count();
-            if (info.messages, info.unacknowledged) != (queue.there().len() as u64, with as u64) {
+            let found = (info.messages, info.unacknowledged, info.expired);
+            if found != (queue.there().len() as u64, with as u64, queue.expired) {
                 return Err(format!("{info:?} of {id}, {:?}", queue.groups));
             }
         }

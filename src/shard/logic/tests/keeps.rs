@@ -6,9 +6,13 @@ use ringmain_client::protocol::{Overflow, Retention};
 
 use super::memory::at_ms;
 use super::model::{Queue, State};
-use super::programs::{Check, Program, QUEUES};
+use super::programs::{Check, Program, QUEUES, Random, TTL_MS};
 use crate::shard::logic::record::TrimReason;
 use crate::shard::logic::{HandleId, Limits, LimitsEdit, QueueEdit, Snapshot};
+
+fn check(is_right: bool, what: impl FnOnce() -> String) -> Check {
+    if is_right { Ok(()) } else { Err(what()) }
+}
 
 /// The queue whose rules change.
 pub(super) const LIMITED: u64 = 3;
@@ -63,6 +67,11 @@ pub(super) fn rules(number: u64) -> Limits {
     }
 }
 
+/// One of three times for the same queue.
+pub(super) fn ttl_ms(number: u64) -> u64 {
+    [0, TTL_MS, 3 * TTL_MS][number as usize % 3]
+}
+
 impl Queue {
     /// Whether the limit of messages is in the way of one more. Whether that of bytes is depends on what the broker knows.
     pub(super) fn is_full(&self) -> bool {
@@ -73,7 +82,8 @@ impl Queue {
     }
 
     fn bytes_from(&self, sequence: u64) -> u64 {
-        self.payloads.range(sequence..).map(|(_, payload)| payload.len() as u64).sum()
+        let payloads = self.payloads.range(sequence..).map(|(_, payload)| payload.len() as u64);
+        payloads.chain(self.metadata.range(sequence..).map(|(_, bytes)| *bytes)).sum()
     }
 
     /// Everything below is discarded; returns what is wrong with that, or how many each group lost that were with nobody.
@@ -162,6 +172,9 @@ impl Program {
     pub(super) fn edit(&mut self) -> Check {
         self.logic.flush(&mut self.log);
         self.records()?;
+        // What is over by the old rules goes first.
+        self.log.far.clear();
+        self.dispatch()?;
         let limits = rules(self.random.below(8));
         let edit = LimitsEdit {
             retention: Some(limits.retention),
@@ -170,9 +183,11 @@ impl Program {
             max_age_ms: Some(limits.max_age_ms),
             overflow: Some(limits.overflow),
         };
-        let edit = QueueEdit { limits: edit, ..QueueEdit::default() };
+        let ttl_ms = ttl_ms(self.random.below(3));
+        let edit = QueueEdit { limits: edit, ttl_ms: Some(ttl_ms), ..QueueEdit::default() };
         let queue = self.model.queues.get_mut(&LIMITED).expect("queue");
         queue.keeps.change(limits, queue.next);
+        queue.ttl_ms = ttl_ms;
         self.logic.edit_queue(&mut self.log, 1 << 40, LIMITED, edit);
         self.note()
     }
@@ -231,6 +246,34 @@ impl Program {
             if let Some(gone) = there.iter().find(|one| !self.logic.is_needed(id, **one, **one)) {
                 return Err(format!("{gone} of {id} was given up"));
             }
+        }
+        Ok(())
+    }
+
+    /// What is needed is the same one by one, for a segment, and in parts.
+    pub(super) fn needed(&self, random: &mut Random) -> Check {
+        let ids: Vec<u64> = self.logic.queues().map(|queue| queue.id).collect();
+        for id in ids {
+            let (first, limit) = (1 + random.below(20), 1 + random.below(8));
+            let last = first + random.below(200);
+            let single = (first..=last).filter(|one| self.logic.is_needed(id, *one, *one));
+            let single: Vec<u64> = single.collect();
+            let mut parts = Vec::new();
+            let mut from = first;
+            while from <= last {
+                let limit = usize::try_from(limit).unwrap_or(1);
+                let told = self.logic.needed(id, from, last, limit, &mut parts);
+                check(told > from, || format!("queue {id}: no headway at {from}"))?;
+                from = told;
+            }
+            let all: Vec<u64> = parts.iter().flat_map(|(first, last)| *first..=*last).collect();
+            check(all == single, || {
+                format!(
+                    "queue {id} from {first} to {last}: {all:?} in parts, {single:?} one by one"
+                )
+            })?;
+            let any = self.logic.is_needed(id, first, last);
+            check(any != single.is_empty(), || format!("queue {id}: {any}, but {single:?}"))?;
         }
         Ok(())
     }

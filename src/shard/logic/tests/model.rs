@@ -52,8 +52,12 @@ pub(super) struct Queue {
     pub(super) keeps: Keeps,
     pub(super) named: BTreeMap<String, Named>,
     pub(super) ttl_ms: u64,
-    /// When a message expires and when its delay is over, if ever.
+    /// When a message expires by its own TTL, if ever, and when its delay is over.
     pub(super) windows: BTreeMap<u64, (u64, u64)>,
+    /// Bytes of metadata, if there are any.
+    pub(super) metadata: BTreeMap<u64, u64>,
+    /// Messages that groups have lost to their TTL.
+    pub(super) expired: u64,
 }
 
 /// What is remembered of a named producer.
@@ -100,13 +104,11 @@ impl Queue {
         let last_ns = self.times.last_key_value().map_or(0, |(_, last_ns)| *last_ns);
         let published_ns = published_ns.max(last_ns);
         self.times.insert(sequence, published_ns);
-        let from_ms = (published_ns - at_ms(0).realtime_ns).div_ceil(1_000_000);
         self.next += 1;
         self.payloads.insert(sequence, payload.to_vec());
-        let queue_ms = Some(self.ttl_ms).filter(|ms| *ms > 0);
-        let expires_ms =
-            [ttl_ms, queue_ms].into_iter().flatten().min().map_or(u64::MAX, |ms| from_ms + ms);
-        self.windows.insert(sequence, (expires_ms, delay_ms.map_or(0, |ms| from_ms + ms)));
+        let from_ms = self.published_ms(sequence);
+        let after = |ms: u64| from_ms + ms;
+        self.windows.insert(sequence, (ttl_ms.map_or(u64::MAX, after), delay_ms.map_or(0, after)));
         let state = self.fresh(sequence);
         for group in self.groups.values_mut() {
             group.open.insert(sequence, state.clone());
@@ -143,8 +145,14 @@ impl Queue {
         State::Back { count: 0, may_ms: due_ms, must_ms: due_ms }
     }
 
+    fn published_ms(&self, sequence: u64) -> u64 {
+        (self.times[&sequence] - at_ms(0).realtime_ns).div_ceil(1_000_000)
+    }
+
     pub(super) fn is_expired(&self, sequence: u64, now_ms: u64) -> bool {
-        self.windows.get(&sequence).is_some_and(|(expires_ms, _)| *expires_ms <= now_ms)
+        let Some((own_ms, _)) = self.windows.get(&sequence) else { return false };
+        let by_queue = self.ttl_ms > 0 && self.published_ms(sequence) + self.ttl_ms <= now_ms;
+        by_queue || *own_ms <= now_ms
     }
 
     pub(super) fn add_group(&mut self, name: &str, from: StartAt) {
@@ -238,7 +246,13 @@ impl Queue {
         let durable = self.durable;
         let is_expired = self.is_expired(sequence, now_ms);
         let deadline_ms = if self.lease_ms == 0 { u64::MAX } else { now_ms + self.lease_ms };
-        let windows = self.windows.clone();
+        let group = &self.groups[name];
+        let first = group.open.iter().find(|(sequence, state)| {
+            **sequence < durable
+                && !self.is_expired(**sequence, now_ms)
+                && matches!(state, State::Back { must_ms, .. } if *must_ms <= now_ms)
+        });
+        let first = first.map(|(sequence, _)| *sequence);
         let group = self.group(name);
         match group.open.get(&sequence) {
             Some(State::Back { count, may_ms, .. }) if *may_ms <= now_ms => {
@@ -251,13 +265,8 @@ impl Queue {
         if is_expired {
             return Err(format!("{sequence} was given out after its time"));
         }
-        let first = group.open.iter().find(|(sequence, state)| {
-            **sequence < durable
-                && windows.get(sequence).is_none_or(|(expires_ms, _)| *expires_ms > now_ms)
-                && matches!(state, State::Back { must_ms, .. } if *must_ms <= now_ms)
-        });
-        if let Some((first, _)) = first
-            && *first < sequence
+        if let Some(first) = first
+            && first < sequence
         {
             return Err(format!("{sequence} was given out before {first}"));
         }
@@ -347,7 +356,8 @@ impl Model {
         for TransactionAck { handle, lease } in acks {
             let LeaseToken { slot, attempt, sequence } = *lease;
             let group = group_of(*handle)?;
-            let state = self.queues.get_mut(&handle.queue)?.group(&group).open.get(&sequence);
+            // Of a group that was deleted nobody has anything.
+            let state = self.queues.get(&handle.queue)?.groups.get(&group)?.open.get(&sequence);
             let held = matches!(state, Some(State::With { handle: with, slot: at, attempt: number, .. })
                 if (with, *at, *number) == (handle, slot, attempt));
             let ack = (handle.queue, group, sequence);

@@ -1,10 +1,13 @@
 //! Random programs: clients, time, a disk that is late, crashes; the model judges everything that comes out.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::time::Duration;
+mod groups;
+mod names;
+mod times;
+mod transactions;
 
-use ringmain_client::layout::metadata::{Metadata, OwnSequence};
-use ringmain_client::protocol::{ErrorCode, Overflow};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use ringmain_client::protocol::Overflow;
 use ringmain_client::wire::{LeaseToken, Outcome, Up};
 
 use super::cases::consumer;
@@ -12,10 +15,7 @@ use super::keeps::{self, Gone, LIMITED};
 use super::memory::{MemoryLog, MemoryPort, at_ms, definition, handle};
 use super::model::{DELAY_MS_MAX, Model, Queue, State};
 use crate::shard::logic::record::kind;
-use crate::shard::logic::{
-    ControlResult, GroupCommand, HandleId, Limits, Logic, Lsn, Refusal, Snapshot, StartAt,
-    TransactionAck, TransactionMessage, canary,
-};
+use crate::shard::logic::{ControlResult, HandleId, Limits, Logic, Lsn, Refusal, StartAt, canary};
 
 /// Takes the dead letters of `ORIGIN`; the third queue has none.
 pub(super) const DEAD: u64 = 1;
@@ -113,10 +113,6 @@ pub(super) struct Program {
 
 pub(super) type Check = Result<(), String>;
 
-fn check(is_right: bool, what: impl FnOnce() -> String) -> Check {
-    if is_right { Ok(()) } else { Err(what()) }
-}
-
 impl Program {
     fn new(seed: u64) -> Self {
         let mut program = Self {
@@ -155,12 +151,13 @@ impl Program {
             if id == TTL {
                 definition.ttl_ms = TTL_MS;
             }
-            let mut rules = Queue::new(definition.max_deliveries, LEASE_MS, definition.ttl_ms);
             if id == LIMITED {
                 definition.durable = false;
                 definition.limits = keeps::rules(seed);
-                rules.keeps.limits = definition.limits;
+                definition.ttl_ms = keeps::ttl_ms(seed);
             }
+            let mut rules = Queue::new(definition.max_deliveries, LEASE_MS, definition.ttl_ms);
+            rules.keeps.limits = definition.limits;
             program.model.queues.insert(id, rules);
             program.logic.create_queue(&mut program.log, 1 << 40, definition);
         }
@@ -191,7 +188,7 @@ impl Program {
                 format!("{queue}/{position}/{}", "x".repeat(self.random.below(30) as usize)).into();
             let mut now = at_ms(self.ms);
             now.realtime_ns += self.random.below(900_000);
-            let (metadata, times) = self.times(queue);
+            let (metadata, times) = self.times();
             let (producer, lane) = self.producer(queue);
             let (model, last) =
                 (self.model.queues.get_mut(&queue).expect("queue"), self.log.last());
@@ -225,150 +222,11 @@ impl Program {
                 continue;
             }
             let sequence = model.stored(&payload, times, now.realtime_ns);
+            model.metadata.insert(sequence, metadata.len() as u64);
             self.model.lanes.entry(lane).or_default().push_back((position, sequence));
             completions.push_back((position, sequence, Outcome::Done));
         }
         self.records()
-    }
-
-    /// Messages to some queues and acknowledgements in one step; some of the leases are over.
-    fn transact(&mut self) -> Check {
-        let lane = self.random.pick(&QUEUES).expect("some");
-        let mut acks = Vec::new();
-        for _ in 0..self.random.below(3) {
-            if !self.tokens.is_empty() {
-                let at = self.random.below(self.tokens.len() as u64) as usize;
-                let (handle, lease) = self.tokens[at];
-                acks.push(TransactionAck { handle, lease });
-            }
-        }
-        let position = *self.lane_ends.entry(lane).or_default();
-        let next = position + 1 + self.random.below(3);
-        let payloads: Vec<(u64, Vec<u8>)> = (0..self.random.below(4))
-            .map(|number| {
-                let queue = self.random.pick(&UNLIMITED).expect("some");
-                (queue, format!("{queue}/{lane}/{position}/{number}").into_bytes())
-            })
-            .collect();
-        let messages: Vec<_> = payloads
-            .iter()
-            .map(|(queue, payload)| TransactionMessage {
-                handle: self.producer(*queue).0,
-                metadata: &[],
-                payload,
-            })
-            .collect();
-        let (now, (from, journaled)) = (at_ms(self.ms), self.producer(lane));
-        let log = &mut self.log;
-        match self.logic.transact(log, from, position, next, &messages, &acks, now) {
-            Ok(()) => {}
-            Err(Refusal::Full) if self.log.full => return Ok(()),
-            Err(refusal) => return Err(format!("{refusal:?}")),
-        }
-        self.lane_ends.insert(lane, next);
-        let completed = self.model.transaction(&payloads, &acks, now.realtime_ns, |handle| {
-            self.consumers.get(&handle).map(|client| client.group.clone())
-        });
-        let (sequence, outcome) = match completed {
-            Some(sequence) => (sequence, Outcome::Done),
-            None => (0, Outcome::LeaseLost),
-        };
-        if outcome == Outcome::Done {
-            self.model.lanes.entry(journaled).or_default().push_back((position, sequence));
-        }
-        self.completions.entry(lane).or_default().push_back((position, sequence, outcome));
-        self.records()
-    }
-
-    /// Somebody attaches under a name; whoever has it stays attached now and then, and is fenced.
-    fn attach_named(&mut self) -> Check {
-        let queue = self.random.pick(&UNLIMITED).expect("some");
-        let name = self.random.pick(&["a", "b"]).expect("some");
-        self.next_handle = if self.next_handle > 250 { 10 } else { self.next_handle + 1 };
-        let producer = handle(queue, self.next_handle);
-        if self.consumers.contains_key(&producer) || self.named.contains_key(&producer) {
-            return Ok(());
-        }
-        self.next_request += 1;
-        let (request, lane) = (self.next_request, 1000 + self.next_request);
-        let now = at_ms(self.ms);
-        let log = &mut self.log;
-        match self.logic.open_named_producer(log, producer, lane, name, request, now) {
-            Err(Refusal::Full) if self.log.full => return Ok(()),
-            opened => opened.map_err(|refusal| format!("{refusal:?}"))?,
-        }
-        let rules = self.model.queues.get_mut(&queue).expect("queue");
-        let named = rules.named.entry(name.to_owned()).or_default();
-        named.epoch += 1;
-        let client = NamedClient {
-            name: name.to_owned(),
-            lane,
-            request,
-            epoch: named.epoch,
-            last: named.last,
-            id: None,
-            completions: VecDeque::new(),
-        };
-        self.named.insert(producer, client);
-        self.note()
-    }
-
-    fn detach_named(&mut self) {
-        let handles: Vec<_> = self.named.keys().copied().collect();
-        let Some(handle) = self.random.pick(&handles) else { return };
-        self.logic.close_handle(&mut self.port, handle, at_ms(self.ms));
-        self.named.remove(&handle);
-    }
-
-    /// Own sequences around the last one: new ones, gaps, and some again.
-    fn publish_named(&mut self) -> Check {
-        let told: Vec<_> = self.named.iter().filter(|(_, client)| client.id.is_some()).collect();
-        let told: Vec<_> = told.into_iter().map(|(handle, _)| *handle).collect();
-        let Some(handle) = self.random.pick(&told) else { return Ok(()) };
-        for _ in 0..=self.random.below(4) {
-            let client = self.named.get_mut(&handle).expect("attached");
-            let rules = self.model.queues.get_mut(&handle.queue).expect("queue");
-            let last = rules.named[&client.name].last;
-            let own = (last + 1 + self.random.below(3)).saturating_sub(self.random.below(4)).max(1);
-            let position = *self.lane_ends.entry(client.lane).or_default();
-            let next = position + 1 + self.random.below(2);
-            let payload = format!("{}/{own}/{position}", client.name).into_bytes();
-            let producer = client.id.expect("told");
-            let entry = OwnSequence { producer, epoch: client.epoch, sequence: own }.encode();
-            let now = at_ms(self.ms);
-            let log = &mut self.log;
-            match self.logic.publish(log, handle, position, next, 0, &entry, &payload, now) {
-                Ok(()) => {}
-                Err(Refusal::Full) if self.log.full => return Ok(()),
-                Err(refusal) => return Err(format!("{refusal:?}")),
-            }
-            self.lane_ends.insert(client.lane, next);
-            let (outcome, sequence) =
-                rules.named(&client.name, client.epoch, own, &payload, now.realtime_ns);
-            client.completions.push_back((position, sequence, outcome, own));
-            if outcome == Outcome::Done {
-                self.model.lanes.entry(client.lane).or_default().push_back((position, sequence));
-            }
-        }
-        self.records()
-    }
-
-    /// Most messages have neither a TTL nor a delay.
-    fn times(&mut self, queue: u64) -> (Vec<u8>, (Option<u64>, Option<u64>)) {
-        if queue == LIMITED {
-            // Its bounds count every byte.
-            return (Vec::new(), (None, None));
-        }
-        let ttl_ms = (self.random.below(6) == 0).then(|| 1 + self.random.below(150));
-        let delay_ms = (self.random.below(6) == 0).then(|| 1 + self.random.below(DELAY_MS_MAX));
-        let metadata = Metadata {
-            ttl: ttl_ms.map(Duration::from_millis),
-            delay: delay_ms.map(Duration::from_millis),
-            ..Metadata::default()
-        };
-        let mut bytes = Vec::new();
-        metadata.encode(&mut bytes).expect("short");
-        (bytes, (ttl_ms, delay_ms))
     }
 
     /// The producer that a queue has now, and its lane.
@@ -447,76 +305,6 @@ impl Program {
         self.next_request += 1_000;
     }
 
-    fn start_at(&mut self, queue: u64) -> StartAt {
-        let times: Vec<u64> = self.model.queues[&queue].times.values().copied().collect();
-        match self.random.below(8) {
-            0 | 1 => StartAt::First,
-            2 => StartAt::New,
-            3 => StartAt::Sequence(self.random.below(times.len() as u64 + 3)),
-            4 => StartAt::Last(self.random.below(5)),
-            _ => {
-                let at_ns = self.random.pick(&times).unwrap_or_else(|| at_ms(self.ms).realtime_ns);
-                StartAt::Time(at_ns + self.random.below(3) - 1)
-            }
-        }
-    }
-
-    /// Creates, resets or deletes a group.
-    fn group(&mut self) -> Check {
-        let queue = self.random.pick(&QUEUES).expect("some");
-        let group = self.random.pick(&["", "audit", "audit"]).expect("some");
-        let start = self.start_at(queue);
-        // What was gathered before counts before, and nothing has to be waited for.
-        self.logic.flush(&mut self.log);
-        self.records()?;
-        self.durable_to(self.log.last())?;
-        self.log.far.clear();
-        let (dry_run, force) = (self.random.below(4) == 0, self.random.below(3) > 0);
-        let command = match self.random.below(4) {
-            0 => GroupCommand::Create { from: start },
-            1 => GroupCommand::Delete { force },
-            _ => GroupCommand::Reset { to: start, dry_run, force },
-        };
-        let is_used = self
-            .consumers
-            .iter()
-            .any(|(with, client)| with.queue == queue && client.group == group && !client.ending);
-        let rules = self.model.queues.get_mut(&queue).expect("queue");
-        let refused = |code| ControlResult::Refused(code, String::new());
-        let there = rules.groups.contains_key(group);
-        let place = ControlResult::Group(rules.place(start));
-        let expected = match command {
-            GroupCommand::Create { .. } if there => refused(ErrorCode::Exists),
-            GroupCommand::Delete { .. } if group.is_empty() => refused(ErrorCode::Invalid),
-            GroupCommand::Reset { .. } | GroupCommand::Delete { .. } if !there => {
-                refused(ErrorCode::NotFound)
-            }
-            GroupCommand::Reset { dry_run: true, .. } => place,
-            GroupCommand::Reset { .. } | GroupCommand::Delete { .. } if is_used && !force => {
-                refused(ErrorCode::Busy)
-            }
-            GroupCommand::Create { .. } => {
-                rules.add_group(group, start);
-                place
-            }
-            GroupCommand::Reset { .. } => {
-                rules.reset_group(group, start);
-                place
-            }
-            GroupCommand::Delete { .. } => {
-                rules.groups.remove(group);
-                for (with, client) in &mut self.consumers {
-                    client.ending |= with.queue == queue && client.group == group;
-                }
-                ControlResult::Done
-            }
-        };
-        self.next_request += 1;
-        self.controls.insert(self.next_request, expected);
-        self.logic.group_command(&mut self.log, self.next_request, queue, group, command);
-        self.note()
-    }
-
     pub(super) fn submit(&mut self, handle: HandleId, up: Up, again: bool) -> Check {
         let Some(client) = self.consumers.get(&handle) else { return Ok(()) };
         let queue = self.model.queues.get_mut(&handle.queue).expect("queue");
@@ -584,25 +372,6 @@ impl Program {
             self.port.room.remove(&handle);
             self.logic.room(handle);
         }
-    }
-
-    fn time(&mut self) -> Check {
-        self.ms += self.random.below(25);
-        let (ms, unseen) = (self.ms, self.port.unseen.clone());
-        for queue in self.model.queues.values_mut() {
-            queue.come_back(
-                |_, _, deadline_ms| deadline_ms <= ms,
-                |with, slot| !unseen.contains(&(*with, slot)),
-            );
-        }
-        self.gone.retain(|gone| gone.deadline_ms > ms);
-        let due = self.logic.next_deadline();
-        self.logic.on_time(&mut self.port, at_ms(ms));
-        let leases = self.port.leases.len();
-        if due.is_none_or(|due| due > ms * 1_000_000) && leases < self.held().count() {
-            return Err("the deadline is late".to_owned());
-        }
-        self.events()
     }
 
     fn purge(&mut self) -> Check {
@@ -733,34 +502,6 @@ impl Program {
         let mut random = Random::new(self.log.last());
         if random.below(16) == 0 {
             self.needed(&mut random)?;
-        }
-        Ok(())
-    }
-
-    /// What is needed is the same one by one, for a segment, and in parts.
-    fn needed(&self, random: &mut Random) -> Check {
-        let ids: Vec<u64> = self.logic.queues().map(|queue| queue.id).collect();
-        for id in ids {
-            let (first, limit) = (1 + random.below(20), 1 + random.below(8));
-            let last = first + random.below(200);
-            let single = (first..=last).filter(|one| self.logic.is_needed(id, *one, *one));
-            let single: Vec<u64> = single.collect();
-            let mut parts = Vec::new();
-            let mut from = first;
-            while from <= last {
-                let limit = usize::try_from(limit).unwrap_or(1);
-                let told = self.logic.needed(id, from, last, limit, &mut parts);
-                check(told > from, || format!("queue {id}: no headway at {from}"))?;
-                from = told;
-            }
-            let all: Vec<u64> = parts.iter().flat_map(|(first, last)| *first..=*last).collect();
-            check(all == single, || {
-                format!(
-                    "queue {id} from {first} to {last}: {all:?} in parts, {single:?} one by one"
-                )
-            })?;
-            let any = self.logic.is_needed(id, first, last);
-            check(any != single.is_empty(), || format!("queue {id}: {any}, but {single:?}"))?;
         }
         Ok(())
     }

@@ -9,3 +9,4 @@ pub mod model;
 pub mod owner;
 pub mod repairs;
 pub mod rot;
+pub mod torn;

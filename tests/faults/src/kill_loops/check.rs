@@ -1,6 +1,6 @@
 //! What the receipts and the consumed lines must say together.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -12,6 +12,8 @@ pub(super) struct Life {
     pub(super) publishes: bool,
     /// Whose records it publishes, by the number of the first life that did: under a name, those of a killed one from the start.
     pub(super) author: usize,
+    /// Of a consumer: the number of its group.
+    pub(super) group: usize,
     /// Deaths of the keeper before it.
     pub(super) era: u64,
     /// When it began and ended, by the count of beginnings and ends.
@@ -41,6 +43,14 @@ struct Seen {
     deliveries: Vec<Delivery>,
 }
 
+/// A message whose time was over, as the dead-letter queue has it.
+#[derive(Debug, Clone, Copy)]
+struct Letter {
+    sequence: u64,
+    life: usize,
+    number: usize,
+}
+
 /// What was found.
 #[derive(Debug, Default)]
 pub(super) struct Findings {
@@ -49,6 +59,7 @@ pub(super) struct Findings {
     distinct: u64,
     highest: u64,
     again: usize,
+    letters: u64,
 }
 
 impl Findings {
@@ -57,13 +68,22 @@ impl Findings {
     }
 }
 
-/// Reads all outputs and compares them.
-pub(super) fn check(folder: &Path, lives: &[Life], records: &Records) -> Findings {
+/// Reads all outputs and compares them, of the consumers of one group. `letters`: what was in the dead-letter queue at the end, one
+/// document a line.
+pub(super) fn check(
+    folder: &Path,
+    lives: &[Life],
+    records: &Records,
+    group: usize,
+    letters: &str,
+) -> Findings {
     let mut findings = Findings::default();
     let mut seen: BTreeMap<u64, Seen> = BTreeMap::new();
-    for (life, _) in lives.iter().enumerate().filter(|(_, life)| !life.publishes) {
+    let is_one = |life: &Life| !life.publishes && life.group == group;
+    for (life, _) in lives.iter().enumerate().filter(|(_, life)| is_one(life)) {
         consumed(folder, life, records, &mut seen, &mut findings);
     }
+    expired(letters, lives, records, &mut seen, &mut findings);
     findings.distinct = seen.len() as u64;
     findings.highest = seen.keys().next_back().copied().unwrap_or(0);
     for (sequence, one) in &seen {
@@ -134,10 +154,57 @@ fn consumed(
     }
 }
 
+/// A message whose time was over is a dead letter once, and nobody has acknowledged it.
+fn expired(
+    letters: &str,
+    lives: &[Life],
+    records: &Records,
+    seen: &mut BTreeMap<u64, Seen>,
+    findings: &mut Findings,
+) {
+    let mut before = BTreeSet::new();
+    for line in letters.lines() {
+        findings.letters += 1;
+        let Some(Letter { sequence, life, number }) = letter(line, records) else {
+            findings.problem(format!("a dead letter that is none of these: {line}"));
+            continue;
+        };
+        if !before.insert(sequence) {
+            findings.problem(format!("sequence {sequence} became a dead letter twice"));
+        }
+        let one =
+            seen.entry(sequence).or_insert_with(|| Seen { life, number, deliveries: Vec::new() });
+        if (one.life, one.number) != (life, number) {
+            findings.problem(format!(
+                "the dead letter of {sequence} is record {number} of {life}: {one:?}"
+            ));
+        }
+        if let Some(by) = one.deliveries.iter().find(|delivery| lives[delivery.life].well) {
+            findings.problem(format!(
+                "sequence {sequence} was acknowledged by consumer {} and is a dead letter",
+                by.life
+            ));
+        }
+    }
+}
+
+fn letter(line: &str, records: &Records) -> Option<Letter> {
+    let document: serde_json::Value = serde_json::from_str(line).ok()?;
+    let headers = document["headers"].as_array()?;
+    let header = |name: &str| {
+        let header = headers.iter().find(|header| header[0].as_str() == Some(name))?;
+        header[1].as_str()
+    };
+    let is_expired = header("ringmain-reason")? == "expired";
+    let sequence = header("ringmain-origin-sequence")?.parse().ok()?;
+    let (life, number) = records.identify(document["payload"].as_str()?)?;
+    is_expired.then_some(Letter { sequence, life, number })
+}
+
 /// A message that comes again is marked, and one that was acknowledged does not come again. A delivery alone is not
 /// in the journal: after the death of the keeper, the next one may be the first that is known of.
 fn deliveries(sequence: u64, all: &[Delivery], lives: &[Life], findings: &mut Findings) {
-    findings.again += all.len() - 1;
+    findings.again += all.len().saturating_sub(1);
     let mut unmarked: HashMap<u64, usize> = HashMap::new();
     for delivery in all.iter().filter(|delivery| !delivery.redelivered) {
         *unmarked.entry(lives[delivery.life].era).or_default() += 1;
@@ -198,8 +265,8 @@ fn confirmed(
 }
 
 /// Nothing, or what is wrong in one text.
-pub(super) fn verdict(findings: Findings, next_sequence: u64) -> Result<(), String> {
-    let Findings { mut problems, confirmed, distinct, highest, again } = findings;
+pub(super) fn verdict(findings: Findings, next_sequence: u64, expired: u64) -> Result<(), String> {
+    let Findings { mut problems, confirmed, distinct, highest, again, letters } = findings;
     if distinct != highest || highest + 1 != next_sequence {
         problems.push(format!(
             "{distinct} records under sequences up to {highest}, and the next one is {next_sequence}"
@@ -208,7 +275,12 @@ pub(super) fn verdict(findings: Findings, next_sequence: u64) -> Result<(), Stri
     if confirmed == 0 {
         problems.push("nothing was confirmed".into());
     }
-    println!("    {distinct} records, {confirmed} receipts, {again} deliveries again");
+    if letters != expired {
+        problems.push(format!("{letters} dead letters, {expired} messages were counted"));
+    }
+    println!(
+        "    {distinct} records, {confirmed} receipts, {again} deliveries again, {letters} expired"
+    );
     if problems.is_empty() {
         return Ok(());
     }
@@ -222,7 +294,7 @@ mod tests {
     use super::*;
 
     fn life(publishes: bool, era: u64, start: u64, end: u64, well: bool) -> Life {
-        Life { publishes, author: 0, era, start, end: Some(end), well }
+        Life { publishes, author: 0, group: 0, era, start, end: Some(end), well }
     }
 
     fn judge(receipts: &str, consumed: &[&[(u64, usize, bool)]], lives: &[Life]) -> Vec<String> {
@@ -242,7 +314,7 @@ mod tests {
                 .collect();
             fs::write(output(folder.path(), index + 1), text).unwrap();
         }
-        check(folder.path(), lives, &records).problems
+        check(folder.path(), lives, &records, 0, "").problems
     }
 
     #[test]
@@ -292,10 +364,52 @@ mod tests {
                 })
                 .collect();
             fs::write(output(folder.path(), 2), text).unwrap();
-            check(folder.path(), &lives, &records).problems.len()
+            check(folder.path(), &lives, &records, 0, "").problems.len()
         };
         assert_eq!(judge(["1\n", "duplicate\n2\n"], &[(1, 0), (2, 1)]), 0);
         assert_eq!(judge(["1\n", "duplicate\n2\n"], &[(1, 0), (2, 0), (3, 1)]), 1, "twice");
         assert_eq!(judge(["1\n", "duplicate\nduplicate\n"], &[(1, 0)]), 1, "lost");
+    }
+
+    #[test]
+    fn what_expires_is_a_dead_letter_once() {
+        let lives =
+            [life(true, 0, 1, 9, true), life(false, 0, 2, 5, true), life(false, 0, 6, 8, false)];
+        let folder = tempfile::tempdir().unwrap();
+        let records = Records::load();
+        let print = |life: usize, sequences: &[(u64, usize)]| {
+            let text: String = sequences
+                .iter()
+                .map(|(sequence, number)| {
+                    let payload = records.line(0, *number);
+                    let document = serde_json::json!({
+                        "sequence": sequence, "redelivered": false, "payload": payload,
+                    });
+                    format!("{document}\n")
+                })
+                .collect();
+            fs::write(output(folder.path(), life), text).unwrap();
+        };
+        let letter = |sequence: u64, number: usize| {
+            let headers = [
+                ["ringmain-reason".to_owned(), "expired".to_owned()],
+                ["ringmain-origin-sequence".to_owned(), sequence.to_string()],
+            ];
+            let payload = records.line(0, number);
+            format!("{}\n", serde_json::json!({ "headers": headers, "payload": payload }))
+        };
+        fs::write(output(folder.path(), 0), "1\n2\n3\n").unwrap();
+        print(1, &[(1, 0)]);
+        print(2, &[(2, 1)]);
+        let judge = |letters: &[String]| {
+            check(folder.path(), &lives, &records, 0, &letters.concat()).problems.len()
+        };
+        assert_eq!(judge(&[letter(2, 1), letter(3, 2)]), 0);
+        assert_eq!(judge(&[letter(3, 2)]), 0);
+        assert_eq!(judge(&[]), 1, "lost");
+        assert_eq!(judge(&[letter(3, 2), letter(3, 2)]), 1, "twice");
+        assert_eq!(judge(&[letter(1, 0), letter(3, 2)]), 1, "it was acknowledged");
+        assert_eq!(judge(&[letter(3, 1)]), 1, "another one");
+        assert_eq!(judge(&[letter(3, 2), "{}\n".to_owned()]), 1, "no letter");
     }
 }

@@ -25,12 +25,22 @@ const LIMIT: Duration = Duration::from_secs(60);
 
 /// Queue of the case.
 const QUEUE: &str = "jobs";
+/// Takes what expires.
+const LETTERS: &str = "failed";
+/// So short that what lies there while a daemon starts is over.
+const TTL: &str = "30ms";
+/// Groups, if there are several.
+const GROUPS: [&str; 2] = ["default", "audit"];
 
 #[derive(Debug, Clone, Copy)]
 struct Plan {
     durable: bool,
     /// Publishers have names: whoever replaces a killed one begins with its first record again.
     named: bool,
+    /// Consumers are in two groups by turns: each group gets everything.
+    grouped: bool,
+    /// Messages expire.
+    expires: bool,
     kills: u32,
     seed: u64,
 }
@@ -61,14 +71,18 @@ pub fn run(arguments: impl Iterator<Item = String>) -> i32 {
     };
     let records = Records::load();
     let mut runner = Runner::new("kills", arguments);
+    let plain =
+        Plan { durable: true, named: false, grouped: false, expires: false, kills: 0, seed };
     let cases = [
-        ("durable", true, false, 100, 2000),
-        ("memory", false, false, 40, 800),
-        ("named", true, true, 60, 1000),
-        ("named-memory", false, true, 30, 400),
+        ("durable", plain, 100, 2000),
+        ("memory", Plan { durable: false, ..plain }, 40, 800),
+        ("named", Plan { named: true, ..plain }, 60, 1000),
+        ("named-memory", Plan { durable: false, named: true, ..plain }, 30, 400),
+        ("groups", Plan { grouped: true, ..plain }, 30, 600),
+        ("ttl", Plan { expires: true, ..plain }, 30, 600),
     ];
-    for (name, durable, named, short, long) in cases {
-        let plan = Plan { durable, named, kills: size.choose(short, long), seed };
+    for (name, plan, short, long) in cases {
+        let plan = Plan { kills: size.choose(short, long), ..plan };
         runner.case(&format!("kill-loops::{name}"), |tally| {
             let result = World::start(&binary, &records, plan).and_then(|mut world| {
                 let result = world.run(tally);
@@ -103,7 +117,15 @@ impl<'a> World<'a> {
     fn start(binary: &'a Binary, records: &'a Records, plan: Plan) -> Result<Self, String> {
         let daemon = Daemon::start(binary)?;
         let plane: &[&str] = if plan.durable { &["--durable"] } else { &["--plane", "brokered"] };
-        daemon.run(&[&["queue", "create", QUEUE, "--lease", "20s"], plane].concat())?;
+        let mut create = [&["queue", "create", QUEUE, "--lease", "20s"], plane].concat();
+        if plan.expires {
+            daemon.run(&[&["queue", "create", LETTERS], plane].concat())?;
+            create.extend(["--ttl", TTL, "--dead-letter", LETTERS]);
+        }
+        daemon.run(&create)?;
+        if plan.grouped {
+            daemon.run(&["group", "create", QUEUE, GROUPS[1], "--from", "first"])?;
+        }
         let mut world = Self {
             binary,
             records,
@@ -119,7 +141,7 @@ impl<'a> World<'a> {
         for index in 0..MEMBERS {
             let publisher = world.publisher(index)?;
             world.publishers.push(publisher);
-            let consumer = world.consumer()?;
+            let consumer = world.consumer(index)?;
             world.consumers.push(consumer);
         }
         Ok(world)
@@ -141,10 +163,16 @@ impl<'a> World<'a> {
         Client::start(&self.daemon, life, &arguments, Some((self.records, author)))
     }
 
-    fn consumer(&mut self) -> Result<Client, String> {
+    fn groups(&self) -> usize {
+        if self.plan.grouped { GROUPS.len() } else { 1 }
+    }
+
+    fn consumer(&mut self, index: usize) -> Result<Client, String> {
         let credit = self.random.pick(&["1", "8", "64", "512"]);
         let life = self.life(false);
-        let arguments = ["consume", QUEUE, "--json", "--credit", credit];
+        self.lives[life].group = index % self.groups();
+        let group = GROUPS[self.lives[life].group];
+        let arguments = ["consume", QUEUE, "--json", "--credit", credit, "--group", group];
         Client::start(&self.daemon, life, &arguments, None)
     }
 
@@ -154,6 +182,7 @@ impl<'a> World<'a> {
         self.lives.push(Life {
             publishes,
             author: number,
+            group: 0,
             era: self.era,
             start: self.moment,
             end: None,
@@ -176,13 +205,24 @@ impl<'a> World<'a> {
             tally.units += 1;
         }
         self.finish()?;
-        let problems = check::check(&self.daemon.folder, &self.lives, self.records);
-        let next = self.next_sequence();
+        let (letters, expired) = match self.plan.expires {
+            true => (
+                self.daemon.run(&["consume", LETTERS, "--json", "--drain"])?,
+                self.daemon.number(QUEUE, "expired")?,
+            ),
+            false => (String::new(), 0),
+        };
+        let next = self.daemon.number(QUEUE, "next_sequence")?;
         self.daemon.stop()?;
         if self.plan.durable {
             self.daemon.run_offline(&["journal", "verify"])?;
         }
-        check::verdict(problems, next?)
+        for group in 0..self.groups() {
+            let findings =
+                check::check(&self.daemon.folder, &self.lives, self.records, group, &letters);
+            check::verdict(findings, next, expired)?;
+        }
+        self.must(!self.plan.expires || expired > 0, || "nothing has expired".to_owned())
     }
 
     fn victim(&mut self) -> Victim {
@@ -222,7 +262,7 @@ impl<'a> World<'a> {
                 let known = well || end == End::Signal(signal) || self.consumers[index].stillborn();
                 self.must(known, || format!("it ended: {end:?} {said}"))?;
                 self.ended(self.consumers[index].life, well);
-                self.consumers[index] = self.consumer()?;
+                self.consumers[index] = self.consumer(index)?;
             }
             Victim::Broker => {
                 let broker = self.daemon.broker()?;
@@ -243,7 +283,7 @@ impl<'a> World<'a> {
                 self.era += 1;
                 for index in 0..MEMBERS {
                     self.publishers[index] = self.publisher(index)?;
-                    self.consumers[index] = self.consumer()?;
+                    self.consumers[index] = self.consumer(index)?;
                 }
             }
         }
@@ -284,7 +324,7 @@ impl<'a> World<'a> {
             self.ended(self.publishers[index].life, well);
             if self.consumers[index].stillborn() {
                 self.ended(self.consumers[index].life, false);
-                self.consumers[index] = self.consumer()?;
+                self.consumers[index] = self.consumer(index)?;
             }
         }
         let start = Instant::now();
@@ -307,9 +347,5 @@ impl<'a> World<'a> {
             self.ended(self.consumers[index].life, well);
         }
         Ok(())
-    }
-
-    fn next_sequence(&self) -> Result<u64, String> {
-        self.daemon.number(QUEUE, "next_sequence")
     }
 }

@@ -5,8 +5,8 @@ use std::panic::catch_unwind;
 use ringmain::journal::canary::{Canary, plant};
 use ringmain_faults::journal::crash::{Size, run};
 use ringmain_faults::journal::forged::{Field, forge};
-use ringmain_faults::journal::kills;
 use ringmain_faults::journal::rot::{Sample, flips, unreadable};
+use ringmain_faults::journal::{kills, torn};
 
 /// Whether one of the suites notices it.
 fn caught(canary: Canary, suite: impl Fn() -> Result<(), String> + std::panic::UnwindSafe) {
@@ -67,6 +67,24 @@ fn cut_witnessed() {
 #[test]
 fn skip_open_sync() {
     caught(Canary::SkipOpenSync, || kills::run(1, 4_000).map(drop));
+}
+
+#[test]
+fn complete_torn() {
+    caught(Canary::CompleteTorn, || torn::run(1).map(|count| println!("{count:?}")));
+}
+
+#[test]
+fn repeat_incarnation() {
+    caught(Canary::RepeatIncarnation, || torn::run(1).map(|count| println!("{count:?}")));
+}
+
+#[test]
+fn nearest_message() {
+    caught(Canary::NearestMessage, || {
+        super::far::run(0, 1_500);
+        Ok(())
+    });
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use ringmain_faults::journal::crash::{Size, run};
 use ringmain_faults::journal::forged::{Field, forge};
-use ringmain_faults::journal::kills;
+use ringmain_faults::journal::{kills, torn};
 use ringmain_faults::random::Random;
 
 #[test]
@@ -18,6 +18,16 @@ fn every_power_cut_is_survived() {
 fn what_a_killed_process_left_in_a_cache_is_made_durable() {
     let landed = kills::run(1, 4_000).unwrap_or_else(|what| panic!("{what}"));
     assert!(landed > 3, "{landed}");
+}
+
+#[test]
+fn what_is_torn_stays_so() {
+    let seed = Random::seed_from_environment();
+    let seeds = (0..64).map(|number| seed.wrapping_add(number));
+    let counts = seeds.map(|seed| torn::run(seed).unwrap_or_else(|what| panic!("{what}")));
+    let (states, voided) = counts
+        .fold((0, 0), |(states, voided), count| (states + count.states, voided + count.voided));
+    assert!(states > 20_000 && voided > 1_000, "{states} states, {voided} times made void");
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! Rot, missing ends, unreadable blocks, errors of every call.
 
-use ringmain_faults::journal::errors::everywhere;
+use ringmain_faults::journal::errors::{everywhere, far_reads, voiding};
 use ringmain_faults::journal::repairs;
 use ringmain_faults::journal::rot::{Sample, flips, truncations, unreadable};
 use ringmain_faults::random::Random;
@@ -39,6 +39,18 @@ fn an_error_at_every_call_is_told_and_nothing_confirmed_is_lost() {
     let faults = everywhere(1).unwrap_or_else(|what| panic!("{what}"));
     println!("{faults} faults");
     assert!(faults > 300);
+}
+
+#[test]
+fn an_error_of_any_read_of_a_backlog_is_told() {
+    let faults = far_reads().unwrap_or_else(|what| panic!("{what}"));
+    assert!(faults >= 25, "{faults}");
+}
+
+#[test]
+fn a_torn_beginning_that_cannot_be_overwritten_fails_the_journal() {
+    let faults = voiding().unwrap_or_else(|what| panic!("{what}"));
+    assert!(faults >= 25, "{faults}");
 }
 
 #[test]

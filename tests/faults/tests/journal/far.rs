@@ -33,7 +33,7 @@ fn length(queue: u64, sequence: u64) -> usize {
     }
 }
 
-fn run(seed: u64, messages: u64) {
+pub(super) fn run(seed: u64, messages: u64) {
     let mut random = Random::new(seed);
     let simulation = Simulation::new();
     let config = Config {
