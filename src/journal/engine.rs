@@ -20,7 +20,7 @@ use super::types::{
 use crate::disk::{BLOCK_BYTES, Completed, Disk, Durability, FileId, Operation, Ticket};
 
 /// Free files that messages leave to acks when no more can be made.
-const RESERVE: usize = 3;
+pub(super) const RESERVE: usize = 3;
 /// Kept free behind the batches: the last block of a footer, and a last witness.
 pub(super) const TAIL_BYTES: u64 = 2 * BLOCK_BYTES as u64;
 

@@ -176,6 +176,30 @@ pub enum Ready {
     Failed(Failure),
 }
 
+/// Segment files that are missing, and for which there is no room.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NoRoom {
+    /// How many.
+    pub files: u64,
+    /// Bytes of each.
+    pub file_bytes: u64,
+    /// Bytes that are free where they are to lie; `None`: that cannot be told.
+    pub free_bytes: Option<u64>,
+    /// The kernel's answer in words, with the file, when one was to be made; `None`: none was yet.
+    pub detail: Option<String>,
+}
+
+/// Whether messages find room.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Room {
+    /// As far as can be told.
+    Enough,
+    /// That shows when the file that is being made is there.
+    Unclear,
+    /// They do not.
+    Lacking(NoRoom),
+}
+
 /// A write failed: nothing is confirmed any more.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
