@@ -417,7 +417,11 @@ impl<D: Disk> Journal<D> {
     pub fn statistics(&self) -> JournalStatistics {
         let spares = self.spares.iter().chain(&self.surplus).map(|spare| spare.bytes);
         let segments = self.segments.iter().map(|segment| segment.bytes);
+        let needed = self.segments.iter().filter(|one| one.freed.is_none() && one.copied.is_none());
+        let sealed: u64 =
+            needed.map(|one| one.live.map_or(one.entry.end_offset, |live| live.bytes)).sum();
         JournalStatistics {
+            live_bytes: sealed + self.head.as_ref().map_or(0, |head| head.next_offset),
             segments: self.segments.len() + usize::from(self.head.is_some()),
             spares: self.spares.len(),
             file_bytes: spares.chain(segments).chain(self.head.iter().map(|head| head.bytes)).sum(),

@@ -346,6 +346,8 @@ pub struct JournalStatistics {
     pub spares: usize,
     /// Bytes of all files.
     pub file_bytes: u64,
+    /// Bytes of the segments that are needed, as of the cleaner's last look; one that it has not looked at counts whole.
+    pub live_bytes: u64,
     /// Bytes written since it was opened, in whole blocks.
     pub written_bytes: u64,
     /// Batches written since it was opened.

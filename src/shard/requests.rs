@@ -5,7 +5,7 @@ use std::os::fd::AsFd;
 
 use ringmain_client::layout::control;
 use ringmain_client::pair::LeaseEntry;
-use ringmain_client::protocol::{ErrorCode, GroupInfo, HandleKey, Role, StartAt};
+use ringmain_client::protocol::{ErrorCode, GroupInfo, HandleKey, JournalInfo, Role, StartAt};
 use ringmain_client::wire::Outcome;
 use ringmain_client::wire::transaction::FLAG_TRANSACTION;
 
@@ -56,6 +56,10 @@ impl<D: Disk> Shard<D> {
             }
             ToShard::Inform { request, queues, handles } => {
                 self.inform(request, &queues, handles);
+            }
+            ToShard::Figures { request } => {
+                let journal = Box::new(self.figures());
+                self.outbox.send(FromShard::Figures { request, journal });
             }
             ToShard::Link { session, link, bell } => {
                 if let Err(error) = self.journal.disk().watch(bell.as_fd()) {
@@ -394,6 +398,22 @@ impl<D: Disk> Shard<D> {
             if let Some(place) = self.handles.place(key) {
                 self.end_handle(place, control::CLOSED_GROUP_DELETED);
             }
+        }
+    }
+
+    fn figures(&self) -> JournalInfo {
+        let figures = self.journal.statistics();
+        JournalInfo {
+            shard: self.number(),
+            folder: self.place.as_ref().map(|place| place.display().to_string()),
+            segments: figures.segments as u64,
+            spare_segments: figures.spares as u64,
+            file_bytes: figures.file_bytes,
+            live_bytes: figures.live_bytes,
+            written_bytes: figures.written_bytes,
+            copied_bytes: figures.copied_bytes,
+            cleaned_segments: figures.cleaned,
+            freed_segments: figures.freed,
         }
     }
 

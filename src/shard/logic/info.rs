@@ -53,6 +53,7 @@ impl Logic {
             blocked_by: queue.blocked_by().to_owned(),
             expired: queue.expired,
             ttl_ms: definition.ttl_ms,
+            rejected: queue.rejected,
         })
     }
 

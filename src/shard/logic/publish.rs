@@ -90,6 +90,7 @@ impl Logic {
                     return Err(Refusal::Limit);
                 }
                 Overflow::Reject => {
+                    queue.rejected += 1;
                     self.effects.push_behind(refused(Outcome::QueueFull, 0));
                     return Ok(());
                 }
