@@ -94,6 +94,8 @@ impl Port for Clients {
     fn lease(&mut self, _handle: HandleId, slot: u32, lease: Option<(u32, u64)>) {
         black_box((slot, lease));
     }
+    fn recalled(&mut self, _: HandleId) {}
+
     fn seen(&mut self, _handle: HandleId, _slot: u32) -> bool {
         true
     }

@@ -70,8 +70,8 @@ pub use client::{
 };
 pub use layout::metadata::{Metadata, MetadataError, TraceId};
 pub use protocol::{
-    BrokeredInfo, DeliverySpec, ErrorCode, GroupInfo, GroupPlace, HandleInfo, Kind, Overflow,
-    Plane, QueueInfo, QueueSpec, Retention, Role, StartAt, Status, WakeMode,
+    BrokeredInfo, DeliverySpec, ErrorCode, GroupInfo, GroupPlace, HandleInfo, JournalInfo, Kind,
+    Overflow, Plane, QueueInfo, QueueSpec, Retention, Role, StartAt, Status, WakeMode,
 };
 #[cfg(not(loom))]
 pub use request::{Replier, Reply, ReplyError, ReplyTo, RequestError, Requester};

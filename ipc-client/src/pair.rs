@@ -50,7 +50,7 @@ use crate::ring::Region;
 #[cfg(not(loom))]
 use crate::ring::RingMemory;
 use crate::sync::atomic::Ordering;
-use crate::wire::{DELIVERY_HEADER_BYTES, RECORD_BYTES_MAX};
+use crate::wire::{DELIVERY_HEADER_BYTES, LeaseToken, RECORD_BYTES_MAX};
 
 /// Bytes of a slot of the ring that carries only records.
 pub const RECORD_SLOT_BYTES: u32 = 64;
@@ -233,6 +233,19 @@ impl HandleStatus {
         self.0.u64_at(status::TAKEN).store(position, Ordering::Relaxed);
     }
 
+    /// Consumer: behind the deliveries of which some may not be its own any more; see [`LeaseTable::names`].
+    #[inline]
+    pub fn recalled(&self) -> u64 {
+        // Acquire: partner of the Release in `set_recalled`: the table shows what was freed before.
+        self.0.u64_at(status::RECALLED).load(Ordering::Acquire)
+    }
+
+    /// See [`Self::recalled`]. After the entries were freed.
+    pub fn set_recalled(&self, position: u64) {
+        // Release: partner of the Acquire in `recalled`.
+        self.0.u64_at(status::RECALLED).store(position, Ordering::Release);
+    }
+
     /// Consumer: most messages that may be unacknowledged at a time, as the shard has accepted it.
     pub fn credit(&self) -> u64 {
         // Relaxed: for people.
@@ -290,6 +303,16 @@ impl LeaseTable {
         self.table.u64_at(offset + lease::POSITION).store(entry.position, Ordering::Release);
         // Release: partner of the Acquire in `get`.
         attempt.store(u64::from(entry.attempt), Ordering::Release);
+    }
+
+    /// Whether an entry is for this delivery, which lay at this position of the ring. Read while the shard changes the entry it may
+    /// be that of a moment before: an acknowledgement may always come too late.
+    pub fn names(&self, lease: LeaseToken, position: u64) -> bool {
+        let LeaseToken { slot, attempt, sequence } = lease;
+        // A message that is delivered again before anybody looked at it has the same attempt, and lies farther behind.
+        self.get(slot).is_some_and(|entry| {
+            entry.attempt == attempt && entry.sequence == sequence && entry.position <= position
+        })
     }
 
     /// An entry that is in use; `None` also for an attempt that no delivery has.

@@ -63,17 +63,19 @@ fn list(client: &Client, args: &GroupListArgs) -> Outcome {
         "CONSUMERS",
         "UNACKED",
         "DELAYED",
+        "SKIPPED",
         "NEXT",
     ]);
     for info in &groups {
         table.row(vec![
             called(&info.group).to_string(),
-            units::count(info.lag_messages),
+            if info.unused { "unused".to_string() } else { units::count(info.lag_messages) },
             units::bytes(info.lag_bytes),
             lag_time(info),
             info.consumers.to_string(),
             units::count(info.unacknowledged),
             units::count(info.delayed),
+            units::count(info.skipped),
             info.next_sequence.to_string(),
         ]);
     }
@@ -88,14 +90,19 @@ fn show(client: &Client, args: &GroupInfoArgs) -> Outcome {
     }
     let mut facts = Facts::default();
     facts.add("group", called(&info.group));
-    facts.add(
-        "lag",
-        format!("{} messages, {}", units::count(info.lag_messages), units::bytes(info.lag_bytes)),
-    );
+    let lag = match info.unused {
+        true => "unused: it counts from its first consumer on".to_string(),
+        false => {
+            let bytes = units::bytes(info.lag_bytes);
+            format!("{} messages, {bytes}", units::count(info.lag_messages))
+        }
+    };
+    facts.add("lag", lag);
     facts.add("oldest", lag_time(&info));
     facts.add("consumers", info.consumers.to_string());
     facts.add("unacknowledged", units::count(info.unacknowledged));
     facts.add("delayed", units::count(info.delayed));
+    facts.add("skipped", units::count(info.skipped));
     facts.add("next sequence", info.next_sequence.to_string());
     print(&facts.render(Style::stdout()))
 }
@@ -120,6 +127,8 @@ fn document(info: &GroupInfo) -> serde_json::Value {
         "unacknowledged": info.unacknowledged,
         "delayed": info.delayed,
         "next_sequence": info.next_sequence,
+        "skipped": info.skipped,
+        "unused": info.unused,
     })
 }
 

@@ -103,19 +103,10 @@ fn delivery(args: &DeliveryArgs) -> DeliverySpec {
 }
 
 fn edited(args: &QueueEditArgs) -> Outcome<DeliverySpec> {
-    let dead_letter =
-        if args.no_dead_letter { Some(String::new()) } else { args.dead_letter.clone() };
-    let delivery = DeliverySpec {
-        max_deliveries: args.max_deliveries,
-        dead_letter,
-        lease_ms: args.lease.map(units::milliseconds),
-        retention: args.retention.map(Into::into),
-        max_messages: args.max_messages,
-        max_bytes: args.max_bytes,
-        max_age_ms: args.max_age.map(units::milliseconds),
-        overflow: args.overflow.map(Into::into),
-        ttl_ms: args.ttl.map(units::milliseconds),
-    };
+    let mut delivery = delivery(&args.delivery);
+    if args.no_dead_letter {
+        delivery.dead_letter = Some(String::new());
+    }
     if delivery == DeliverySpec::default() {
         return Err(Failure::usage(
             "nothing to change; give --max-deliveries, --dead-letter, --no-dead-letter, --lease, --ttl, \

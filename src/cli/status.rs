@@ -1,6 +1,6 @@
 //! `ringmain status`.
 
-use ringmain_client::raw::protocol::Status;
+use ringmain_client::raw::protocol::{JournalInfo, Status};
 
 use super::Socket;
 use super::args::StatusArgs;
@@ -30,8 +30,30 @@ pub(crate) fn facts(status: &Status) -> Facts {
     facts.add("clients", status.clients);
     facts.add("handles", status.handles);
     facts.add("shared memory", units::bytes(status.memory_bytes));
+    for journal in &status.journals {
+        facts.add(&format!("journal {}", journal.shard), line(journal));
+    }
     for trouble in &status.troubles {
         facts.add("trouble", trouble);
     }
     facts
+}
+
+/// A journal in one line.
+fn line(journal: &JournalInfo) -> String {
+    let place = journal.folder.as_deref().unwrap_or("in memory");
+    let counted = |count: u64, what: &str| {
+        format!("{} {what}{}", units::count(count), if count == 1 { "" } else { "s" })
+    };
+    format!(
+        "{place}: {} and {} spare, {}, {} of them needed; {} written; {} cleaned, {} copied for that, {} freed",
+        counted(journal.segments, "segment"),
+        units::count(journal.spare_segments),
+        units::bytes(journal.file_bytes),
+        units::bytes(journal.live_bytes),
+        units::bytes(journal.written_bytes),
+        units::count(journal.cleaned_segments),
+        units::bytes(journal.copied_bytes),
+        units::count(journal.freed_segments),
+    )
 }

@@ -192,10 +192,11 @@ impl Broker {
         self.inform(number, page, QueueInfoForm::Page, None)
     }
 
-    pub(super) fn status(&self) -> Answer {
+    /// Without what shards know.
+    pub(super) fn status(&self) -> Status {
         let count = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
         let uptime_ns = monotonic_ns().saturating_sub(self.config.keeper_started_ns);
-        Answer::of(Reply::Status(Box::new(Status {
+        Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             protocol: PROTOCOL_VERSION,
             uptime_s: uptime_ns / 1_000_000_000,
@@ -212,6 +213,7 @@ impl Broker {
             memory_bytes: self.queues.values().map(Queue::memory_bytes).sum::<u64>()
                 + self.brokered.queues.values().map(BrokeredQueue::memory_bytes).sum::<u64>(),
             troubles: self.brokered.troubles(),
-        })))
+            journals: Vec::new(),
+        }
     }
 }

@@ -84,7 +84,7 @@ impl Broker {
             }
             Request::ReleaseDoorbell { doorbell } => self.release_doorbell(session, doorbell),
             Request::ReportFault { handle, what } => self.report_fault(session, handle, &what),
-            Request::Status => Ok(self.status()),
+            Request::Status => return self.answer_status(number).map(|()| None),
             Request::Upgrade { binary } => {
                 return self.upgrade(number, user.uid, binary).map(|()| None);
             }

@@ -34,6 +34,9 @@ impl<D: Disk + ?Sized> Disk for Box<D> {
     fn sync_directory(&mut self) -> io::Result<()> {
         (**self).sync_directory()
     }
+    fn free_bytes(&self) -> Option<u64> {
+        (**self).free_bytes()
+    }
     fn close(&mut self, file: FileId) {
         (**self).close(file);
     }

@@ -11,6 +11,8 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, Flock, FlockArg, fallocate};
 use nix::sys::statfs::{FsType, TMPFS_MAGIC, fstatfs};
+use nix::sys::statvfs::fstatvfs;
+use nix::unistd::geteuid;
 
 use super::error::{failed, invalid};
 use super::{BLOCK_BYTES, Buffer, FileId, SyncMode, check_place, transfer};
@@ -103,6 +105,16 @@ impl Directory {
     pub(super) fn is_volatile(&self) -> bool {
         fstatfs(&self.handle)
             .is_ok_and(|status| [TMPFS_MAGIC, RAMFS_MAGIC].contains(&status.filesystem_type()))
+    }
+
+    /// See [`super::Disk::free_bytes`].
+    pub(super) fn free_bytes(&self) -> Option<u64> {
+        let status = fstatvfs(&self.handle).ok()?;
+        // What the file system keeps for root is there for root.
+        let free =
+            if geteuid().is_root() { status.blocks_free() } else { status.blocks_available() };
+        // A file system without a limit of its own, such as a tmpfs of any size, has zeros there.
+        (status.blocks() > 0).then(|| free.saturating_mul(status.fragment_size()))
     }
 
     fn text(&self) -> String {

@@ -21,6 +21,9 @@ pub type CreateMemory = Box<dyn FnMut(&str, u64) -> io::Result<OwnedFd> + Send>;
 /// Forgets a memory file.
 pub type RemoveMemory = Box<dyn FnMut(&str) + Send>;
 
+/// Bytes that new memory files may still take.
+pub type FreeMemory = Box<dyn Fn() -> u64 + Send>;
+
 /// Whoever holds the files also holds them when this process is dead. Everything completes at once.
 pub struct MemoryDisk {
     files: BTreeMap<String, Mapping>,
@@ -28,6 +31,7 @@ pub struct MemoryDisk {
     next: u32,
     create: CreateMemory,
     remove: RemoveMemory,
+    free: Option<FreeMemory>,
     sleeper: Sleeper,
     completed: Vec<Completed>,
 }
@@ -50,11 +54,20 @@ impl MemoryDisk {
     ) -> io::Result<Self> {
         let (mapped, open) = (BTreeMap::new(), BTreeMap::new());
         let (sleeper, completed) = (Sleeper::new()?, Vec::new());
-        let mut disk = Self { files: mapped, open, next: 0, create, remove, sleeper, completed };
+        let free = None;
+        let mut disk =
+            Self { files: mapped, open, next: 0, create, remove, free, sleeper, completed };
         for (name, file) in files {
             disk.map(&name, file)?;
         }
         Ok(disk)
+    }
+
+    /// Says how much new files may take.
+    #[must_use]
+    pub fn limited(mut self, free: FreeMemory) -> Self {
+        self.free = Some(free);
+        self
     }
 
     fn map(&mut self, name: &str, file: OwnedFd) -> io::Result<()> {
@@ -176,6 +189,10 @@ impl Disk for MemoryDisk {
 
     fn sync(&mut self, file: FileId) -> io::Result<()> {
         self.name(file, "sync").map(|_| ())
+    }
+
+    fn free_bytes(&self) -> Option<u64> {
+        self.free.as_ref().map(|free| free())
     }
 
     fn sync_directory(&mut self) -> io::Result<()> {

@@ -39,7 +39,7 @@ pub use availability::Availability;
 pub use blocking::BlockingDisk;
 pub use buffer::Buffer;
 pub use error::errno;
-pub use memory::{CreateMemory, MemoryDisk, RemoveMemory};
+pub use memory::{CreateMemory, FreeMemory, MemoryDisk, RemoveMemory};
 pub use open::{Backend, Description, SelfTest, open_disk, open_disk_after};
 pub use probe::{DiskReport, Latency, RawWrites, SyncFigures, probe_sync_modes, report};
 pub use uring::{UringDisk, availability};
@@ -176,6 +176,10 @@ pub trait Disk {
     fn sync(&mut self, file: FileId) -> io::Result<()>;
     /// Makes names durable.
     fn sync_directory(&mut self) -> io::Result<()>;
+    /// Bytes that new files may still take, as the file system says; `None`: it does not say. Does not wait for the disk.
+    fn free_bytes(&self) -> Option<u64> {
+        None
+    }
     /// Closes a file.
     fn close(&mut self, file: FileId);
 

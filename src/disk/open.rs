@@ -209,6 +209,9 @@ macro_rules! file_methods {
             self.files.sync(file)
         }
 
+        fn free_bytes(&self) -> Option<u64> {
+            self.files.directory.free_bytes()
+        }
         fn sync_directory(&mut self) -> io::Result<()> {
             self.files.directory.sync()
         }

@@ -20,7 +20,7 @@ use super::types::{
 use crate::disk::{BLOCK_BYTES, Completed, Disk, Durability, FileId, Operation, Ticket};
 
 /// Free files that messages leave to acks when no more can be made.
-const RESERVE: usize = 3;
+pub(super) const RESERVE: usize = 3;
 /// Kept free behind the batches: the last block of a footer, and a last witness.
 pub(super) const TAIL_BYTES: u64 = 2 * BLOCK_BYTES as u64;
 
@@ -422,7 +422,11 @@ impl<D: Disk> Journal<D> {
     pub fn statistics(&self) -> JournalStatistics {
         let spares = self.spares.iter().chain(&self.surplus).map(|spare| spare.bytes);
         let segments = self.segments.iter().map(|segment| segment.bytes);
+        let needed = self.segments.iter().filter(|one| one.freed.is_none() && one.copied.is_none());
+        let sealed: u64 =
+            needed.map(|one| one.live.map_or(one.entry.end_offset, |live| live.bytes)).sum();
         JournalStatistics {
+            live_bytes: sealed + self.head.as_ref().map_or(0, |head| head.next_offset),
             segments: self.segments.len() + usize::from(self.head.is_some()),
             spares: self.spares.len(),
             file_bytes: spares.chain(segments).chain(self.head.iter().map(|head| head.bytes)).sum(),

@@ -31,6 +31,7 @@ mod open;
 mod read;
 mod recovery;
 mod repair;
+mod room;
 mod scan;
 mod space;
 mod table;
@@ -44,7 +45,7 @@ pub use engine::Journal;
 pub use repair::{RepairReport, repair};
 pub use types::{
     AppendError, Config, Damage, FLAG_COPY, FLAG_MESSAGE, Failure, Fetch, JournalStatistics,
-    KIND_RESERVED, Location, Lsn, OpenError, OpenReport, Progress, Ready, RecordRef, Replay,
-    Snapshot, Stored,
+    KIND_RESERVED, Location, Lsn, NoRoom, OpenError, OpenReport, Progress, Ready, RecordRef,
+    Replay, Room, Snapshot, Stored,
 };
 pub use verify::{Inspection, SegmentInfo, VerifyReport, inspect, verify};

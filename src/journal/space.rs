@@ -420,7 +420,7 @@ impl<D: Disk> Journal<D> {
             let spare = self.surplus.remove(at);
             self.spares.push(spare);
         }
-        let creating = self.tasks.values().any(|task| matches!(task, Task::Create { .. }));
+        let creating = self.is_making_file();
         let wanted = self.spares.len() < self.config.spares || self.wants_longer();
         if wanted && !creating && self.retry_at.is_none_or(|at| now >= at) {
             self.retry_at = None;
@@ -443,7 +443,7 @@ impl<D: Disk> Journal<D> {
     }
 
     /// A segment is to be begun and no file is long enough.
-    fn wants_longer(&self) -> bool {
+    pub(super) fn wants_longer(&self) -> bool {
         self.staging.is_none() && self.spares.iter().all(|spare| spare.bytes < self.wanted_bytes)
     }
 

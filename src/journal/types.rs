@@ -176,6 +176,30 @@ pub enum Ready {
     Failed(Failure),
 }
 
+/// Segment files that are missing, and for which there is no room.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NoRoom {
+    /// How many.
+    pub files: u64,
+    /// Bytes of each.
+    pub file_bytes: u64,
+    /// Bytes that are free where they are to lie; `None`: that cannot be told.
+    pub free_bytes: Option<u64>,
+    /// The kernel's answer in words, with the file, when one was to be made; `None`: none was yet.
+    pub detail: Option<String>,
+}
+
+/// Whether messages find room.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Room {
+    /// As far as can be told.
+    Enough,
+    /// That shows when the file that is being made is there.
+    Unclear,
+    /// They do not.
+    Lacking(NoRoom),
+}
+
 /// A write failed: nothing is confirmed any more.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
@@ -322,6 +346,8 @@ pub struct JournalStatistics {
     pub spares: usize,
     /// Bytes of all files.
     pub file_bytes: u64,
+    /// Bytes of the segments that are needed, as of the cleaner's last look; one that it has not looked at counts whole.
+    pub live_bytes: u64,
     /// Bytes written since it was opened, in whole blocks.
     pub written_bytes: u64,
     /// Batches written since it was opened.

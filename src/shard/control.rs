@@ -7,7 +7,9 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::mpsc::Sender;
 
-use ringmain_client::protocol::{BrokeredInfo, GroupInfo, HandleKey, Role, StartAt, WakeMode};
+use ringmain_client::protocol::{
+    BrokeredInfo, GroupInfo, HandleKey, JournalInfo, Role, StartAt, WakeMode,
+};
 use ringmain_client::sys::eventfd::EventFd;
 
 use super::logic::{ControlResult, GroupCommand, QueueDefinition, QueueEdit};
@@ -122,6 +124,11 @@ pub enum ToShard {
         /// With the counters of their handles.
         handles: bool,
     },
+    /// Figures of the journal. Answer: [`FromShard::Figures`].
+    Figures {
+        /// For the answer.
+        request: u64,
+    },
     /// A session's link and its eventfd. Before its first handle.
     Link {
         /// Whose.
@@ -195,6 +202,13 @@ pub enum FromShard {
         queues: Vec<(u64, BrokeredInfo)>,
         /// Of the handles of these queues, if asked for.
         handles: Vec<HandleCounters>,
+    },
+    /// Figures of the journal.
+    Figures {
+        /// From the request.
+        request: u64,
+        /// They.
+        journal: Box<JournalInfo>,
     },
     /// A handle is served.
     Attached {

@@ -289,6 +289,11 @@ impl Port for Handles {
         handle.memory.pair.leases().set(slot, entry);
     }
 
+    fn recalled(&mut self, handle: HandleKey) {
+        let Some((_, handle)) = self.by_key_mut(handle) else { return };
+        handle.memory.pair.status().set_recalled(handle.down_position());
+    }
+
     fn seen(&mut self, handle: HandleKey, slot: u32) -> bool {
         let Some((_, handle)) = self.by_key_mut(handle) else { return false };
         let entry = handle.memory.pair.leases().get(slot);

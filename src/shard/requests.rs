@@ -5,7 +5,7 @@ use std::os::fd::AsFd;
 
 use ringmain_client::layout::control;
 use ringmain_client::pair::LeaseEntry;
-use ringmain_client::protocol::{ErrorCode, GroupInfo, HandleKey, Role, StartAt};
+use ringmain_client::protocol::{ErrorCode, GroupInfo, HandleKey, JournalInfo, Role, StartAt};
 use ringmain_client::wire::Outcome;
 use ringmain_client::wire::transaction::FLAG_TRANSACTION;
 
@@ -16,17 +16,24 @@ use super::logic::{ConsumerSpec, ControlResult, GROUPS_MAX, LaneRun, Lsn, Refusa
 use super::memory::{deliverable_bytes, is_deliverable};
 use super::thread::{Shard, Stopping, now, ring_doorbells};
 use crate::disk::Disk;
+use crate::journal::{NoRoom, Room};
 
 /// Groups in one answer: their names have at most 200 bytes, an answer 64 KiB.
 const GROUPS_A_PAGE: usize = 128;
 
 impl<D: Disk> Shard<D> {
-    /// Carries a request out, or gives it back if the journal has no room for it now.
-    pub(super) fn carry_out(&mut self, request: ToShard) -> Option<ToShard> {
+    /// Carries a request out, or puts it to those that wait for the journal.
+    pub(super) fn carry_out(&mut self, request: ToShard) {
         match request {
-            ToShard::Create { request, definition } => {
-                self.logic.create_queue(&mut self.journal, request, definition);
-            }
+            ToShard::Create { request, definition } => match self.journal.room() {
+                Room::Enough => self.logic.create_queue(&mut self.journal, request, definition),
+                Room::Unclear => self.stalled.push_back(ToShard::Create { request, definition }),
+                // Nothing could be published to it.
+                Room::Lacking(lack) => {
+                    let result = ControlResult::Refused(ErrorCode::Limit, self.no_room(&lack));
+                    self.outbox.send(FromShard::Done { request, result });
+                }
+            },
             ToShard::Edit { request, queue, edit } => {
                 self.logic.edit_queue(&mut self.journal, request, queue, edit);
             }
@@ -50,6 +57,10 @@ impl<D: Disk> Shard<D> {
             ToShard::Inform { request, queues, handles } => {
                 self.inform(request, &queues, handles);
             }
+            ToShard::Figures { request } => {
+                let journal = Box::new(self.figures());
+                self.outbox.send(FromShard::Figures { request, journal });
+            }
             ToShard::Link { session, link, bell } => {
                 if let Err(error) = self.journal.disk().watch(bell.as_fd()) {
                     let text = format!(
@@ -62,7 +73,7 @@ impl<D: Disk> Shard<D> {
                 self.handles.sessions.insert(session, Session::new(link, bell));
             }
             ToShard::Unlink { session } => self.unlink(session),
-            ToShard::Attach { request, handle } => return self.attach(request, handle),
+            ToShard::Attach { request, handle } => self.attach(request, handle),
             ToShard::Adopted => {
                 self.logic.start(now());
                 self.is_started = true;
@@ -72,7 +83,53 @@ impl<D: Disk> Shard<D> {
                 self.stopping.get_or_insert_with(|| Stopping::now(close));
             }
         }
-        None
+    }
+
+    /// A full journal into which nothing fits any more, not even what would make room: whoever waits for it is told, and may ask
+    /// again. Whether anybody was.
+    pub(super) fn refuse_for_room(&mut self) -> bool {
+        if self.stalled.is_empty() && !self.logic.has_commands() {
+            return false;
+        }
+        let Some(lack) = self.journal.is_stuck() else { return false };
+        let result = ControlResult::Refused(ErrorCode::Limit, self.no_room(&lack));
+        self.logic.refuse_commands(&result);
+        for stalled in std::mem::take(&mut self.stalled) {
+            match stalled {
+                ToShard::Attach { request, handle } => {
+                    self.refuse_attach(request, handle.key, result.clone());
+                }
+                ToShard::Create { request, .. } => {
+                    self.outbox.send(FromShard::Done { request, result: result.clone() });
+                }
+                other => self.stalled.push_back(other),
+            }
+        }
+        true
+    }
+
+    /// What is missing, and what to do.
+    fn no_room(&self, lack: &NoRoom) -> String {
+        let NoRoom { files, file_bytes, free_bytes, detail } = lack;
+        let bytes = files.saturating_mul(*file_bytes);
+        let free = free_bytes.map(|free| format!(", and {free} are free")).unwrap_or_default();
+        let why = detail.as_ref().map(|detail| format!(" ({detail})")).unwrap_or_default();
+        let needs = format!("{bytes} bytes more, {files} files of {file_bytes}{free}{why}");
+        match &self.place {
+            Some(place) => format!(
+                "no room for the journal in {}: it needs {needs}; free space there, or start the daemon with a smaller \
+                 --segment-size",
+                place.display()
+            ),
+            None => format!(
+                "no room for the messages of queues in memory: they need {needs}; delete queues, have messages \
+                 acknowledged, or start the daemon with a higher --limit-bytes or a smaller --segment-size"
+            ),
+        }
+    }
+
+    fn refuse_attach(&self, request: u64, key: HandleKey, result: ControlResult) {
+        self.outbox.send(FromShard::Attached { request, key, result, group_created: false });
     }
 
     fn unlink(&mut self, session: u64) {
@@ -87,6 +144,14 @@ impl<D: Disk> Shard<D> {
 
     /// A handle was given back, or its process is dead: what it sent is taken first.
     fn close(&mut self, key: HandleKey, died: bool) {
+        let is_this = |stalled: &ToShard| matches!(stalled, ToShard::Attach { handle, .. } if handle.key == key);
+        if let Some(at) = self.stalled.iter().position(is_this)
+            && let Some(ToShard::Attach { request, .. }) = self.stalled.remove(at)
+        {
+            let text = "the handle was given back meanwhile".to_owned();
+            let result = ControlResult::Refused(ErrorCode::Closed, text);
+            return self.refuse_attach(request, key, result);
+        }
         let Some(place) = self.handles.place(key) else {
             // Closed before, for what its client did or with its queue.
             self.outbox.send(FromShard::Released { key });
@@ -100,10 +165,11 @@ impl<D: Disk> Shard<D> {
         self.handles.touch(place);
     }
 
-    fn attach(&mut self, request: u64, new: Box<NewHandle>) -> Option<ToShard> {
+    /// Opens a handle, or puts it to those that have to wait.
+    pub(super) fn attach(&mut self, request: u64, new: Box<NewHandle>) {
         let (key, adopted) = (new.key, new.adopted);
         if !adopted && !new.producer.is_empty() && !self.takes_name(request, &new) {
-            return None;
+            return;
         }
         let named = !adopted && !new.producer.is_empty();
         let opened = match new.role() {
@@ -153,7 +219,8 @@ impl<D: Disk> Shard<D> {
                 ControlResult::Refused(ErrorCode::Limit, text)
             }
             Err(Refusal::Full | Refusal::Limit) => {
-                return Some(ToShard::Attach { request, handle: new });
+                self.stalled.push_back(ToShard::Attach { request, handle: new });
+                return;
             }
             Err(Refusal::JournalFailed(errno)) => ControlResult::JournalFailed(errno),
             Err(Refusal::Unknown) => {
@@ -176,15 +243,13 @@ impl<D: Disk> Shard<D> {
         } else if result != ControlResult::Done {
             self.outbox.send(FromShard::Released { key });
         }
-        None
     }
 
     /// Whether the queue remembers the name of a producer; says why if not.
     fn takes_name(&self, request: u64, new: &NewHandle) -> bool {
         let why = self.logic.why_not_named(new.key.queue, &new.producer, now());
         let Some((code, text)) = why else { return true };
-        let (key, result) = (new.key, ControlResult::Refused(code, text));
-        self.outbox.send(FromShard::Attached { request, key, result, group_created: false });
+        self.refuse_attach(request, new.key, ControlResult::Refused(code, text));
         false
     }
 
@@ -333,6 +398,22 @@ impl<D: Disk> Shard<D> {
             if let Some(place) = self.handles.place(key) {
                 self.end_handle(place, control::CLOSED_GROUP_DELETED);
             }
+        }
+    }
+
+    fn figures(&self) -> JournalInfo {
+        let figures = self.journal.statistics();
+        JournalInfo {
+            shard: self.number(),
+            folder: self.place.as_ref().map(|place| place.display().to_string()),
+            segments: figures.segments as u64,
+            spare_segments: figures.spares as u64,
+            file_bytes: figures.file_bytes,
+            live_bytes: figures.live_bytes,
+            written_bytes: figures.written_bytes,
+            copied_bytes: figures.copied_bytes,
+            cleaned_segments: figures.cleaned,
+            freed_segments: figures.freed,
         }
     }
 

@@ -110,13 +110,14 @@ fn run(start: Start) {
     let Start { shard: number, storage, segment_bytes, inbox, outbox, .. } = start;
     let pinned = pin(start.cpu);
     let opened = open(number, storage, segment_bytes, &outbox).and_then(|opened| {
-        let Opened { journal, logic, text } = opened;
+        let Opened { journal, logic, place, text } = opened;
         let started = Started {
             queues: logic.queues().cloned().collect(),
             next_queue: logic.next_queue_id(),
             text: format!("{text}{pinned}"),
         };
-        let parts = Parts { number, page: start.page, outbox: outbox.clone(), journal, logic };
+        let (page, outbox) = (start.page, outbox.clone());
+        let parts = Parts { number, page, outbox, journal, logic, place };
         let shard = Shard::new(parts, start.wake_mode, start.bell)
             .map_err(|error| StartError::Io(format!("shard {number}: {error}")))?;
         Ok((shard, started))
@@ -190,6 +191,8 @@ type Disked = Box<dyn Disk>;
 struct Opened {
     journal: Journal<Disked>,
     logic: Logic,
+    /// The folder; `None`: in memory.
+    place: Option<PathBuf>,
     text: String,
 }
 
@@ -199,7 +202,11 @@ fn open(
     segment_bytes: Option<u64>,
     outbox: &Outbox<FromShard>,
 ) -> Result<Opened, StartError> {
-    let durable = matches!(storage, Storage::Folder { .. });
+    let place = match &storage {
+        Storage::Folder { path, .. } => Some(path.clone()),
+        Storage::Memory { .. } => None,
+    };
+    let durable = place.is_some();
     let config =
         Config { shard: number, cache_bytes: CACHE_BYTES, ..config(durable, segment_bytes) };
     let (disk, how): (Disked, String) = match storage {
@@ -231,7 +238,7 @@ fn open(
         "shard {number}: {how}; {} segments, last LSN {}, {end}{cut}",
         report.segments, report.last_lsn
     );
-    Ok(Opened { journal, logic, text })
+    Ok(Opened { journal, logic, place, text })
 }
 
 fn open_folder(
@@ -291,6 +298,7 @@ fn memory_disk(
         })
         .collect();
     let sizes = Arc::new(std::sync::Mutex::new(sizes));
+    let free_used = Arc::clone(&used);
     let (create_used, create_sizes) = (Arc::clone(&used), Arc::clone(&sizes));
     let create_outbox = outbox.clone();
     let create = move |name: &str, bytes: u64| -> io::Result<OwnedFd> {
@@ -326,5 +334,7 @@ fn memory_disk(
         used.fetch_sub(bytes, Ordering::Relaxed);
         outbox.send(FromShard::RemoveSegment { shard, name: name.to_owned() });
     };
-    MemoryDisk::new(files, Box::new(create), Box::new(remove))
+    let disk = MemoryDisk::new(files, Box::new(create), Box::new(remove))?;
+    // Relaxed: a figure.
+    Ok(disk.limited(Box::new(move || bytes_max.saturating_sub(free_used.load(Ordering::Relaxed)))))
 }

@@ -97,6 +97,8 @@ impl<D: Disk> Shard<D> {
         let Some(handle) = self.handles.get(place) else { return Next::Nothing };
         // A client that does not take its completions waits by itself.
         if handle.is_blocked() && handle.closing.is_none() {
+            let key = handle.key;
+            self.logic.pass_over(key);
             return Next::Nothing;
         }
         // At the limit of its queue: the logic says when it goes on.

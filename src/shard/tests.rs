@@ -3,9 +3,10 @@
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
+use std::time::{Duration, Instant};
 
 use ringmain_client::layout::metadata::OwnSequence;
-use ringmain_client::protocol::{HandleKey, Kind, Role, StartAt, WakeMode};
+use ringmain_client::protocol::{ErrorCode, HandleKey, Kind, Role, StartAt, WakeMode};
 use ringmain_client::ring::{self, TryReceiveError, TrySendError};
 use ringmain_client::sys::eventfd::EventFd;
 use ringmain_client::wire::transaction::{self, Ack, FLAG_TRANSACTION, Transaction};
@@ -64,7 +65,7 @@ impl World {
         let bell = Arc::new(EventFd::new().unwrap());
         let (sender, answers) = channel();
         let outbox = Outbox::new(sender, Arc::clone(&bell));
-        let parts = Parts { number: 0, page, outbox, journal, logic };
+        let parts = Parts { number: 0, page, outbox, journal, logic, place: None };
         let shard = Shard::new(parts, WakeMode::Fence, bell).unwrap();
         let (ask, inbox) = channel();
         let link = match adopted.first() {
@@ -99,24 +100,7 @@ impl World {
     }
 
     fn create_queue(&mut self) {
-        let definition = QueueDefinition {
-            id: QUEUE,
-            name: "q".to_owned(),
-            kind: Kind::Mpmc,
-            durable: true,
-            slots: 64,
-            slot_size: 128,
-            max_message: 1000,
-            owner_uid: 0,
-            group_gid: 0,
-            mode: 0o700,
-            max_deliveries: 0,
-            dead_letter: String::new(),
-            lease_ms: 0,
-            limits: Limits::default(),
-            ttl_ms: 0,
-        };
-        self.ask.send(ToShard::Create { request: 1, definition }).unwrap();
+        self.ask.send(ToShard::Create { request: 1, definition: definition() }).unwrap();
         self.turns();
         let done = self.answers.try_iter().any(|answer| {
             matches!(answer, FromShard::Done { request: 1, result: ControlResult::Done })
@@ -164,6 +148,26 @@ impl World {
             name: name.to_owned(),
             _memory: ours,
         }
+    }
+}
+
+fn definition() -> QueueDefinition {
+    QueueDefinition {
+        id: QUEUE,
+        name: "q".to_owned(),
+        kind: Kind::Mpmc,
+        durable: true,
+        slots: 64,
+        slot_size: 128,
+        max_message: 1000,
+        owner_uid: 0,
+        group_gid: 0,
+        mode: 0o700,
+        max_deliveries: 0,
+        dead_letter: String::new(),
+        lease_ms: 0,
+        limits: Limits::default(),
+        ttl_ms: 0,
     }
 }
 
@@ -279,6 +283,88 @@ fn nobody_is_attached_to_a_group_that_is_not_durable() {
     world.simulation.release_all();
     world.turns();
     assert_eq!(attached(&world), [(1, true), (2, false)]);
+}
+
+/// An attachment that makes a group.
+fn attach_to_group(world: &World, handle: u8) -> HandleKey {
+    let key = HandleKey { queue: QUEUE, handle, epoch: 1 };
+    let geometry = size(Role::Consume).geometry().unwrap();
+    let files = PairFiles::create("test", &geometry).unwrap();
+    let memory = PairMemory::map(geometry, &files).unwrap();
+    memory.initialise(QUEUE);
+    let mut handle = Box::new(new_handle(key, memory, u32::from(handle), false));
+    handle.group = "late".to_owned();
+    let request = 100 + u64::from(key.handle);
+    world.ask.send(ToShard::Attach { request, handle }).unwrap();
+    key
+}
+
+fn refusals(world: &World) -> Vec<(u64, ErrorCode, String)> {
+    let refused = |answer| match answer {
+        FromShard::Attached { request, result: ControlResult::Refused(code, text), .. }
+        | FromShard::Done { request, result: ControlResult::Refused(code, text) } => {
+            Some((request, code, text))
+        }
+        _ => None,
+    };
+    world.answers.try_iter().filter_map(refused).collect()
+}
+
+/// Requests that wait for room hold up nobody, may be taken back, and are refused when there will be none.
+#[test]
+fn what_waits_for_room_holds_up_nobody_and_is_refused_when_there_is_none() {
+    let simulation = Simulation::new();
+    simulation.set_capacity(Some(300 << 10));
+    let mut world = World::on(simulation, &[]);
+    // With one file there would be no room for messages: a queue is made only behind the shard's back.
+    world.ask.send(ToShard::Create { request: 1, definition: definition() }).unwrap();
+    world.turns();
+    let refused = refusals(&world);
+    assert!(matches!(&refused[..], [(1, ErrorCode::Limit, text)] if text.contains("no room")));
+    world.shard.logic.create_queue(&mut world.shard.journal, 2, definition());
+    world.turns();
+    let simulation = world.simulation.clone();
+    drop(world);
+    simulation.kill(1);
+    // The next one needs another file first, and that takes its time.
+    simulation.hold();
+    let mut world = World::on(simulation, &[]);
+    let first = attach_to_group(&world, 1);
+    attach_to_group(&world, 2);
+    world.ask.send(ToShard::Inform { request: 3, queues: vec![QUEUE], handles: true }).unwrap();
+    world.turns();
+    let answers: Vec<_> = world.answers.try_iter().collect();
+    assert!(
+        matches!(&answers[..], [FromShard::Information { request: 3, queues, .. }] if queues.len() == 1),
+        "{answers:?}"
+    );
+    world.ask.send(ToShard::Gone { key: first, died: true }).unwrap();
+    world.turns();
+    let refused = refusals(&world);
+    assert!(matches!(refused[..], [(101, ErrorCode::Closed, _)]), "{refused:?}");
+    world.simulation.flow();
+    world.simulation.release_all();
+    world.turns();
+    let refused = refusals(&world);
+    assert!(
+        matches!(&refused[..], [(102, ErrorCode::Limit, text)] if text.contains("no room")),
+        "{refused:?}"
+    );
+    // When there is room the same is done.
+    world.simulation.set_capacity(None);
+    attach_to_group(&world, 3);
+    std::thread::sleep(
+        world
+            .shard
+            .journal
+            .next_deadline()
+            .map_or(Duration::ZERO, |due| due.saturating_duration_since(Instant::now())),
+    );
+    world.turns();
+    let attached = world.answers.try_iter().any(|answer| {
+        matches!(answer, FromShard::Attached { request: 103, result: ControlResult::Done, .. })
+    });
+    assert!(attached);
 }
 
 #[test]

@@ -15,6 +15,7 @@
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::AsFd;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, TryRecvError};
 use std::time::{Duration, Instant};
@@ -56,7 +57,9 @@ pub(super) struct Shard<D: Disk> {
     pub(super) journal: Journal<D>,
     pub(super) logic: Logic,
     pub(super) handles: Handles,
-    /// A request that the journal had no room for; those behind it wait.
+    /// The journal's folder; `None`: it is in memory.
+    pub(super) place: Option<PathBuf>,
+    /// Requests that wait for the journal: for room, or for something to be read. Others do not wait for them.
     pub(super) stalled: VecDeque<ToShard>,
     /// Deletions under way: request and queue.
     pub(super) deleting: Vec<(u64, u64)>,
@@ -88,6 +91,8 @@ pub(super) struct Parts<D: Disk> {
     pub(super) outbox: Outbox<FromShard>,
     pub(super) journal: Journal<D>,
     pub(super) logic: Logic,
+    /// The journal's folder; `None`: it is in memory.
+    pub(super) place: Option<PathBuf>,
 }
 
 /// The end of a shard.
@@ -115,6 +120,7 @@ impl<D: Disk> Shard<D> {
             journal: parts.journal,
             logic: parts.logic,
             handles: Handles::default(),
+            place: parts.place,
             stalled: VecDeque::new(),
             deleting: Vec::new(),
             attaching: Vec::new(),
@@ -177,6 +183,7 @@ impl<D: Disk> Shard<D> {
         }
         self.journal.submit(&self.logic, Instant::now());
         busy |= self.tend();
+        busy |= self.refuse_for_room();
         self.answer_requests();
         self.tell_of_stalls();
         self.go_on_below_limits();
@@ -190,23 +197,23 @@ impl<D: Disk> Shard<D> {
     }
 
     fn requests(&mut self, inbox: &Receiver<ToShard>) -> bool {
-        for done in 0..REQUESTS_AT_ONCE {
-            let request = match self.stalled.pop_front() {
-                Some(request) => request,
-                None => match inbox.try_recv() {
-                    Ok(request) => request,
-                    Err(TryRecvError::Empty) => return done > 0,
-                    // The control thread is gone, and the process with it in a moment.
-                    Err(TryRecvError::Disconnected) => {
-                        self.stopping.get_or_insert_with(|| Stopping::now(false));
-                        return false;
-                    }
-                },
-            };
-            if let Some(request) = self.carry_out(request) {
-                self.stalled.push_front(request);
-                return done > 0;
+        let stalled = self.stalled.len();
+        let again = stalled.min(REQUESTS_AT_ONCE);
+        for request in self.stalled.drain(..again).collect::<Vec<_>>() {
+            self.carry_out(request);
+        }
+        let mut busy = self.stalled.len() < stalled;
+        for _ in 0..REQUESTS_AT_ONCE {
+            match inbox.try_recv() {
+                Ok(request) => self.carry_out(request),
+                Err(TryRecvError::Empty) => return busy,
+                // The control thread is gone, and the process with it in a moment.
+                Err(TryRecvError::Disconnected) => {
+                    self.stopping.get_or_insert_with(|| Stopping::now(false));
+                    return false;
+                }
             }
+            busy = true;
         }
         true
     }

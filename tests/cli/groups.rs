@@ -36,6 +36,7 @@ fn groups_are_created_shown_reset_and_deleted() {
             "unacknowledged",
             "delayed",
             "next_sequence",
+            "skipped",
         ] {
             assert!(list[0][key].is_number(), "{key} in {list}");
         }
@@ -74,6 +75,48 @@ fn groups_are_created_shown_reset_and_deleted() {
     assert_fails(&daemon.run(&["tail", "direct"]), 78, "direct");
     assert_fails(&daemon.run(&["group", "list", "nothing"]), 65, "does not exist");
     assert_fails(&daemon.run(&["tail", "nothing"]), 65, "does not exist");
+}
+
+#[test]
+fn groups_say_what_a_limit_took_from_them_and_a_default_group_that_nobody_uses_counts_nothing() {
+    let mut daemon = Daemon::durable();
+    let rules = ["--durable", "--retention", "stream", "--max-messages", "3"];
+    daemon.create("events", &rules);
+    let group = |daemon: &Daemon, name: &str| {
+        let info = daemon.json(&["group", "info", "events", name, "--json"]);
+        let figures =
+            ["lag_messages", "lag_bytes", "skipped"].map(|key| info[key].as_u64().unwrap());
+        (figures, info["unused"].as_bool().unwrap(), info["lag_seconds"].as_f64().unwrap() > 0.0)
+    };
+    daemon.ok(&["group", "create", "events", "audit"]);
+    daemon.feed(&["publish", "events"], b"1\n2\n");
+    assert_eq!(daemon.ok(&["consume", "events", "--group", "audit", "--count", "1"]), "1\n");
+    daemon.feed(&["publish", "events"], b"3\n4\n5\n6\n");
+    let unused = ([0, 0, 0], true, false);
+    assert_eq!(group(&daemon, "audit"), ([3, 3, 2], false, true));
+    assert_eq!(group(&daemon, "default"), unused);
+    let table = daemon.ok(&["group", "list", "events"]);
+    assert!(table.contains("SKIPPED"), "{table}");
+    let row = table.lines().find(|line| line.starts_with("default")).unwrap();
+    assert!(row.contains("unused"), "{table}");
+    assert!(daemon.ok(&["group", "info", "events", "default"]).contains("unused"));
+    // The journal knows all that.
+    daemon.stop();
+    daemon.restart();
+    assert_eq!(group(&daemon, "audit"), ([3, 3, 2], false, true));
+    assert_eq!(group(&daemon, "default"), unused);
+    // Whoever uses it has what is there, and from then on it counts.
+    assert_eq!(daemon.ok(&["consume", "events", "--count", "1"]), "4\n");
+    assert_eq!(group(&daemon, "default"), ([2, 2, 3], false, true));
+    daemon.feed(&["publish", "events"], b"7\n8\n9\n");
+    daemon.stop();
+    daemon.restart();
+    assert_eq!(group(&daemon, "default"), ([3, 3, 5], false, true));
+    assert_eq!(group(&daemon, "audit"), ([3, 3, 5], false, true));
+    // The default group of a work queue keeps its messages from the beginning on.
+    daemon.create("jobs", &["--durable"]);
+    daemon.feed(&["publish", "jobs"], b"1\n");
+    assert_eq!(lag(&daemon, "jobs", "default"), 1);
 }
 
 #[test]

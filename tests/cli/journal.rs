@@ -188,3 +188,38 @@ fn a_wait_for_a_lock_is_announced() {
         assert_eq!(waits.end(), 0);
     }
 }
+
+#[test]
+fn status_shows_what_the_cleaner_does() {
+    let folder = folder();
+    let data = folder.path().join("data");
+    std::fs::create_dir(&data).unwrap();
+    let arguments = ["--data-dir", path(&data), "--segment-size", "64KiB"];
+    let daemon = Daemon::start_in(folder, ringmain(), &arguments);
+    let journal = |daemon: &Daemon| daemon.json(&["status", "--json"])["journals"].clone();
+    let opened = journal(&daemon);
+    assert_eq!((&opened[0]["shard"], opened.as_array().unwrap().len()), (&0.into(), 1));
+    assert!(opened[0]["folder"].as_str().unwrap().ends_with("data/shard-0"), "{opened}");
+    // One message in many of a queue that nobody reads keeps segments that are otherwise empty.
+    daemon.create("stuck", &["--durable"]);
+    daemon.create("flow", &["--durable"]);
+    let many: String = (0..100).map(|n| format!("{n} {}\n", "x".repeat(500))).collect();
+    let mut cleaned = serde_json::Value::Null;
+    eventually("a cleaned segment", || {
+        daemon.feed(&["publish", "stuck"], format!("{}\n", "s".repeat(500)).as_bytes());
+        daemon.feed(&["publish", "flow"], many.as_bytes());
+        daemon.ok(&["consume", "flow", "--drain"]);
+        cleaned = journal(&daemon)[0].clone();
+        cleaned["copied_bytes"].as_u64().unwrap() > 0
+    });
+    let figure = |key: &str| cleaned[key].as_u64().unwrap();
+    assert!(figure("copied_bytes") > 500 && figure("freed_segments") > 0, "{cleaned}");
+    assert!(figure("segments") > 0 && figure("spare_segments") > 0, "{cleaned}");
+    assert!(figure("live_bytes") <= figure("file_bytes"), "{cleaned}");
+    assert!(figure("written_bytes") > 500 * 100, "{cleaned}");
+    daemon.create("memory", &["--plane", "brokered"]);
+    let both = journal(&daemon);
+    assert_eq!((&both[1]["shard"], &both[1]["folder"]), (&1.into(), &serde_json::Value::Null));
+    let shown = daemon.ok(&["status"]);
+    assert!(shown.contains("journal 0") && shown.contains("in memory: 1 segment"), "{shown}");
+}

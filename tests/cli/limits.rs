@@ -92,6 +92,12 @@ fn what_is_refused_is_never_taken_for_sent() {
             assert_fails(&daemon.feed(&publish, b"3\n"), 75, "the message was rejected");
         }
         assert_eq!(daemon.ok(&["consume", queue, "--drain"]), "1\n2\n");
+        assert_eq!(inside(&daemon, queue)["rejected"], 20);
+        let shown = daemon.ok(&["queue", "info", queue]);
+        assert!(
+            shown.lines().any(|line| line.starts_with("refused for room") && line.ends_with(" 20")),
+            "{shown}"
+        );
     }
 }
 

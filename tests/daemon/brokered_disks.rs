@@ -6,8 +6,10 @@ use std::time::Duration;
 
 use nix::fcntl::{Flock, FlockArg};
 use nix::sys::signal::Signal;
-use ringmain_client::protocol::{Reply, Request};
-use ringmain_client::{AckError, Client, ConfirmError, ConsumerOptions, QueueSpec, SendError};
+use ringmain_client::protocol::{ErrorCode, Reply, Request};
+use ringmain_client::{
+    AckError, Client, ClientError, ConfirmError, ConsumerOptions, QueueSpec, SendError,
+};
 
 use crate::brokered_support::*;
 use crate::mounted::{Mounted, Thin};
@@ -214,6 +216,57 @@ fn a_broker_that_crashes_on_a_full_disk_leaves_room_for_acknowledgements() {
     assert_eq!(inside(&client, "q").messages, stored);
     drain(&client, end, end + usize::try_from(stored).unwrap());
     publish(&mut producer(&client, "q"), ["again".to_owned()]);
+}
+
+/// Refused at once, in words, and nothing stays behind; with room it is created.
+fn no_room_for_a_queue(
+    daemon: &Daemon,
+    spec: &QueueSpec,
+    needs: &[&str],
+    make_room: impl FnOnce(),
+) {
+    let client = connect(daemon);
+    for _ in 0..2 {
+        let error = client.create_queue("q", spec.clone()).unwrap_err();
+        let ClientError::Refused { code: ErrorCode::Limit, message } = error else {
+            panic!("{error}")
+        };
+        assert!(!message.contains('\n'), "{message}");
+        for words in [&["no room", "--segment-size"], needs].concat() {
+            assert!(message.contains(words), "{message}");
+        }
+        assert_eq!(client.list_queues().unwrap(), []);
+    }
+    make_room();
+    client.create_queue("q", spec.clone()).unwrap();
+    publish(&mut producer(&client, "q"), ["m".to_owned()]);
+    assert_eq!(consume(&mut consumer(&client, "q"), 1)[0].1, "m");
+}
+
+#[test]
+fn a_queue_for_which_the_disk_has_no_room_is_refused_and_created_later() {
+    // Not one file of the default length; three of four.
+    for (bytes, arguments, needs) in
+        [(4 << 20, &[][..], "268435456"), (3 << 20, &["--segment-size", "1MiB"], "1048576")]
+    {
+        let Some(mounted) = Mounted::tmpfs(bytes) else { return };
+        let daemon = serve(mounted.path(), arguments);
+        let needs = [needs, mounted.path().to_str().unwrap()];
+        no_room_for_a_queue(&daemon, &durable(), &needs, || {
+            mounted.resize(400 << 20);
+        });
+    }
+}
+
+#[test]
+fn a_queue_for_which_there_is_no_memory_is_refused() {
+    let daemon = Daemon::start_with(&["--limit-bytes", "20MiB"]);
+    let client = connect(&daemon);
+    let error = client.create_queue("q", in_memory()).unwrap_err().to_string();
+    for words in ["no room", "67108864 bytes", "--limit-bytes"] {
+        assert!(error.contains(words), "{error}");
+    }
+    assert_eq!(client.list_queues().unwrap(), []);
 }
 
 /// While a journal cannot be opened, requests that need it are answered with that, and all others as ever.

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use ringmain_client::async_io::{AsyncBrokeredConsumer, AsyncBrokeredProducer};
-use ringmain_client::protocol::ErrorCode;
+use ringmain_client::protocol::{ErrorCode, Role};
 use ringmain_client::{
     ClientError, ConfirmError, ConsumerOptions, Delivery, DeliverySpec, Kind, Metadata, QueueSpec,
     ReceiveError, SendError, StartAt,
@@ -375,4 +375,56 @@ fn async_handles_are_rung() {
     };
     let patience = Duration::from_millis(100) * 3 * ROUNDS / 2;
     runtime.block_on(async { tokio::time::timeout(patience, all).await }).expect("rung in time");
+}
+
+/// What lay in the ring of a consumer, or was put by, when its lease ended is not given to its user any more.
+#[test]
+fn deliveries_whose_lease_is_over_are_not_received() {
+    for (looked, name) in [(false, "in the ring"), (true, "put by")] {
+        for spec in [durable(), in_memory()] {
+            let daemon = Durable::start();
+            let client = daemon.client();
+            let rules =
+                |lease_ms| DeliverySpec { lease_ms: Some(lease_ms), ..DeliverySpec::default() };
+            client.create_queue("q", with_rules(spec, rules(200))).unwrap();
+            let mut slow = consumer(&client, "q");
+            publish(&mut producer(&client, "q"), (0..4).map(|n| format!("m{n}")));
+            let delivered = || {
+                let handles = client.queue_info("q").unwrap().handles;
+                handles
+                    .iter()
+                    .any(|one| one.role == Role::Consume && one.messages >= 4)
+                    .then_some(())
+            };
+            eventually("all are delivered", delivered);
+            // Whoever waits for an answer puts by what comes before it.
+            slow.set_credit(0).unwrap();
+            if looked {
+                slow.flush(PATIENCE).unwrap();
+            }
+            eventually_inside(&client, "q", |info| (info.ready, info.unacknowledged) == (4, 0));
+            let stale = slow.receive_timeout(QUIET).map(|delivery| text(&delivery).to_owned());
+            assert_eq!(stale, Err(ReceiveError::Timeout), "{name}");
+            // They come once more, and are its own then.
+            client.edit_queue("q", rules(0)).unwrap();
+            slow.set_credit(16).unwrap();
+            let seen = consume(&mut slow, 4).into_iter().map(|(_, text)| text);
+            assert_eq!(seen.collect::<Vec<_>>(), ["m0", "m1", "m2", "m3"], "{name}");
+        }
+    }
+}
+
+/// Neither is what a purge has taken.
+#[test]
+fn deliveries_that_a_purge_has_taken_are_not_received() {
+    let daemon = Durable::start();
+    let client = daemon.client();
+    client.create_queue("q", durable()).unwrap();
+    let mut receiver = consumer(&client, "q");
+    let mut sender = producer(&client, "q");
+    publish(&mut sender, (0..4).map(|n| format!("m{n}")));
+    eventually_inside(&client, "q", |info| info.unacknowledged == 4);
+    assert_eq!(client.purge_queue("q").unwrap(), 4);
+    publish(&mut sender, ["after".to_owned()]);
+    assert_eq!(consume(&mut receiver, 1), [(5, "after".to_owned())]);
 }

@@ -110,6 +110,8 @@ fn a_group_says_how_far_behind_it_is() {
         unacknowledged: 5,
         delayed: 1,
         next_sequence: 11,
+        skipped: 0,
+        unused: false,
     };
     assert_eq!(info, expected);
     for delivery in &taken[5..] {

@@ -26,6 +26,13 @@ impl Mounted {
         Self::mount(&["-t", "tmpfs", "-o", &options, "tmpfs"])
     }
 
+    /// Gives a [`Self::tmpfs`] another size.
+    pub(crate) fn resize(&self, bytes: u64) {
+        let options = format!("remount,size={bytes}");
+        let status = Command::new("mount").args(["-o", &options]).arg(&self.target).status();
+        assert!(status.unwrap().success());
+    }
+
     /// On a disk of this size that is a sparse file.
     pub(crate) fn loop_ext4(bytes: u64) -> Option<Self> {
         let folder = tempfile::tempdir().unwrap();

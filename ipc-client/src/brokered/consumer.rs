@@ -26,6 +26,9 @@ const ROOM_AT_A_STRETCH: Duration = Duration::from_millis(10);
 /// or its lease is over. What a consumer has when it is dropped, or when its process dies, goes to another consumer at once. A
 /// daemon that is killed and started anew takes nothing away.
 ///
+/// What is given out by the receiving forms was its own a moment before: a delivery whose lease ended while it lay unseen, because this
+/// process was stopped or busy, is left out.
+///
 /// `ack`, `nack`, `extend` and `reject` are sent off and not waited for: should one come too late, the message was given to
 /// somebody else, as with any broker that delivers at least once. Their `_confirmed` forms wait until it is carried out, and
 /// [`flush`](Self::flush) does so for all at once.
@@ -69,7 +72,7 @@ impl BrokeredConsumer {
         let opened = open(client, queue, Role::Consume, asked, options.wait)?;
         let Opened { up, down, shard, shard_number, durable, leases, max_message, .. } = opened;
         let (group_created, attachment) = (opened.group_created, opened.attachment);
-        let inbox = Inbox::new(up, down, shard, handle_number());
+        let inbox = Inbox::new(up, down, shard, opened.table, handle_number());
         Ok(Self {
             inbox,
             attachment,

@@ -13,6 +13,8 @@ pub struct Delivery {
     /// Of the consumer, so that another one's deliveries are recognised; 0 if nothing was delivered into it yet.
     pub(super) consumer: u64,
     pub(super) header: DeliveryHeader,
+    /// Where it lay in the ring.
+    pub(super) position: u64,
     pub(super) payload: Vec<u8>,
     pub(super) metadata: Vec<u8>,
 }

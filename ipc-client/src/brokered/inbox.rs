@@ -8,6 +8,7 @@ use super::shard_link::ShardEnd;
 use super::waiting::Pair;
 use crate::client::ReceiveError;
 use crate::client::internal::Attachment;
+use crate::pair::{HandleStatus, LeaseTable};
 use crate::ring::{self, Fault, Invariant, Kernel, Taken, TryReceiveError, TrySendError};
 use crate::sys::clock::monotonic_ns;
 use crate::wire::{DELIVERY_HEADER_BYTES, Down, Outcome, RECORD_BYTES_MAX, Up};
@@ -30,6 +31,8 @@ pub(crate) struct Inbox {
     pub(super) up: ring::Producer,
     pub(super) down: ring::Consumer,
     pub(super) shard: ShardEnd,
+    pub(super) leases: LeaseTable,
+    pub(super) status: HandleStatus,
     /// Of the handle; marks its deliveries.
     pub(super) number: u64,
     /// Deliveries that came while an answer was waited for.
@@ -77,12 +80,15 @@ impl Inbox {
         up: ring::Producer,
         down: ring::Consumer,
         shard: ShardEnd,
+        (leases, status): (LeaseTable, HandleStatus),
         number: u64,
     ) -> Self {
         Self {
             up,
             down,
             shard,
+            leases,
+            status,
             number,
             stash: VecDeque::new(),
             stash_bytes: 0,
@@ -109,20 +115,37 @@ impl Inbox {
         until_drained: bool,
         into: &mut Delivery,
     ) -> Result<Found, ReceiveError> {
-        if let Some(delivery) = self.stash.pop_front() {
+        while let Some(delivery) = self.stash.pop_front() {
             self.stash_bytes -= delivery.bytes();
-            *into = delivery;
-            return Ok(Found::Delivery);
+            if self.is_held(&delivery) {
+                *into = delivery;
+                return Ok(Found::Delivery);
+            }
         }
         for _ in 0..RECORDS_PER_LOOK {
+            let drained = self.drained;
             match self.take(attachment, into) {
-                Ok(News::Delivery) => return Ok(Found::Delivery),
+                Ok(News::Delivery) if self.is_held(into) => return Ok(Found::Delivery),
+                Ok(News::Delivery) => {
+                    into.forget();
+                    self.drained = drained;
+                }
                 Ok(News::Other) => {}
                 Err(TryReceiveError::Empty) => break,
                 Err(error) => return Err(error.into()),
             }
         }
         if until_drained && self.drained { Ok(Found::Drained) } else { Err(ReceiveError::Empty) }
+    }
+
+    /// Whether a delivery is still with this consumer. While this process was stopped, or busy with others, its lease may have ended:
+    /// then somebody else has the message, or it comes once more.
+    #[inline]
+    fn is_held(&self, delivery: &Delivery) -> bool {
+        // As a rule nothing was taken back, and that is a look at a line that nobody writes.
+        delivery.position >= self.status.recalled()
+            || delivery.header.lease.attempt == 0
+            || self.leases.names(delivery.header.lease, delivery.position)
     }
 
     /// Takes one record off the ring.
@@ -163,6 +186,7 @@ impl Inbox {
         match Down::decode(&front[..length]).ok()? {
             Down::Delivery(header) => {
                 into.header = header;
+                into.position = taken.sequence();
                 let payload = taken.length().checked_sub(DELIVERY_HEADER_BYTES)?;
                 // Only what the buffers grow by is filled with zeros first.
                 into.payload.resize(payload, 0);

@@ -9,7 +9,7 @@ use crate::client::internal::{
     Attachment, Inner, check_count, descriptor_of, map_verified, wrong_plane,
 };
 use crate::layout::Geometry;
-use crate::pair::{Pair, PairGeometry};
+use crate::pair::{HandleStatus, LeaseTable, Pair, PairGeometry};
 use crate::protocol::{AttachOptions, Attached, Memory, NamedHandle, Plane, Request, Role};
 use crate::ring::{self, Region};
 use crate::sys::map::{Access, Mapping};
@@ -22,6 +22,7 @@ pub(super) struct Opened {
     pub(super) up: ring::Producer,
     pub(super) down: ring::Consumer,
     pub(super) shard: ShardEnd,
+    pub(super) table: (LeaseTable, HandleStatus),
     pub(super) shard_number: u32,
     pub(super) durable: bool,
     pub(super) leases: u32,
@@ -63,6 +64,7 @@ pub(super) fn open(
         up,
         down,
         shard: parts.shard,
+        table: (parts.pair.leases(), parts.pair.status()),
         shard_number: parts.shard_number,
         durable: parts.durable,
         leases: parts.leases,

@@ -50,6 +50,9 @@ pub mod status {
     pub const TAKEN: usize = 0x00;
     /// Consumer: most messages that may be unacknowledged at a time, as the shard has accepted it.
     pub const CREDIT: usize = 0x08;
+    /// Consumer: of the deliveries below this position in the ring towards the client some may not be its own any more; the lease
+    /// table tells. 0 from a shard that does not say.
+    pub const RECALLED: usize = 0x10;
 }
 
 /// One entry of a lease table: a message that is with this consumer. The shard writes it, and a shard that takes over reads it:

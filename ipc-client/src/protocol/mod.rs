@@ -10,12 +10,12 @@ use serde::{Deserialize, Serialize};
 
 pub use frame::FrameError;
 pub use types::{
-    BrokeredInfo, DeliverySpec, GroupInfo, GroupPlace, HandleInfo, Kind, Overflow, Plane,
-    QueueInfo, QueueSpec, Retention, Role, Status, WakeMode,
+    BrokeredInfo, DeliverySpec, GroupInfo, GroupPlace, HandleInfo, JournalInfo, Kind, Overflow,
+    Plane, QueueInfo, QueueSpec, Retention, Role, Status, WakeMode,
 };
 
 /// Version of the messages below. A daemon refuses another one with [`ErrorCode::Version`].
-pub const PROTOCOL_VERSION: u16 = 3;
+pub const PROTOCOL_VERSION: u16 = 4;
 
 /// Largest packet in bytes, header included.
 pub const FRAME_BYTES_MAX: usize = 64 * 1024;

@@ -248,6 +248,8 @@ pub struct BrokeredInfo {
     pub expired: u64,
     /// 0: none.
     pub ttl_ms: u64,
+    /// Messages that were refused because the queue was full, since the broker started.
+    pub rejected: u64,
 }
 
 /// One attached handle.
@@ -307,6 +309,33 @@ pub struct Status {
     pub memory_bytes: u64,
     /// What does not work, in words: journals that failed, cannot be opened or have no room.
     pub troubles: Vec<String>,
+    /// The journals that are open: one of the durable queues, one of the brokered queues in memory.
+    pub journals: Vec<JournalInfo>,
+}
+
+/// Figures of a journal, in bytes unless it says otherwise. What is counted is counted since it was opened.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JournalInfo {
+    /// Number of its shard.
+    pub shard: u32,
+    /// The folder of its files; `None`: they are in memory.
+    pub folder: Option<String>,
+    /// Segments with records.
+    pub segments: u64,
+    /// Segment files that are held ready.
+    pub spare_segments: u64,
+    /// All files.
+    pub file_bytes: u64,
+    /// What of the segments is needed, as far as the cleaner has looked: one that it has not looked at yet counts whole.
+    pub live_bytes: u64,
+    /// Written, in whole blocks.
+    pub written_bytes: u64,
+    /// Records that the cleaner has copied.
+    pub copied_bytes: u64,
+    /// Segments whose messages it has copied.
+    pub cleaned_segments: u64,
+    /// Segments whose files were used again or removed, those included.
+    pub freed_segments: u64,
 }
 
 /// A group of a brokered queue.
@@ -328,6 +357,11 @@ pub struct GroupInfo {
     pub delayed: u64,
     /// First sequence that was never given out.
     pub next_sequence: u64,
+    /// Messages that a limit discarded before the group had acknowledged them.
+    pub skipped: u64,
+    /// The default group of a stream, in which nobody has acknowledged anything and nobody is attached. It counts nothing: lag and
+    /// skipped messages are 0.
+    pub unused: bool,
 }
 
 /// Where a group starts.

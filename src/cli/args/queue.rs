@@ -86,36 +86,36 @@ impl From<OverflowArg> for Overflow {
     }
 }
 
-/// What a brokered queue does with messages that are not acknowledged.
+/// What a brokered queue does with its messages: the rules of a new queue, or what an edit changes.
 #[derive(Debug, Args)]
 pub(crate) struct DeliveryArgs {
-    /// Brokered: deliveries before a message becomes a dead letter; 0 for any number [default: 0]
+    /// Brokered: deliveries before a message becomes a dead letter; 0 for any number [a new queue: 0]
     #[arg(long, value_name = "N")]
     pub(crate) max_deliveries: Option<u32>,
     /// Brokered: queue that takes dead letters; without one they are discarded and counted
     #[arg(long, value_name = "QUEUE", value_parser = parse_queue_name)]
     pub(crate) dead_letter: Option<String>,
     /// Brokered: how long a consumer may hold a message before it is given to another one; 0s for as long as the
-    /// consumer lives [default: 30s]
+    /// consumer lives [a new queue: 30s]
     #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
     pub(crate) lease: Option<Duration>,
-    /// Brokered: how long a message is kept [default: acknowledged]
+    /// Brokered: how long a message is kept [a new queue: acknowledged]
     #[arg(long, value_enum)]
     pub(crate) retention: Option<RetentionArg>,
-    /// Brokered: most messages; 0 for any number [default: 0]
+    /// Brokered: most messages; 0 for any number [a new queue: 0]
     #[arg(long, value_name = "N")]
     pub(crate) max_messages: Option<u64>,
-    /// Brokered: most bytes of payload and metadata; 0 for any number [default: 0]
+    /// Brokered: most bytes of payload and metadata; 0 for any number [a new queue: 0]
     #[arg(long, value_name = "BYTES", value_parser = parse_size)]
     pub(crate) max_bytes: Option<u64>,
-    /// Streams: how long a message stays; 0s for ever [default: 0s]
+    /// Streams: how long a message stays; 0s for ever [a new queue: 0s]
     #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
     pub(crate) max_age: Option<Duration>,
-    /// Brokered: what happens at a limit; a stream discards its oldest messages instead [default: block]
+    /// Brokered: what happens at a limit; a stream discards its oldest messages instead [a new queue: block]
     #[arg(long, value_enum)]
     pub(crate) overflow: Option<OverflowArg>,
     /// Brokered: how long after its publishing a message is given out; then it becomes a dead letter or is discarded and
-    /// counted; 0s for ever [default: 0s]
+    /// counted; 0s for ever [a new queue: 0s]
     #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
     pub(crate) ttl: Option<Duration>,
 }
@@ -222,33 +222,8 @@ pub(crate) struct QueueEditArgs {
     /// Name of the queue
     #[arg(value_parser = parse_queue_name)]
     pub(crate) name: String,
-    /// Deliveries before a message becomes a dead letter; 0 for any number
-    #[arg(long, value_name = "N")]
-    pub(crate) max_deliveries: Option<u32>,
-    /// Queue that takes dead letters
-    #[arg(long, value_name = "QUEUE", value_parser = parse_queue_name)]
-    pub(crate) dead_letter: Option<String>,
-    /// How long a consumer may hold a message before it is given to another one; 0s for as long as the consumer lives
-    #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
-    pub(crate) lease: Option<Duration>,
-    /// How long a message is kept
-    #[arg(long, value_enum)]
-    pub(crate) retention: Option<RetentionArg>,
-    /// Most messages; 0 for any number
-    #[arg(long, value_name = "N")]
-    pub(crate) max_messages: Option<u64>,
-    /// Most bytes of payload and metadata; 0 for any number
-    #[arg(long, value_name = "BYTES", value_parser = parse_size)]
-    pub(crate) max_bytes: Option<u64>,
-    /// Streams: how long a message stays; 0s for ever
-    #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
-    pub(crate) max_age: Option<Duration>,
-    /// What happens at a limit; a stream discards its oldest messages instead
-    #[arg(long, value_enum)]
-    pub(crate) overflow: Option<OverflowArg>,
-    /// How long after its publishing a message is given out; 0s for ever
-    #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
-    pub(crate) ttl: Option<Duration>,
+    #[command(flatten)]
+    pub(crate) delivery: DeliveryArgs,
     /// Dead letters are discarded and counted from now on
     #[arg(long, conflicts_with = "dead_letter")]
     pub(crate) no_dead_letter: bool,

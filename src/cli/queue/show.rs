@@ -196,6 +196,9 @@ fn brokered(facts: &mut Facts, durable: bool, info: &BrokeredInfo) {
     if info.overflow == Overflow::DropOldest || info.dropped > 0 {
         facts.add("dropped for room", units::count(info.dropped));
     }
+    if info.overflow == Overflow::Reject || info.rejected > 0 {
+        facts.add("refused for room", units::count(info.rejected));
+    }
     if info.skipped > 0 {
         facts.add("skipped by consumers", units::count(info.skipped));
     }

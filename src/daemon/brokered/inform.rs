@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use ringmain_client::protocol::{
-    BrokeredInfo, ErrorCode, HandleInfo, Plane, QueueInfo, Reply, Role,
+    BrokeredInfo, ErrorCode, HandleInfo, JournalInfo, Plane, QueueInfo, Reply, Role, Status,
 };
 
 use super::super::broker::{Broker, bug};
@@ -170,6 +170,43 @@ impl Broker {
             }
         }
         self.go_on_informing(*informing)
+    }
+
+    /// Answers with the daemon's status and the figures of the journals that are open.
+    pub(in super::super) fn answer_status(&mut self, connection: u64) -> Result<(), Failure> {
+        let open = self.brokered.shards.iter().filter(|(_, shard)| shard.is_open());
+        let missing = open.map(|(number, _)| *number).rev().collect();
+        self.go_on_with_status(connection, Box::new(self.status()), missing)?;
+        Ok(())
+    }
+
+    /// The shards are asked one after the other.
+    fn go_on_with_status(
+        &mut self,
+        connection: u64,
+        status: Box<Status>,
+        mut missing: Vec<u32>,
+    ) -> Result<(), LinkLost> {
+        let Some(shard) = missing.pop() else {
+            return self.answer(connection, Ok(Some(Answer::of(Reply::Status(status)))));
+        };
+        let request = self.brokered.request(Waiting::Status { connection, status, missing });
+        self.brokered.tell(shard, ToShard::Figures { request });
+        Ok(())
+    }
+
+    pub(super) fn on_figures(
+        &mut self,
+        request: u64,
+        journal: JournalInfo,
+    ) -> Result<(), LinkLost> {
+        match self.brokered.waiting.remove(&request) {
+            Some(Waiting::Status { connection, mut status, missing }) => {
+                status.journals.push(journal);
+                self.go_on_with_status(connection, status, missing)
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Without the handles and without what its shard knows.

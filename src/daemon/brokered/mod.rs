@@ -18,7 +18,7 @@ use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
-use ringmain_client::protocol::{Attached, ErrorCode, HandleKey, Reply, Role};
+use ringmain_client::protocol::{Attached, ErrorCode, HandleKey, Reply, Role, Status};
 use ringmain_client::sys::eventfd::EventFd;
 
 use super::background::Results;
@@ -130,6 +130,7 @@ enum Waiting {
     Inform(Box<inform::Informing>),
     Group { connection: u64, queue: u64 },
     Groups { connection: u64, queue: u64, one: Option<String> },
+    Status { connection: u64, status: Box<Status>, missing: Vec<u32> },
 }
 
 impl BrokeredQueue {
@@ -283,6 +284,7 @@ impl Broker {
             FromShard::Information { request, queues, handles, .. } => {
                 self.on_information(request, queues, &handles)
             }
+            FromShard::Figures { request, journal } => self.on_figures(request, *journal),
             FromShard::Attached { request, key, result, group_created } => {
                 self.on_attached(request, key, result, group_created)
             }
@@ -346,9 +348,13 @@ impl Broker {
                 self.answer(connection, outcome)
             }
             Some(Waiting::Group { connection, .. }) => self.on_group_done(connection, &result),
-            Some(Waiting::Attach { .. } | Waiting::Inform(_) | Waiting::Groups { .. }) | None => {
-                Ok(())
-            }
+            Some(
+                Waiting::Attach { .. }
+                | Waiting::Inform(_)
+                | Waiting::Groups { .. }
+                | Waiting::Status { .. },
+            )
+            | None => Ok(()),
         }
     }
 }

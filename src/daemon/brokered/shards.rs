@@ -66,6 +66,11 @@ impl Shard {
         self.trouble().is_none() && !matches!(self.in_trouble, Some(Trouble::Failed(_)))
     }
 
+    /// Whether it answers at once.
+    pub(super) fn is_open(&self) -> bool {
+        self.progress == Progress::Open
+    }
+
     /// What does not work.
     pub(super) fn trouble_in_words(&self) -> Option<String> {
         match &self.in_trouble {
@@ -253,6 +258,8 @@ impl Broker {
                     | Waiting::Groups { queue, .. },
                 ) => *queue,
                 Some(Waiting::Attach { attached, .. }) => attached.key.queue,
+                // Only open shards are asked for it.
+                Some(Waiting::Status { .. }) => continue,
                 Some(Waiting::Inform(_)) => {
                     self.inform_without(request, shard)?;
                     continue;

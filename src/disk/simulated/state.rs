@@ -134,14 +134,18 @@ impl State {
         if self.live.names.contains_key(name) {
             return Some(io::Error::from_raw_os_error(libc::EEXIST));
         }
+        (self.free_bytes().is_some_and(|free| bytes > free))
+            .then(|| io::Error::from_raw_os_error(libc::ENOSPC))
+    }
+
+    /// What is left of the capacity, if there is one.
+    pub(super) fn free_bytes(&self) -> Option<u64> {
         let creating: u64 = (self.pending.iter())
             .filter(|one| matches!(one.kind, PendingKind::Create))
             .map(|one| one.about.bytes)
             .sum();
         let used: u64 = self.files().iter().map(|(_, length)| length).sum();
-        let wanted = used.saturating_add(creating).saturating_add(bytes);
-        (self.capacity.is_some_and(|capacity| wanted > capacity))
-            .then(|| io::Error::from_raw_os_error(libc::ENOSPC))
+        Some(self.capacity?.saturating_sub(used.saturating_add(creating)))
     }
 
     pub(super) fn read(&self, content: usize, offset: u64, target: &mut [u8]) -> io::Result<()> {

@@ -167,6 +167,10 @@ impl Disk for SimulatedDisk {
         })
     }
 
+    fn free_bytes(&self) -> Option<u64> {
+        self.simulation.state().free_bytes()
+    }
+
     fn close(&mut self, file: FileId) {
         let _ = self.with(|state| {
             state.open.remove(&file);

@@ -1,5 +1,7 @@
 //! Requests of the control thread: one after the other, each answered once it is durable.
 
+use std::collections::VecDeque;
+
 use ringmain_client::protocol::{ErrorCode, Overflow};
 use ringmain_client::wire::Outcome;
 
@@ -32,9 +34,25 @@ pub(super) enum What {
     Group(u64, String, GroupCommand),
 }
 
+impl Command {
+    /// Of which queue.
+    fn queue(&self) -> u64 {
+        match &self.what {
+            What::Create(definition) => definition.id,
+            What::Edit(queue, _)
+            | What::Delete(queue)
+            | What::Purge(queue)
+            | What::Redrive(queue, _)
+            | What::Group(queue, _, _) => *queue,
+        }
+    }
+}
+
 /// Why a command ended without a record.
 pub(super) enum Stop {
-    /// No room: later.
+    /// The log has no room: later, and so are all others.
+    NoRoom,
+    /// It waits for messages to be read or to be durable: later. Those of other queues do not wait.
     Later,
     Answer(ControlResult),
 }
@@ -42,7 +60,7 @@ pub(super) enum Stop {
 impl From<AppendError> for Stop {
     fn from(error: AppendError) -> Self {
         match error {
-            AppendError::Full => Self::Later,
+            AppendError::Full => Self::NoRoom,
             AppendError::TooLarge { .. } => refused(ErrorCode::Invalid, error.to_string()),
             AppendError::Failed { errno } => Self::Answer(ControlResult::JournalFailed(errno)),
         }
@@ -109,9 +127,15 @@ impl Logic {
         }
     }
 
-    /// Carries out what waits, in order. `false`: the journal has no room.
+    /// Carries out what waits, that of each queue in order. `false`: the journal has no room.
     pub(super) fn run_commands(&mut self, log: &mut dyn Log) -> bool {
+        let mut later = VecDeque::new();
+        let mut has_room = true;
         while let Some(command) = self.commands.pop_front() {
+            if later.iter().any(|earlier: &Command| earlier.queue() == command.queue()) {
+                later.push_back(command);
+                continue;
+            }
             let request = command.request;
             let done = match self.failed {
                 Some(errno) => Err(Stop::Answer(ControlResult::JournalFailed(errno))),
@@ -119,16 +143,35 @@ impl Logic {
             };
             match done {
                 Ok(()) => {}
-                Err(Stop::Later) => {
-                    self.commands.push_front(command);
-                    return false;
+                Err(Stop::Later) => later.push_back(command),
+                Err(Stop::NoRoom) => {
+                    later.push_back(command);
+                    has_room = false;
+                    break;
                 }
                 Err(Stop::Answer(result)) => {
                     self.effects.push_behind(Effect::Control { request, result });
                 }
             }
         }
-        true
+        later.append(&mut self.commands);
+        self.commands = later;
+        has_room
+    }
+
+    /// Whether requests wait for the log.
+    pub fn has_commands(&self) -> bool {
+        !self.commands.is_empty() || !self.redrives.is_empty()
+    }
+
+    /// Answers the requests that wait for the log with this: nothing of them is done, except what a redrive has moved.
+    pub fn refuse_commands(&mut self, result: &ControlResult) {
+        let commands = self.commands.drain(..).map(|command| command.request);
+        let requests: Vec<u64> =
+            commands.chain(self.redrives.drain(..).map(|job| job.request)).collect();
+        for request in requests {
+            self.effects.push_behind(Effect::Control { request, result: result.clone() });
+        }
     }
 
     fn run_command(&mut self, log: &mut dyn Log, command: &Command) -> Result<(), Stop> {

@@ -181,7 +181,7 @@ impl Logic {
                     self.settled(queue, items, log);
                 }
                 Effect::Purged { queue, items } => {
-                    self.settle_items(items, port, Outcome::Done, 0);
+                    self.cancel_items(items, port);
                     if let Some(queue) = self.queues.get_mut(queue) {
                         queue.purging -= 1;
                         queue.settled = u32::MAX;
@@ -189,7 +189,7 @@ impl Logic {
                     self.settled(queue, 0, log);
                 }
                 Effect::Trimmed { queue, items, messages } => {
-                    self.settle_items(items, port, Outcome::Done, 0);
+                    self.cancel_items(items, port);
                     if let Some(queue) = self.queues.get_mut(queue) {
                         queue.cancelling.pop_front();
                     }
@@ -197,7 +197,7 @@ impl Logic {
                 }
                 Effect::Deleted { queue } => self.drop_queue(queue, port, log),
                 Effect::GroupDeleted { queue, group, items } => {
-                    self.settle_items(items, port, Outcome::Done, 0);
+                    self.cancel_items(items, port);
                     self.drop_group(queue, group, port);
                     // Producers that waited for it may go on.
                     self.mark(queue);
@@ -247,10 +247,27 @@ impl Logic {
         }
     }
 
-    fn settle_item(&mut self, item: &Item, port: &mut dyn Port, outcome: Outcome, detail: u64) {
-        let Some(consumer) = self.consumers.get_mut(item.waiter.consumer) else { return };
+    /// As [`Self::settle_items`], of messages that were taken from their consumers: these may not have looked at them.
+    fn cancel_items(&mut self, items: u32, port: &mut dyn Port) {
+        for _ in 0..items {
+            let Some(item) = self.effects.items.pop_front() else { return };
+            if let Some(handle) = self.settle_item(&item, port, Outcome::Done, 0) {
+                port.recalled(handle);
+            }
+        }
+    }
+
+    /// Whose it was, if that one is still there.
+    fn settle_item(
+        &mut self,
+        item: &Item,
+        port: &mut dyn Port,
+        outcome: Outcome,
+        detail: u64,
+    ) -> Option<HandleId> {
+        let consumer = self.consumers.get_mut(item.waiter.consumer)?;
         if consumer.generation != item.waiter.generation {
-            return;
+            return None;
         }
         let handle = consumer.handle;
         if item.slot != NO_SLOT {
@@ -262,6 +279,7 @@ impl Logic {
         if item.waiter.request != 0 {
             port.answer(handle, item.waiter.request, outcome, detail);
         }
+        Some(handle)
     }
 
     /// From time to time the log learns what it need not find any more.

@@ -55,6 +55,17 @@ impl Queue {
         self.groups.iter().position(|group| !group.deleted && group.name == name)
     }
 
+    /// Whether this is the default group of a stream in which nobody has acknowledged anything and nobody is attached: all that the
+    /// stream has is there for it, and all that a limit has discarded it has missed.
+    pub(super) fn is_unused(&self, group: &Group) -> bool {
+        self.is_stream()
+            && group.id == 0
+            && group.consumers.is_empty()
+            && group.fresh <= self.first
+            && group.back().next().is_none()
+            && group.skipped == self.trimmed + self.dropped
+    }
+
     /// Those that are not being deleted.
     pub(super) fn live_groups(&self) -> impl Iterator<Item = &Group> {
         self.groups.iter().filter(|group| !group.deleted)
@@ -429,15 +440,19 @@ impl Logic {
             let published_ns = queue.marks.time_from(oldest).unwrap_or(queue.published_ns);
             realtime_ns.saturating_sub(published_ns)
         });
+        let unused = queue.is_unused(group);
+        let counted = |figure: u64| if unused { 0 } else { figure };
         GroupInfo {
             group: group.name.clone(),
-            lag_messages: group.open(end),
-            lag_bytes: if group.open(end) == 0 { 0 } else { group.bytes },
-            lag_ns,
+            lag_messages: counted(group.open(end)),
+            lag_bytes: if group.open(end) == 0 { 0 } else { counted(group.bytes) },
+            lag_ns: counted(lag_ns),
             consumers: u32::try_from(group.consumers.len()).unwrap_or(u32::MAX),
             unacknowledged: group.leased,
             delayed: group.delayed.len() as u64,
             next_sequence: group.fresh,
+            skipped: counted(group.skipped),
+            unused,
         }
     }
 

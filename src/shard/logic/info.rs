@@ -21,6 +21,7 @@ impl Logic {
         let queue = self.queues.get(index).filter(|queue| !queue.deleted)?;
         let group = queue.groups.first()?;
         let definition = &queue.definition;
+        let waiting = queue.waiting.iter().filter(|lane| !lane.granted).count();
         let fresh = queue.durable_end.saturating_sub(group.fresh);
         let message_bytes = match queue.is_stream() {
             true => queue.stream_bytes(),
@@ -49,10 +50,11 @@ impl Logic {
             trimmed: queue.trimmed,
             dropped: queue.dropped,
             skipped: group.skipped,
-            blocked_producers: u32::try_from(queue.waiting.len()).unwrap_or(u32::MAX),
+            blocked_producers: u32::try_from(waiting).unwrap_or(u32::MAX),
             blocked_by: queue.blocked_by().to_owned(),
             expired: queue.expired,
             ttl_ms: definition.ttl_ms,
+            rejected: queue.rejected,
         })
     }
 

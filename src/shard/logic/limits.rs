@@ -142,6 +142,8 @@ pub(super) struct WaitingLane {
     pub(super) handle: HandleId,
     /// Of the message.
     pub(super) bytes: u64,
+    /// There is room for it, and its lane is to be looked at again. Those that were granted room are in front of the others.
+    pub(super) granted: bool,
 }
 
 impl Queue {
@@ -170,6 +172,37 @@ impl Queue {
         self.limit_in_the_way(messages, bytes).is_none()
     }
 
+    /// Whether a message of a lane may be taken now: there is room for it, beside what was granted to others, and nobody waits who came
+    /// before. So a long message is not passed by short ones for ever.
+    #[inline]
+    pub(super) fn admits(&mut self, lane: HandleId, bytes: u64) -> bool {
+        if self.waiting.is_empty() || self.definition.limits.overflow != Overflow::Block {
+            return self.has_room(1, bytes);
+        }
+        self.admits_in_turn(lane, bytes)
+    }
+
+    #[cold]
+    fn admits_in_turn(&mut self, lane: HandleId, bytes: u64) -> bool {
+        let Some(at) = self.waiting.iter().position(|waiting| waiting.handle == lane) else {
+            let granted = self.waiting.iter().map(|waiting| waiting.bytes).sum::<u64>();
+            let messages = self.waiting.len() as u64 + 1;
+            return self.waiting.iter().all(|waiting| waiting.granted)
+                && self.has_room(messages, granted.saturating_add(bytes));
+        };
+        if (at == 0 || self.waiting[at].granted) && self.has_room(1, bytes) {
+            return true;
+        }
+        // Something else has taken the room, a dead letter for example.
+        self.waiting.iter_mut().skip(at).for_each(|waiting| waiting.granted = false);
+        false
+    }
+
+    /// A lane does not wait any more.
+    pub(super) fn leave_line(&mut self, lane: HandleId) {
+        self.waiting.retain(|waiting| waiting.handle != lane);
+    }
+
     /// The group that has most counts.
     fn limit_in_the_way(&self, messages: u64, bytes: u64) -> Option<&'static str> {
         let Limits { max_messages, max_bytes, .. } = self.definition.limits;
@@ -187,7 +220,7 @@ impl Queue {
 
     /// The limit that producers wait for.
     pub(super) fn blocked_by(&self) -> &'static str {
-        let first = self.waiting.front();
+        let first = self.waiting.iter().find(|lane| !lane.granted);
         first.and_then(|lane| self.limit_in_the_way(1, lane.bytes)).unwrap_or_default()
     }
 }
@@ -204,28 +237,47 @@ impl Logic {
         queue.is_some_and(|queue| queue.definition.limits.overflow == Overflow::Reject)
     }
 
-    /// As many of those who wait as there is room for, in the order in which they came. Who takes the room fills it or leaves
-    /// word of it by what it stores, so that nobody is forgotten.
+    /// Grants room to as many of those who wait as there is room for, in the order in which they came. Who takes the room fills it or
+    /// leaves word of it by what it stores, so that nobody is forgotten.
     pub(super) fn unblock(&mut self, index: u32) {
         if canary::planted(canary::Canary::LeaveWaiting) {
             return;
         }
         let Some(queue) = self.queues.get_mut(index) else { return };
-        let waits = queue.definition.limits.overflow == Overflow::Block;
+        if queue.definition.limits.overflow != Overflow::Block {
+            for lane in std::mem::take(&mut queue.waiting) {
+                self.unblocked.push(lane.handle);
+                if let Some(HandleRef::Producer(number)) = self.handles.get(&lane.handle)
+                    && let Some(producer) = self.producers.get_mut(*number)
+                {
+                    producer.waits = false;
+                }
+            }
+            return;
+        }
         let (mut messages, mut bytes) = (0, 0u64);
-        while let Some(&lane) = queue.waiting.front() {
+        for at in 0..queue.waiting.len() {
+            let lane = queue.waiting[at];
             messages += 1;
             bytes = bytes.saturating_add(lane.bytes);
-            if waits && !queue.has_room(messages, bytes) {
+            if lane.granted {
+                continue;
+            }
+            if !queue.has_room(messages, bytes) {
                 return;
             }
-            queue.waiting.pop_front();
-            if let Some(HandleRef::Producer(number)) = self.handles.get(&lane.handle)
-                && let Some(producer) = self.producers.get_mut(*number)
-            {
-                producer.waits = false;
-                self.unblocked.push(lane.handle);
-            }
+            queue.waiting[at].granted = true;
+            self.unblocked.push(lane.handle);
+        }
+    }
+
+    /// A lane cannot be looked at now: whoever waits behind it does not wait for it. It comes last when it is offered again.
+    pub fn pass_over(&mut self, handle: HandleId) {
+        let Some(&HandleRef::Producer(number)) = self.handles.get(&handle) else { return };
+        let Some(producer) = self.producers.get_mut(number) else { return };
+        if std::mem::take(&mut producer.waits) {
+            let queue = producer.queue;
+            self.stop_waiting(queue, handle);
         }
     }
 
@@ -242,7 +294,7 @@ impl Logic {
     /// A producer is gone: another one may have its place.
     pub(super) fn stop_waiting(&mut self, index: u32, handle: HandleId) {
         let Some(queue) = self.queues.get_mut(index) else { return };
-        queue.waiting.retain(|lane| lane.handle != handle);
+        queue.leave_line(handle);
         if !queue.waiting.is_empty() {
             self.mark(index);
         }

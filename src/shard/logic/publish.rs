@@ -77,19 +77,22 @@ impl Logic {
             Ok(own) => own,
             Err(outcome) => {
                 self.effects.push_behind(refused(outcome, 0));
+                self.pass_over(handle);
                 return Ok(());
             }
         };
         let length = (metadata.len() + payload.len()) as u64;
-        if !queue.has_room(1, length) {
+        if !queue.admits(handle, length) {
             match queue.definition.limits.overflow {
                 Overflow::Block => {
                     if !std::mem::replace(&mut producer.waits, true) {
-                        queue.waiting.push_back(WaitingLane { handle, bytes: length });
+                        let (bytes, granted) = (length, false);
+                        queue.waiting.push_back(WaitingLane { handle, bytes, granted });
                     }
                     return Err(Refusal::Limit);
                 }
                 Overflow::Reject => {
+                    queue.rejected += 1;
                     self.effects.push_behind(refused(Outcome::QueueFull, 0));
                     return Ok(());
                 }
@@ -116,6 +119,9 @@ impl Logic {
         };
         match log.append(record) {
             Ok((lsn, _)) => {
+                if std::mem::take(&mut producer.waits) {
+                    queue.leave_line(handle);
+                }
                 queue.appended(body.published_ns, metadata.len() + payload.len());
                 if let Some(own) = own {
                     queue.named.appended(own, body.published_ns);

@@ -52,6 +52,8 @@ pub(super) struct Queue {
     pub(super) trimmed: u64,
     /// Messages discarded to make room.
     pub(super) dropped: u64,
+    /// Messages refused for want of room, in this life.
+    pub(super) rejected: u64,
     /// Producers whose messages wait for room, in the order in which they came.
     pub(super) waiting: VecDeque<WaitingLane>,
     /// It is in the list of those that may have more than they may keep.
@@ -88,6 +90,7 @@ impl Queue {
             cancelling: VecDeque::new(),
             trimmed: 0,
             dropped: 0,
+            rejected: 0,
             waiting: VecDeque::new(),
             overfull: false,
             armed_ns: None,

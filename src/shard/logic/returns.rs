@@ -102,6 +102,7 @@ impl Logic {
         let (index, group_index) = (consumer.queue, consumer.group);
         let seen = port.seen(handle, slot);
         port.lease(handle, slot, None);
+        port.recalled(handle);
         consumer.release(slot);
         if lease.state == LeaseState::Gone {
             self.mark(index);

@@ -94,6 +94,9 @@ impl Logic {
                 self.append_transaction(log, handle, place, &messages, &acks)
             }
             Err((outcome, detail)) => {
+                if outcome == Outcome::QueueFull {
+                    self.count_rejected(messages);
+                }
                 self.effects.push_behind(Effect::Refused { handle, position, outcome, detail });
                 return Ok(());
             }
@@ -108,6 +111,18 @@ impl Logic {
         };
         self.effects.push_behind(Effect::Refused { handle, position, outcome, detail });
         Ok(())
+    }
+
+    /// The messages of a transaction that is refused for want of room, of queues that reject.
+    fn count_rejected(&mut self, messages: &[TransactionMessage<'_>]) {
+        for message in messages {
+            let Ok((index, ..)) = self.producer_of(message.handle) else { continue };
+            if let Some(queue) = self.queues.get_mut(index)
+                && queue.definition.limits.overflow == Overflow::Reject
+            {
+                queue.rejected += 1;
+            }
+        }
     }
 
     fn check_messages<'a>(

@@ -176,6 +176,8 @@ pub trait Port {
     fn drained(&mut self, handle: HandleId);
     /// Sets an entry (attempt, sequence) of the handle's lease table, before the delivery is sent, or frees it.
     fn lease(&mut self, handle: HandleId, slot: u32, lease: Option<(u32, u64)>);
+    /// Entries were freed although the client may not have looked at their deliveries: it is to look at the table.
+    fn recalled(&mut self, handle: HandleId);
     /// Whether the client has looked at the delivery in this entry: its consumer position is behind it. A message that nobody
     /// has looked at returns without being counted.
     fn seen(&mut self, handle: HandleId, slot: u32) -> bool;

@@ -43,6 +43,27 @@ fn time(ms: u64) -> StartAt {
     StartAt::Time(at_ms(ms).realtime_ns)
 }
 
+/// Far messages are read for a start at a time: requests about other queues are answered meanwhile, those about this one in order.
+#[test]
+fn a_search_holds_up_requests_of_its_queue_only() {
+    let mut world = World::new(&[definition(1, "q"), definition(2, "other")]);
+    publish(&mut world, 9000);
+    world.log.far = (1..=9000).map(|sequence| (1, sequence)).collect();
+    let create = GroupCommand::Create { from: time(101) };
+    world.logic.group_command(&mut world.log, 9, 1, "late", create);
+    world.logic.purge(&mut world.log, 10, 1);
+    world.logic.purge(&mut world.log, 11, 2);
+    let mut order = Vec::new();
+    for _ in 0..40 {
+        let controls = world.turn().into_iter().filter_map(|event| match event {
+            Event::Control { request, .. } => Some(request),
+            _ => None,
+        });
+        order.extend(controls);
+    }
+    assert_eq!(order, [11, 9, 10]);
+}
+
 #[test]
 fn a_start_is_searched_for_where_marks_are_far_apart() {
     let mut world = World::new(&[definition(1, "q")]);

@@ -89,6 +89,54 @@ fn a_full_queue_leaves_its_lanes_alone_until_there_is_room() {
 }
 
 #[test]
+fn a_long_message_is_not_passed_by_short_ones() {
+    let mut world = World::new(&[limited(Limits { max_bytes: 100, ..Limits::default() })]);
+    let (long, short, other) = (handle(1, 1), handle(1, 5), handle(1, 6));
+    for (lane, producer) in (1..).zip([long, short, other]) {
+        world.logic.open_producer(producer, lane).expect("queue");
+    }
+    let worker = world.consumer(1, 2, &consumer(64));
+    for position in 0..10 {
+        assert_eq!(offer(&mut world, short, position, 10), Ok(()));
+    }
+    let delivered = deliveries(&world.turn());
+    assert_eq!(offer(&mut world, long, 0, 50), Err(Refusal::Limit));
+    // There is room for a short one, again and again: it is kept for the long one.
+    for lease in &delivered[..4] {
+        world.up(worker, ack(lease.1, 0));
+        world.turn();
+        assert_eq!(offer(&mut world, short, 10, 10), Err(Refusal::Limit));
+        assert_eq!(world.logic.take_unblocked(), []);
+    }
+    world.up(worker, ack(delivered[4].1, 0));
+    world.turn();
+    assert_eq!(world.logic.take_unblocked(), [long]);
+    // Before it is taken, nobody takes its room.
+    assert_eq!(offer(&mut world, other, 0, 10), Err(Refusal::Limit));
+    assert_eq!(offer(&mut world, short, 10, 10), Err(Refusal::Limit));
+    assert_eq!(offer(&mut world, long, 0, 50), Ok(()));
+    world.turn();
+    world.up(worker, ack(delivered[5].1, 0));
+    world.up(worker, ack(delivered[6].1, 0));
+    world.up(worker, ack(delivered[7].1, 0));
+    world.turn();
+    assert_eq!(world.logic.take_unblocked(), [short, other]);
+    // Beside what is granted there is room for one more.
+    assert_eq!(offer(&mut world, long, 1, 11), Err(Refusal::Limit));
+    assert_eq!(offer(&mut world, short, 10, 10), Ok(()));
+    assert_eq!(offer(&mut world, other, 0, 10), Ok(()));
+    // A lane that cannot be looked at keeps nobody waiting.
+    world.up(worker, ack(delivered[8].1, 0));
+    world.turn();
+    assert_eq!(world.logic.take_unblocked(), [long]);
+    assert_eq!(offer(&mut world, short, 11, 15), Err(Refusal::Limit));
+    world.logic.pass_over(long);
+    world.turn();
+    assert_eq!(world.logic.take_unblocked(), [short]);
+    assert_eq!(offer(&mut world, short, 11, 15), Ok(()));
+}
+
+#[test]
 fn a_failed_journal_leaves_nobody_waiting() {
     let mut world = World::new(&[limited(Limits { max_messages: 1, ..Limits::default() })]);
     let producer = world.producer(1);

@@ -256,6 +256,8 @@ impl Port for MemoryPort {
         assert_eq!(old.is_some(), lease.is_none(), "entry {slot} of {handle:?}");
     }
 
+    fn recalled(&mut self, _handle: HandleId) {}
+
     fn seen(&mut self, handle: HandleId, slot: u32) -> bool {
         !self.unseen.contains(&(handle, slot))
     }

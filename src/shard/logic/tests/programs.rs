@@ -215,6 +215,8 @@ impl Program {
                 }
                 other => return Err(format!("{other:?}, stored {stored}, {model:?}")),
             }
+            // Offered again before it was told: it does not wait any more.
+            self.limited.remove(&queue);
             self.lane_ends.insert(queue, next);
             let completions = self.completions.entry(queue).or_default();
             if !stored {

@@ -238,6 +238,8 @@ fn a_queue_without_room_for_all_refuses_the_whole() {
         };
         assert_eq!(completed(&events), [(3, outcome, sequence)], "{overflow:?}");
         assert_eq!(world.logic.info(1).expect("queue").messages, messages);
-        assert_eq!(world.logic.info(2).expect("queue").messages, 2);
+        let info = world.logic.info(2).expect("queue");
+        let rejected = u64::from(overflow == Overflow::Reject);
+        assert_eq!((info.messages, info.rejected), (2, rejected), "{overflow:?}");
     }
 }

@@ -1,0 +1,54 @@
+//! Whether there is room on the disk for what comes next.
+
+use super::engine::{Journal, RESERVE, Task};
+use super::types::{NoRoom, Room};
+use crate::disk::Disk;
+
+impl<D: Disk> Journal<D> {
+    /// Whether the disk has room for the segment files that messages need. Asks the file system; not for every message.
+    pub fn room(&mut self) -> Room {
+        let lack = self.lack();
+        if lack.files == 0 || self.failure.is_some() {
+            return Room::Enough;
+        }
+        let wanted_bytes = lack.files.saturating_mul(lack.file_bytes);
+        match lack.free_bytes {
+            // What the file system says may not be all: the attempt tells.
+            Some(free) if free >= wanted_bytes => {
+                self.retry_at = None;
+                Room::Enough
+            }
+            // The file that is being made has taken a part of what is missing.
+            Some(_) if self.is_making_file() => Room::Unclear,
+            None if self.no_space.is_none() => Room::Enough,
+            Some(_) | None => Room::Lacking(lack),
+        }
+    }
+
+    /// Whether nothing at all can be appended, and nothing that is under way here will change that: what is missing.
+    pub fn is_stuck(&self) -> Option<NoRoom> {
+        let is_stuck = self.no_space.is_some()
+            && self.wants_longer()
+            && self.surplus.iter().all(|spare| spare.bytes < self.wanted_bytes)
+            && self.segments.iter().all(|segment| segment.freed.is_none())
+            && self.busy() == 0
+            && !self.is_making_file();
+        is_stuck.then(|| self.lack())
+    }
+
+    /// Segment files that messages need and that are not there.
+    fn lack(&self) -> NoRoom {
+        let wanted = self.config.spares.min(RESERVE) + usize::from(self.head.is_none());
+        let there = self.spares.len() + self.surplus.len();
+        NoRoom {
+            files: wanted.saturating_sub(there) as u64,
+            file_bytes: self.wanted_bytes,
+            free_bytes: self.disk.free_bytes(),
+            detail: self.no_space.as_ref().map(|(_, detail)| detail.clone()),
+        }
+    }
+
+    pub(super) fn is_making_file(&self) -> bool {
+        self.tasks.values().any(|task| matches!(task, Task::Create { .. }))
+    }
+}
