@@ -10,12 +10,12 @@ use ringmain_client::raw::sys::clock::monotonic_ns;
 use ringmain_client::{BrokeredProducer, Client, ConsumerOptions, DeliverySpec, ProducerOptions};
 use serde::{Deserialize, Serialize};
 
-use super::super::durable::file_system;
 use super::{
     ASLEEP, BROKER_LIFE, Board, Field, LOOK, SIZE, STEP_LIMIT, Side, Times, bad, kill_all,
     number_in, wait_for_another, wait_for_the_end,
 };
 use crate::cli::args::DeathsArgs;
+use crate::cli::bench::brokered::file_system;
 use crate::cli::bench::queues::Shape;
 use crate::cli::crew::{Crew, Member};
 use crate::cli::exit::{Failure, Outcome};
