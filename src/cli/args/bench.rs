@@ -257,6 +257,9 @@ pub(crate) struct SoakArgs {
     /// Messages per second [default: half of what is measured first]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) rate: Option<u32>,
+    /// Messages per second that the stream is replayed at [default: as fast as it goes]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) replay_rate: Option<u32>,
     /// Payload bytes of the stream that is replayed
     #[arg(long, value_name = "BYTES", default_value = "128MiB", value_parser = parse_size)]
     pub(crate) stream: u64,

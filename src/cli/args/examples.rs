@@ -323,8 +323,8 @@ Examples:
 A daemon of its own with its journal in a temporary folder, and two durable queues: one with the default group alone, one with \
 --groups. Each group has a consumer process of its own that checks and acknowledges every message. Windows of publishing to the one \
 and to the other alternate; raw durable writes are measured before and after each pair, and pairs whose probes differ by more than 10 % \
-are dropped and counted. The queues hold --backlog messages: no group can be farther behind, so that what the producer is \
-measured at is what all groups keep up with. The next window begins when everything was read. ratio is the median over the pairs of \
+are dropped and counted. The queues hold --backlog messages: the producer waits for a group that is farther behind. The time of a \
+window ends when every group has acknowledged everything, so that the rate is one that all of them keep up with. ratio is the median over the pairs of \
 the rate with all groups over the rate with one. \"oversubscribed\": more busy processes than processors; record such figures, do not \
 compare them.";
 
@@ -355,14 +355,17 @@ pub(super) const SOAK_EXAMPLES: &str = "\
 Examples:
   ringmain bench soak --data-dir /var/tmp
   ringmain bench soak --duration 2m --rate 20000 --json
+  ringmain bench soak --duration 2m --rate 100000 --replay-rate 100000
 
 A daemon of its own with its journal in a temporary folder. First the maximum rate of a durable work queue is measured for some seconds: \
 --window messages on the way, --consumers processes that check and acknowledge. Then for --duration half of that rate, or --rate, is \
 published, while segments fill, become free and are used again; one more message in a thousand goes to a queue that nobody \
-reads, so that the cleaner has work; and another process reads a stream of --stream bytes from its beginning to its end, again and again. Every two seconds \
+reads, so that the cleaner has work; and another process reads a stream of --stream bytes from its beginning to its end, again and again, as \
+fast as it goes or at --replay-rate. Every two seconds \
 publishing pauses for 200 ms of raw durable writes to a file beside the journal; the rest goes on. confirm_us is the time from just before \
 a send to its confirmation, scheduled_us from the moment at which the message was due. ratio_p999 is the p99.9 of confirm_us over that of \
-the raw writes, probe_us, of the same minutes. A line a minute is printed on stderr. What room it needs is checked first.";
+the raw writes, probe_us, of the same minutes. A line a minute is printed on stderr. What room it needs is checked first. \"oversubscribed\": more busy processes than processors; then \
+what is late waits for its turn on a processor, and the figures are to be recorded, not judged.";
 
 pub(super) const REQUEST_EXAMPLES: &str = "\
 Examples:

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use ringmain_client::affinity;
 use ringmain_client::raw::protocol::{DeliverySpec, Kind, QueueSpec};
+use ringmain_client::raw::sys::clock::monotonic_ns;
 use serde::Serialize;
 
 use super::brokered::consume::{self, Consumers};
@@ -15,6 +15,7 @@ use super::brokered::{batch_bytes, check_numbered, durable, refuse_socket, shape
 use crate::cli::Socket;
 use crate::cli::args::FanOutArgs;
 use crate::cli::exit::Outcome;
+use crate::cli::host::is_oversubscribed;
 use crate::cli::output::{Progress, Style, print, print_json};
 use crate::cli::signals;
 use crate::cli::units;
@@ -60,20 +61,20 @@ pub(crate) fn run(socket: &Socket, args: &FanOutArgs) -> Outcome {
     })?;
     let messages = one.finish()? + all.finish()?;
     let busy_processes = args.groups + 2;
-    let cpus = affinity::available_cpus().map_or(1, |cpus| cpus.len());
     let config = Config {
         size: args.size,
         window: args.window,
         groups: args.groups,
         backlog: args.backlog,
         busy_processes,
-        oversubscribed: busy_processes as usize > cpus,
+        oversubscribed: is_oversubscribed(busy_processes),
     };
     let load = format!(
-        "{} on the way, messages of {}, no group more than {} behind; {busy_processes} busy processes on {cpus} processors",
+        "{} on the way, messages of {}, no group more than {} behind; {busy_processes} busy processes{}",
         args.window,
         units::bytes(args.size.into()),
-        units::count(args.backlog)
+        units::count(args.backlog),
+        if config.oversubscribed { ", more than processors" } else { "" }
     );
     let names = Names {
         bench: "fan-out",
@@ -123,10 +124,14 @@ impl Lane {
         Ok(Self { queue, load, consumers })
     }
 
+    /// The time goes on until every group has acknowledged everything.
     fn window(&mut self, place: &DurablePlace, duration: Duration) -> Outcome<Flow> {
+        let start_ns = monotonic_ns();
         let published = self.load.run(duration);
-        let flow = self.consumers.explain(published)?;
+        let mut flow = self.consumers.explain(published)?;
         self.consumers.wait_until_read(place.client(), &self.queue)?;
+        // A rate that the groups do not keep up with would be none.
+        flow.nanoseconds = monotonic_ns() - start_ns;
         Ok(flow)
     }
 

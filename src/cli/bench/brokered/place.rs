@@ -172,7 +172,7 @@ pub(in crate::cli::bench) fn need_room(command: &str, disk: &DiskArgs, bytes: u6
     let default = std::env::temp_dir();
     let folder = disk.data_dir.as_deref().unwrap_or(&default);
     let stat = statvfs(folder).map_err(|errno| Failure::file(folder, "look at", &errno.into()))?;
-    let free = u64::from(stat.blocks_available()) * u64::from(stat.fragment_size());
+    let free = stat.blocks_available().saturating_mul(stat.fragment_size());
     if free >= bytes {
         return Ok(());
     }

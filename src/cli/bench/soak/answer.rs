@@ -3,11 +3,12 @@
 use ringmain::shard::figures::Figures;
 use serde::Serialize;
 
-use super::End;
 use super::reread::Reread;
+use super::{End, busy_processes};
 use crate::cli::args::SoakArgs;
 use crate::cli::bench::brokered::conditions::Conditions;
 use crate::cli::bench::brokered::publish::Flow;
+use crate::cli::host::is_oversubscribed;
 use crate::cli::output::{Facts, Style};
 use crate::cli::statistics::{Microseconds, Samples, curve};
 use crate::cli::units;
@@ -101,6 +102,9 @@ pub(super) struct Answer {
     size: u32,
     window: u32,
     consumers: u32,
+    /// The publishing one, the shard's, the reader of the stream, the consumers.
+    busy_processes: u32,
+    oversubscribed: bool,
     /// Of the work queue alone, measured first.
     maximum_per_s: f64,
     /// What was asked for, and what came of it.
@@ -156,6 +160,8 @@ impl Answer {
             size: args.size,
             window: args.window,
             consumers: args.consumers,
+            busy_processes: busy_processes(args),
+            oversubscribed: is_oversubscribed(busy_processes(args)),
             maximum_per_s,
             rate_per_s,
             messages: flow.messages(),
@@ -192,12 +198,14 @@ impl Answer {
         facts.add(
             "load",
             format!(
-                "{} asked for, {} came, {:.0} s, messages of {}, {} consumer(s)",
+                "{} asked for, {} came, {:.0} s, messages of {}, {} consumer(s); {} busy processes{}",
                 units::rate(self.rate_per_s),
                 units::rate(self.messages_per_s),
                 self.seconds,
                 units::bytes(self.size.into()),
-                self.consumers
+                self.consumers,
+                self.busy_processes,
+                if self.oversubscribed { ", more than processors" } else { "" }
             ),
         );
         facts.add("maximum, measured first", units::rate(self.maximum_per_s));

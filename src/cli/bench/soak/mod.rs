@@ -74,8 +74,9 @@ pub(crate) fn run(socket: &Socket, args: &SoakArgs) -> Outcome {
 
 /// Bytes on the disk, at most: twice what is needed and some files.
 fn room(args: &SoakArgs) -> u64 {
-    let around = |bytes: u64| bytes / u64::from(args.size) * (u64::from(args.size) + 64);
-    2 * (around(WORK_BYTES.saturating_add(args.stream)) + STUCK_BYTES) + OTHER_FILES * SEGMENT_BYTES
+    let messages = WORK_BYTES.saturating_add(args.stream) / u64::from(args.size);
+    let needed = messages.saturating_mul(u64::from(args.size) + 64).saturating_add(STUCK_BYTES);
+    needed.saturating_mul(2).saturating_add(OTHER_FILES * SEGMENT_BYTES)
 }
 
 /// One message goes to the queue that nobody reads with every so many of the work queue.
@@ -98,6 +99,11 @@ struct Soak {
     consumers: Consumers,
     rereader: Option<(Crew, Member)>,
     place: DurablePlace,
+}
+
+/// The publishing one, the shard's, the reader of the stream, and the consumers.
+fn busy_processes(args: &SoakArgs) -> u32 {
+    args.consumers + 3
 }
 
 /// What there is to say when it is over.
@@ -145,6 +151,7 @@ impl Soak {
             queue: stream,
             messages: stream_messages,
             size: args.size,
+            rate: args.replay_rate,
         };
         Ok(Self {
             work,
@@ -251,6 +258,7 @@ mod tests {
             consumers: 1,
             duration: Duration::from_secs(3600),
             rate: None,
+            replay_rate: None,
             stream: 128 << 20,
             disk: DiskArgs { journal_backend: None, data_dir: None },
             format: crate::cli::args::Format { json: false },

@@ -1,6 +1,8 @@
 //! The process that reads a stream from its beginning to its end, again and again.
 
 use std::path::PathBuf;
+use std::thread;
+use std::time::Duration;
 
 use ringmain_client::raw::protocol::StartAt;
 use ringmain_client::raw::sys::clock::monotonic_ns;
@@ -27,6 +29,8 @@ pub(crate) struct Task {
     pub(super) queue: String,
     pub(super) messages: u64,
     pub(super) size: u32,
+    /// Messages per second; as fast as it goes if nothing is said.
+    pub(super) rate: Option<u32>,
 }
 
 /// What it read.
@@ -45,15 +49,21 @@ pub(crate) fn run(task: &Task, parent: &Parent) -> Outcome<Reread> {
     let fail = |error| Failure::queue(&task.queue, error);
     let mut read = Reread::default();
     let mut delivery = Delivery::default();
+    // Bursts of at most a hundredth of a second.
+    let look_every =
+        task.rate.map_or(LOOK_EVERY, |rate| u64::from(rate / 100).clamp(1, LOOK_EVERY));
     parent.wait_for_go()?;
     let start_ns = monotonic_ns();
     loop {
         let options = ConsumerOptions::default().group(GROUP).from(StartAt::First).credit(CREDIT);
         let mut consumer = client.brokered_consumer(&task.queue, options).map_err(fail)?;
         for number in 0..task.messages {
-            if number % LOOK_EVERY == 0 && parent.stopped() {
-                read.nanoseconds = monotonic_ns() - start_ns;
-                return Ok(read);
+            if number % look_every == 0 {
+                if parent.stopped() {
+                    read.nanoseconds = monotonic_ns() - start_ns;
+                    return Ok(read);
+                }
+                wait_for_turn(task.rate, &read, start_ns);
             }
             consume::next(&mut consumer, &mut delivery)?;
             if consume::check(&task.queue, &delivery, task.size)? != number {
@@ -71,4 +81,12 @@ pub(crate) fn run(task: &Task, parent: &Parent) -> Outcome<Reread> {
         let options = ResetOptions::default().force(true);
         client.reset_group(&task.queue, GROUP, StartAt::First, options).map_err(fail)?;
     }
+}
+
+/// Sleeps while more was read than the rate allows for.
+fn wait_for_turn(rate: Option<u32>, read: &Reread, start_ns: u64) {
+    let Some(rate) = rate else { return };
+    let due = Duration::from_secs(read.messages / u64::from(rate))
+        + Duration::from_secs(read.messages % u64::from(rate)) / rate;
+    thread::sleep(due.saturating_sub(Duration::from_nanos(monotonic_ns() - start_ns)));
 }
