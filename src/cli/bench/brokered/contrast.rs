@@ -1,4 +1,4 @@
-//! Two ways to publish, compared within one run: windows of both in turn, a probe of the disk before and after each pair.
+//! Two ways to publish, compared within one run: windows of both in turn, a probe of the disk before and after each of them.
 
 use std::time::Duration;
 
@@ -87,13 +87,15 @@ impl Contrast {
         for side in [Side::Base, Side::Other] {
             window(side, plan.share(20))?;
         }
-        let mut before = raw.sample(plan.share(20), &mut found.probe)?;
+        let mut before = raw.sample(plan.share(15), &mut found.probe)?;
         for number in 0..plan.pairs {
             signals::check()?;
             progress.show(|| format!("pair {} of {}", number + 1, plan.pairs));
-            let base = window(Side::Base, plan.share(40))?;
-            let other = window(Side::Other, plan.share(40))?;
-            let after = raw.sample(plan.share(20), &mut found.probe)?;
+            let base = window(Side::Base, plan.share(35))?;
+            // Each begins behind such a pause, in which the journal makes the files that the window before has used up.
+            raw.sample(plan.share(15), &mut found.probe)?;
+            let other = window(Side::Other, plan.share(35))?;
+            let after = raw.sample(plan.share(15), &mut found.probe)?;
             found.add(before, [base, other], after);
             before = after;
         }
