@@ -8,7 +8,8 @@ use std::thread;
 
 use serde::{Deserialize, Serialize};
 
-use super::bench::{deaths, durable, load, pair, replay};
+use super::bench::brokered::consume;
+use super::bench::{deaths, load, pair, replay, soak};
 use super::demo::{durable as durable_demo, flow};
 use super::exit::{Exit, Failure, Outcome};
 
@@ -39,10 +40,12 @@ pub(crate) enum Task {
     DurableProduce(durable_demo::ProduceTask),
     /// Consumes records of a durable queue.
     DurableConsume(durable_demo::ConsumeTask),
-    /// Receives what `bench durable` publishes.
-    Receive(durable::receive::Task),
+    /// Receives what a measurement publishes to a brokered queue.
+    Consume(consume::Task),
     /// Consumes the backlog of `bench replay`.
     Replay(replay::Task),
+    /// Reads the stream of `bench soak` again and again.
+    Reread(soak::reread::Task),
 }
 
 /// What the parent says after the task.
@@ -123,8 +126,9 @@ pub(crate) fn run() -> Outcome {
         Task::RecordsConsume(task) => value(flow::consume(&task, &parent)),
         Task::DurableProduce(task) => value(durable_demo::produce(&task, &parent)),
         Task::DurableConsume(task) => value(durable_demo::consume(&task, &parent)),
-        Task::Receive(task) => value(durable::receive::run(&task, &parent)),
+        Task::Consume(task) => value(consume::run(&task, &parent)),
         Task::Replay(task) => value(replay::replay(&task, &parent)),
+        Task::Reread(task) => value(soak::reread::run(&task, &parent)),
     };
     match result {
         Ok(result) => say(&Event::Done { result }),

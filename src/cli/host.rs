@@ -56,6 +56,11 @@ impl Host {
     }
 }
 
+/// Whether so many busy processes have to take turns on the processors.
+pub(crate) fn is_oversubscribed(busy_processes: u32) -> bool {
+    affinity::available_cpus().map_or(1, |cpus| cpus.len()) < busy_processes as usize
+}
+
 /// First line of a file, or nothing.
 pub(crate) fn first_line(path: &str) -> String {
     let text = fs::read_to_string(path).unwrap_or_default();

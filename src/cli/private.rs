@@ -117,6 +117,29 @@ impl PrivateBroker {
         Ok(())
     }
 
+    /// Stops it as SIGTERM does, and waits for that; what it has said.
+    pub(crate) fn stop(mut self) -> String {
+        self.terminate();
+        self.log()
+    }
+
+    fn terminate(&mut self) {
+        let id = libc::pid_t::try_from(self.keeper.id()).unwrap_or(0);
+        if id > 0 && matches!(self.keeper.try_wait(), Ok(None)) {
+            // SAFETY: kill takes no pointer; the process was not waited for, so the id is still its own.
+            unsafe { libc::kill(id, libc::SIGTERM) };
+        }
+        let start = Instant::now();
+        while start.elapsed() < STOP_LIMIT {
+            if !matches!(self.keeper.try_wait(), Ok(None)) {
+                return;
+            }
+            thread::sleep(Duration::from_millis(2));
+        }
+        let _ = self.keeper.kill();
+        let _ = self.keeper.wait();
+    }
+
     /// Starts it again at the same socket and on the same journal.
     pub(crate) fn restart(&mut self) -> Outcome {
         self.keeper = spawn(&self.socket, &self.arguments, self.folder.path())?;
@@ -190,20 +213,7 @@ fn lives(process: u32) -> bool {
 
 impl Drop for PrivateBroker {
     fn drop(&mut self) {
-        let id = libc::pid_t::try_from(self.keeper.id()).unwrap_or(0);
-        if id > 0 && matches!(self.keeper.try_wait(), Ok(None)) {
-            // SAFETY: kill takes no pointer; the process was not waited for, so the id is still its own.
-            unsafe { libc::kill(id, libc::SIGTERM) };
-        }
-        let start = Instant::now();
-        while start.elapsed() < STOP_LIMIT {
-            if !matches!(self.keeper.try_wait(), Ok(None)) {
-                return;
-            }
-            thread::sleep(Duration::from_millis(2));
-        }
-        let _ = self.keeper.kill();
-        let _ = self.keeper.wait();
+        self.terminate();
     }
 }
 

@@ -112,6 +112,51 @@ pub(crate) struct Percentiles {
     pub(crate) samples: u64,
 }
 
+/// What is printed of a distribution, in microseconds.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub(crate) struct Microseconds {
+    pub(crate) p50: f64,
+    pub(crate) p99: f64,
+    pub(crate) p999: f64,
+    pub(crate) max: f64,
+    pub(crate) samples: u64,
+}
+
+impl Microseconds {
+    pub(crate) fn of(samples: &Samples) -> Self {
+        samples.percentiles().into()
+    }
+
+    /// `p50 140 µs  p99 ...`
+    pub(crate) fn line(&self) -> String {
+        format!(
+            "p50 {}  p99 {}  p99.9 {}  max {}  ({} samples)",
+            units::micros(self.p50),
+            units::micros(self.p99),
+            units::micros(self.p999),
+            units::micros(self.max),
+            units::count(self.samples)
+        )
+    }
+}
+
+impl From<Percentiles> for Microseconds {
+    fn from(of: Percentiles) -> Self {
+        Self {
+            p50: microseconds(of.p50),
+            p99: microseconds(of.p99),
+            p999: microseconds(of.p999),
+            max: microseconds(of.max),
+            samples: of.samples,
+        }
+    }
+}
+
+#[allow(clippy::cast_precision_loss)] // times
+pub(crate) fn microseconds(nanoseconds: u64) -> f64 {
+    nanoseconds as f64 / 1e3
+}
+
 /// The value in the middle; the mean of both if there are two. `None` of nothing.
 pub(crate) fn median(values: &mut [f64]) -> Option<f64> {
     values.sort_by(f64::total_cmp);

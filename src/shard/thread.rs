@@ -21,6 +21,7 @@ use std::sync::mpsc::{Receiver, TryRecvError};
 use std::time::{Duration, Instant};
 
 use super::control::{FromShard, Outbox, ToShard, Trouble};
+use super::figures::Figures;
 use super::handle::Handle;
 use super::handles::Handles;
 use super::logic::{Logic, Lsn, Now};
@@ -461,6 +462,7 @@ impl<D: Disk> Shard<D> {
         let left = self.stopping.as_ref().map_or(Duration::ZERO, |stopping| {
             stopping.deadline.saturating_duration_since(Instant::now())
         });
+        let figures = Figures::of(&self.journal.statistics());
         let (disk, closed) = self.journal.close(&self.logic, left.max(CLOSE_PATIENCE));
         // A failure before was told.
         if let Err(failure) = closed
@@ -468,6 +470,9 @@ impl<D: Disk> Shard<D> {
         {
             let text = format!("shard {}: {failure}", self.number);
             self.outbox.send(FromShard::Log { text });
+        }
+        if figures.batches > 0 {
+            self.outbox.send(FromShard::Log { text: figures.line(self.number) });
         }
         self.outbox.send(FromShard::Stopped { shard: self.number, messages });
         // Last: a disk that does not answer is waited for some more.

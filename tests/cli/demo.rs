@@ -211,6 +211,93 @@ fn durable_publishes_have_their_keys() {
 }
 
 #[test]
+fn comparisons_have_their_keys() {
+    let folder = tempfile::tempdir().unwrap();
+    let table: &[(&[&str], &[&str])] = &[
+        (&["fan-out"], &["groups", "backlog", "busy_processes", "oversubscribed"]),
+        (&["fan-out", "--groups", "2", "--backlog", "64", "--size", "8"], &["groups"]),
+        (&["transaction"], &["publishes", "acknowledgements"]),
+        (&["transaction", "--size", "4KiB", "--journal-backend", "blocking"], &["size"]),
+        (&["named"], &["window"]),
+        (&["named", "--window", "1", "--size", "1KiB"], &["window"]),
+    ];
+    for (arguments, own_keys) in table {
+        let common = ["--duration", "300ms", "--json", "--data-dir", path(folder.path())];
+        let answer = json(&clean(&[&["bench"], *arguments, &common].concat()));
+        let keys = [
+            "bench",
+            "base_is",
+            "other_is",
+            "ratio",
+            "ratio_of",
+            "ratio_rate",
+            "ratio_p50",
+            "probe_bytes",
+            "sync_mode",
+            "backend",
+            "file_system",
+            "host",
+        ];
+        has(&answer, &[&keys, *own_keys].concat());
+        has(&answer["probe_us"], &["p50", "p99", "p999"]);
+        for side in [&answer["base"], &answer["other"]] {
+            has(side, &["messages", "messages_per_s", "sleeps_per_message"]);
+            has(&side["confirm_us"], &["p50", "p99", "p999", "max"]);
+            assert!(side["messages"].as_u64().unwrap() >= 15, "{answer}");
+        }
+        let pairs =
+            answer["pairs_kept"].as_u64().unwrap() + answer["pairs_dropped"].as_u64().unwrap();
+        assert_eq!((pairs, &answer["verified"]), (15, &true.into()), "{answer}");
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0, "{arguments:?}");
+    }
+}
+
+#[test]
+fn a_soak_has_its_keys_and_comes_to_its_end() {
+    let common = ["bench", "soak", "--duration", "1s", "--stream", "1MiB", "--json"];
+    let table: &[&[&str]] =
+        &[&[], &["--consumers", "3", "--rate", "3000", "--replay-rate", "5000", "--size", "1KiB"]];
+    for arguments in table {
+        let output = clean(&[&common, *arguments].concat());
+        let answer = json(&output);
+        let keys = [
+            "maximum_per_s",
+            "rate_per_s",
+            "messages_per_s",
+            "ratio_p50",
+            "ratio_p99",
+            "ratio_p999",
+            "scheduled_ratio_p999",
+            "replays",
+            "stuck_messages",
+            "journal_bytes",
+            "room_bytes",
+            "sync_mode",
+            "host",
+        ];
+        has(&answer, &keys);
+        for times in ["confirm_us", "scheduled_us", "probe_us"] {
+            has(&answer[times], &["p50", "p99", "p999", "max"]);
+        }
+        has(&answer["minutes"][0], &["messages", "confirm_us", "raw_us", "ratio_p999"]);
+        has(&answer["journal"], &["segments_begun", "segments_freed", "segments_cleaned"]);
+        assert_eq!(answer["verified"], true);
+        let [consumed, messages] =
+            ["consumed", "messages"].map(|key| answer[key].as_u64().unwrap());
+        assert!(consumed > messages && messages > 0, "{answer}");
+        assert!(stderr(&output).contains("minute 1: "), "{output:?}");
+    }
+}
+
+#[test]
+fn a_measurement_that_needs_more_room_says_so() {
+    let output = run(&["bench", "soak", "--stream", "1000T"]);
+    assert_fails(&output, 75, "name a folder with more room by --data-dir");
+    let output = run(&["bench", "named", "--data-dir", "/nowhere/at/all"]);
+    assert_fails(&output, 65, "/nowhere/at/all");
+}
+
+#[test]
 fn deaths_are_survived_and_measured() {
     let table: &[(&[&str], u64)] = &[
         (&[], 4),

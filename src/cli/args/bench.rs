@@ -7,7 +7,8 @@ use clap::{Args, Subcommand};
 use ringmain_client::WaitPolicy;
 
 use super::examples::{
-    DEATHS_EXAMPLES, DURABLE_EXAMPLES, REPLAY_EXAMPLES, RTT_EXAMPLES, THROUGHPUT_EXAMPLES,
+    DEATHS_EXAMPLES, DURABLE_EXAMPLES, FAN_OUT_EXAMPLES, NAMED_EXAMPLES, REPLAY_EXAMPLES,
+    RTT_EXAMPLES, SOAK_EXAMPLES, THROUGHPUT_EXAMPLES, TRANSACTION_EXAMPLES,
 };
 use super::queue::{KindArg, PlaneArg};
 use super::{BackendArg, Format};
@@ -25,6 +26,25 @@ pub(crate) enum BenchCommand {
     Durable(DurableArgs),
     /// One consumer through a backlog that lies on the disk only, over raw reading of the same run
     Replay(ReplayArgs),
+    /// What several groups on a durable queue leave of the producer's rate, over that with one group
+    FanOut(FanOutArgs),
+    /// A transaction of two publishes and an acknowledgement, over a plain durable confirmation of the same run
+    Transaction(TransactionArgs),
+    /// A producer with a name, over one without
+    Named(NamedArgs),
+    /// Confirmations at half the maximum rate while segments are used again and cleaned and a stream is replayed
+    Soak(SoakArgs),
+}
+
+/// Where durable queues are measured.
+#[derive(Debug, Args)]
+pub(crate) struct DiskArgs {
+    /// How the journal reaches the disk [default: auto]
+    #[arg(long, value_name = "BACKEND", value_enum)]
+    pub(crate) journal_backend: Option<BackendArg>,
+    /// Folder on the disk to measure; a temporary folder is made in it [default: the folder of temporary files]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) data_dir: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]
@@ -135,12 +155,8 @@ pub(crate) struct DurableArgs {
     /// Another process consumes and acknowledges, and the time from publish to receive is measured as well
     #[arg(long)]
     pub(crate) receive: bool,
-    /// How the journal reaches the disk [default: auto]
-    #[arg(long, value_name = "BACKEND", value_enum)]
-    pub(crate) journal_backend: Option<BackendArg>,
-    /// Folder on the disk to measure; a temporary folder is made in it [default: the folder of temporary files]
-    #[arg(long, value_name = "DIR")]
-    pub(crate) data_dir: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) disk: DiskArgs,
     #[command(flatten)]
     pub(crate) format: Format,
 }
@@ -160,12 +176,95 @@ pub(crate) struct ReplayArgs {
     /// How long that is measured without the replay, once before it and once after it
     #[arg(long, value_name = "DURATION", default_value = "2s", value_parser = parse_run_duration)]
     pub(crate) alone: Duration,
-    /// How the journal reaches the disk [default: auto]
-    #[arg(long, value_name = "BACKEND", value_enum)]
-    pub(crate) journal_backend: Option<BackendArg>,
-    /// Folder on the disk to measure; a temporary folder is made in it [default: the folder of temporary files]
-    #[arg(long, value_name = "DIR")]
-    pub(crate) data_dir: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) disk: DiskArgs,
+    #[command(flatten)]
+    pub(crate) format: Format,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = FAN_OUT_EXAMPLES)]
+pub(crate) struct FanOutArgs {
+    /// Bytes per message, at least 8
+    #[arg(long, value_name = "BYTES", default_value = "256", value_parser = parse_size_u32)]
+    pub(crate) size: u32,
+    /// Messages that are on the way without a confirmation
+    #[arg(long, value_name = "N", default_value_t = 1024, value_parser = clap::value_parser!(u32).range(1..=65_536))]
+    pub(crate) window: u32,
+    /// Groups of the queue that is compared with one of one group
+    #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u32).range(2..=64))]
+    pub(crate) groups: u32,
+    /// Messages that the slowest group may be behind before the producer waits
+    #[arg(long, value_name = "N", default_value_t = 16_384, value_parser = clap::value_parser!(u64).range(1..=1_048_576))]
+    pub(crate) backlog: u64,
+    /// How long the windows and probes of all pairs take together
+    #[arg(long, value_name = "DURATION", default_value = "12s", value_parser = parse_run_duration)]
+    pub(crate) duration: Duration,
+    #[command(flatten)]
+    pub(crate) disk: DiskArgs,
+    #[command(flatten)]
+    pub(crate) format: Format,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = TRANSACTION_EXAMPLES)]
+pub(crate) struct TransactionArgs {
+    /// Bytes per message, at least 8
+    #[arg(long, value_name = "BYTES", default_value = "256", value_parser = parse_size_u32)]
+    pub(crate) size: u32,
+    /// How long the windows and probes of all pairs take together
+    #[arg(long, value_name = "DURATION", default_value = "12s", value_parser = parse_run_duration)]
+    pub(crate) duration: Duration,
+    #[command(flatten)]
+    pub(crate) disk: DiskArgs,
+    #[command(flatten)]
+    pub(crate) format: Format,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = NAMED_EXAMPLES)]
+pub(crate) struct NamedArgs {
+    /// Bytes per message, at least 8
+    #[arg(long, value_name = "BYTES", default_value = "256", value_parser = parse_size_u32)]
+    pub(crate) size: u32,
+    /// Messages that are on the way without a confirmation
+    #[arg(long, value_name = "N", default_value_t = 1024, value_parser = clap::value_parser!(u32).range(1..=65_536))]
+    pub(crate) window: u32,
+    /// How long the windows and probes of all pairs take together
+    #[arg(long, value_name = "DURATION", default_value = "12s", value_parser = parse_run_duration)]
+    pub(crate) duration: Duration,
+    #[command(flatten)]
+    pub(crate) disk: DiskArgs,
+    #[command(flatten)]
+    pub(crate) format: Format,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = SOAK_EXAMPLES)]
+pub(crate) struct SoakArgs {
+    /// Bytes per message, at least 8
+    #[arg(long, value_name = "BYTES", default_value = "256", value_parser = parse_size_u32)]
+    pub(crate) size: u32,
+    /// Messages that are on the way without a confirmation
+    #[arg(long, value_name = "N", default_value_t = 4096, value_parser = clap::value_parser!(u32).range(1..=65_536))]
+    pub(crate) window: u32,
+    /// Consuming processes of the work queue
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=32))]
+    pub(crate) consumers: u32,
+    /// How long it goes on after the maximum rate is known
+    #[arg(long, value_name = "DURATION", default_value = "10m", value_parser = parse_run_duration)]
+    pub(crate) duration: Duration,
+    /// Messages per second [default: half of what is measured first]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) rate: Option<u32>,
+    /// Messages per second that the stream is replayed at [default: as fast as it goes]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) replay_rate: Option<u32>,
+    /// Payload bytes of the stream that is replayed
+    #[arg(long, value_name = "BYTES", default_value = "128MiB", value_parser = parse_size)]
+    pub(crate) stream: u64,
+    #[command(flatten)]
+    pub(crate) disk: DiskArgs,
     #[command(flatten)]
     pub(crate) format: Format,
 }

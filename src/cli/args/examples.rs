@@ -315,6 +315,58 @@ anew, so that nothing of it is in memory, and another process receives, checks a
 are read raw before and after that. With --beside another queue is published to, for a while without the replay, then \
 during it, then without it again.";
 
+pub(super) const FAN_OUT_EXAMPLES: &str = "\
+Examples:
+  ringmain bench fan-out --data-dir /var/tmp
+  ringmain bench fan-out --groups 8 --window 256 --json
+
+A daemon of its own with its journal in a temporary folder, and two durable queues: one with the default group alone, one with \
+--groups. Each group has a consumer process of its own that checks and acknowledges every message. Windows of publishing to the one \
+and to the other alternate; raw durable writes are measured before and after each pair, and pairs whose probes differ by more than 10 % \
+are dropped and counted. The queues hold --backlog messages: the producer waits for a group that is farther behind. The time of a \
+window ends when every group has acknowledged everything, so that the rate is one that all of them keep up with. ratio is the median over the pairs of \
+the rate with all groups over the rate with one. \"oversubscribed\": more busy processes than processors; record such figures, do not \
+compare them.";
+
+pub(super) const TRANSACTION_EXAMPLES: &str = "\
+Examples:
+  ringmain bench transaction --data-dir /var/tmp
+  ringmain bench transaction --size 1KiB --duration 30s --json
+
+A daemon of its own with its journal in a temporary folder. Windows of plain durable publishes, one at a time, alternate with windows of \
+transactions, one at a time: each acknowledges a message of an input queue and publishes two, one to an output queue and one back to the \
+input queue, so that there is always a next one. A time goes from just before the transaction is put together (or the message sent) to the \
+moment at which its confirmation was seen; receiving the input is not part of it. After each window everything that was published is \
+received and checked. ratio is the median over the pairs of the transactions' median over the plain publishes'; raw durable writes are \
+measured before and after each pair, and pairs whose probes differ by more than 10 % are dropped and counted.";
+
+pub(super) const NAMED_EXAMPLES: &str = "\
+Examples:
+  ringmain bench named --data-dir /var/tmp
+  ringmain bench named --window 1 --json
+
+A daemon of its own with its journal in a temporary folder, and two durable queues: one has a producer without a name, the other a \
+producer with one. Windows of publishing to the one and to the other alternate; raw durable writes are measured before and after each pair, \
+and pairs whose probes differ by more than 10 % are dropped and counted. ratio is the median over the pairs of the rate with a name over \
+the rate without. Nobody consumes meanwhile; that each message was stored once and in its place is checked by its confirmation, and the \
+first messages of each window are received and checked after it.";
+
+pub(super) const SOAK_EXAMPLES: &str = "\
+Examples:
+  ringmain bench soak --data-dir /var/tmp
+  ringmain bench soak --duration 2m --rate 20000 --json
+  ringmain bench soak --duration 2m --rate 100000 --replay-rate 100000
+
+A daemon of its own with its journal in a temporary folder. First the maximum rate of a durable work queue is measured for some seconds: \
+--window messages on the way, --consumers processes that check and acknowledge. Then for --duration half of that rate, or --rate, is \
+published, while segments fill, become free and are used again; one more message in a thousand goes to a queue that nobody \
+reads, so that the cleaner has work; and another process reads a stream of --stream bytes from its beginning to its end, again and again, as \
+fast as it goes or at --replay-rate. Every two seconds \
+publishing pauses for 200 ms of raw durable writes to a file beside the journal; the rest goes on. confirm_us is the time from just before \
+a send to its confirmation, scheduled_us from the moment at which the message was due. ratio_p999 is the p99.9 of confirm_us over that of \
+the raw writes, probe_us, of the same minutes. A line a minute is printed on stderr. What room it needs is checked first. \"oversubscribed\": more busy processes than processors; then \
+what is late waits for its turn on a processor, and the figures are to be recorded, not judged.";
+
 pub(super) const REQUEST_EXAMPLES: &str = "\
 Examples:
   echo 17 | ringmain request squares

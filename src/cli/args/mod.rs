@@ -21,7 +21,8 @@ use examples::{
 };
 
 pub(crate) use bench::{
-    BenchCommand, DeathsArgs, DurableArgs, ReplayArgs, RttArgs, ThroughputArgs,
+    BenchCommand, DeathsArgs, DiskArgs, DurableArgs, FanOutArgs, NamedArgs, ReplayArgs, RttArgs,
+    SoakArgs, ThroughputArgs, TransactionArgs,
 };
 pub(crate) use group::{
     GroupCommand, GroupCreateArgs, GroupDeleteArgs, GroupInfoArgs, GroupListArgs, GroupName,

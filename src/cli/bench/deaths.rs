@@ -322,6 +322,13 @@ impl Times {
     fn some(samples: &Samples) -> Option<Self> {
         (samples.count() > 0).then(|| Self::new(samples))
     }
+
+    fn line(&self) -> String {
+        format!(
+            "p50 {:.0} us, p99 {:.0} us, max {:.0} us ({} rounds)",
+            self.p50, self.p99, self.max, self.samples
+        )
+    }
 }
 
 pub(crate) fn run(socket: &Socket, args: &DeathsArgs) -> Outcome {
@@ -472,21 +479,9 @@ impl Bench {
 
     /// Waits for a step of a round.
     fn until(&mut self, otherwise: &str, done: impl Fn(&Board) -> bool) -> Outcome {
-        let start = Instant::now();
-        while !done(&self.board) {
-            signals::check()?;
-            if start.elapsed() > STEP_LIMIT {
-                // A survivor that failed says why.
-                self.survivors.listen(&mut |_, _| {})?;
-                return Err(bad(format_args!(
-                    "{otherwise} within {} s: {:?} messages were sent and received",
-                    STEP_LIMIT.as_secs(),
-                    counts(&self.board)
-                )));
-            }
-            thread::sleep(LOOK);
-        }
-        Ok(())
+        until(&self.board, &mut self.survivors, done, |board| {
+            format!("{otherwise}: {:?} messages were sent and received", counts(board))
+        })
     }
 
     /// Kills these processes; returns the time until a survivor, stopped with these counts, went on.
@@ -516,18 +511,7 @@ impl Bench {
         if side == Side::Send {
             return Ok(());
         }
-        let mut again = Vec::new();
-        let start = Instant::now();
-        while again.len() < held.len() && start.elapsed() < STEP_LIMIT {
-            self.survivors.listen(&mut |_: Member, number| again.push(number))?;
-        }
-        again.sort_unstable();
-        held.sort_unstable();
-        if again == held {
-            Ok(())
-        } else {
-            Err(bad(format_args!("messages {held:?} were held, {again:?} came again")))
-        }
+        came_again(&mut self.survivors, held)
     }
 
     /// Nothing came again, or at all, that should not have.
@@ -535,6 +519,43 @@ impl Bench {
         let mut again = 0;
         self.survivors.listen(&mut |_, _| again += 1)?;
         if again == 0 { Ok(()) } else { Err(bad("a message came again that nobody held")) }
+    }
+}
+
+/// Waits for a step of a round; `otherwise` says what did not happen.
+fn until(
+    board: &Board,
+    others: &mut Crew,
+    done: impl Fn(&Board) -> bool,
+    otherwise: impl Fn(&Board) -> String,
+) -> Outcome {
+    let start = Instant::now();
+    while !done(board) {
+        signals::check()?;
+        if start.elapsed() > STEP_LIMIT {
+            // If another process failed it says why.
+            others.listen(&mut |_, _| {})?;
+            let (limit, what) = (STEP_LIMIT.as_secs(), otherwise(board));
+            return Err(bad(format_args!("within {limit} s {what}")));
+        }
+        thread::sleep(LOOK);
+    }
+    Ok(())
+}
+
+/// Each message that was held came again, once, and nothing else.
+fn came_again(receiver: &mut Crew, held: &mut [u64]) -> Outcome {
+    let mut again = Vec::new();
+    let start = Instant::now();
+    while again.len() < held.len() && start.elapsed() < STEP_LIMIT {
+        receiver.listen(&mut |_: Member, number| again.push(number))?;
+    }
+    again.sort_unstable();
+    held.sort_unstable();
+    if again == held {
+        Ok(())
+    } else {
+        Err(bad(format_args!("messages {held:?} were held, {again:?} came again")))
     }
 }
 
@@ -575,12 +596,6 @@ fn counts(board: &Board) -> [u64; 2] {
 
 fn text(answer: &Answer, all: &Samples) -> String {
     let style = Style::stdout();
-    let line = |times: &Times| {
-        format!(
-            "p50 {:.0} us, p99 {:.0} us, max {:.0} us ({} rounds)",
-            times.p50, times.p99, times.max, times.samples
-        )
-    };
     let mut facts = Facts::default();
     facts.add("queue", format!("mpmc, {} slots, {} waiting", answer.slots, answer.wait));
     facts.add("host", answer.host.line());
@@ -593,14 +608,14 @@ fn text(answer: &Answer, all: &Samples) -> String {
             if answer.with_broker { ", the broker with them" } else { "" }
         ),
     );
-    facts.add("kill to success", style.bold(&line(&answer.kill_to_success_us)));
+    facts.add("kill to success", style.bold(&answer.kill_to_success_us.line()));
     let sides = [
         ("a consumer held", &answer.consumers_killed_us),
         ("a producer held", &answer.producers_killed_us),
     ];
     for (name, times) in sides {
         if let Some(times) = times {
-            facts.add(name, line(times));
+            facts.add(name, times.line());
         }
     }
     facts.add(

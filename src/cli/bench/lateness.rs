@@ -34,16 +34,6 @@ pub(crate) struct PackedLateness {
     age: Packed,
 }
 
-/// What is printed of it, in microseconds.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
-pub(crate) struct Microseconds {
-    pub(crate) p50: f64,
-    pub(crate) p99: f64,
-    pub(crate) p999: f64,
-    pub(crate) max: f64,
-    pub(crate) samples: u64,
-}
-
 impl Lateness {
     pub(crate) fn new() -> Self {
         Self { latency: Samples::new(), age: Samples::new() }
@@ -74,20 +64,6 @@ impl Lateness {
             sum.age.add(&one.age.unpack());
         }
         (sum.latency.percentiles(), sum.age.percentiles())
-    }
-}
-
-impl From<Percentiles> for Microseconds {
-    #[allow(clippy::cast_precision_loss)] // times
-    fn from(of: Percentiles) -> Self {
-        let us = |ns: u64| ns as f64 / 1e3;
-        Self {
-            p50: us(of.p50),
-            p99: us(of.p99),
-            p999: us(of.p999),
-            max: us(of.max),
-            samples: of.samples,
-        }
     }
 }
 

@@ -97,7 +97,7 @@ pub(crate) struct Tally {
 
 impl Tally {
     #[inline]
-    fn add(&mut self, number: u64, alone: bool) {
+    pub(crate) fn add(&mut self, number: u64, alone: bool) {
         self.received += 1;
         self.sums[0] = self.sums[0].wrapping_add(number);
         self.sums[1] = self.sums[1].wrapping_add(mix(number));
@@ -133,7 +133,7 @@ pub(crate) fn word_of(stamp: u64, index: usize) -> u64 {
 
 /// Writes a message whose every word depends on its producer and number.
 #[inline]
-fn fill(message: &mut [u8], stamp: u64) {
+pub(crate) fn fill(message: &mut [u8], stamp: u64) {
     let mut step = 0u64;
     let mut words = message.chunks_exact_mut(8);
     for word in &mut words {
@@ -149,7 +149,7 @@ fn fill(message: &mut [u8], stamp: u64) {
 
 /// The stamp of a message, if every word belongs to it.
 #[inline]
-fn verify(message: &[u8]) -> Option<u64> {
+pub(crate) fn verify(message: &[u8]) -> Option<u64> {
     let stamp = u64::from_le_bytes(*message.first_chunk()?);
     let (mut step, mut difference) = (0u64, 0u64);
     let words = message.chunks_exact(8);

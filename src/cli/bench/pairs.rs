@@ -1,11 +1,54 @@
-//! What interleaved windows say: pairs of a ring window and the floor probes before and after it.
+//! What interleaved windows say: pairs of what is measured and the probes before and after it.
 
 use serde::Serialize;
 
 use crate::cli::statistics::median;
 
-/// Two floor probes that differ by more than this share were taken on differently placed cores.
-const FLOOR_DRIFT_MAX: f64 = 0.10;
+/// Two probes that differ by more than this share were taken on differently placed cores, or on a disk in different moods.
+const DRIFT_MAX: f64 = 0.10;
+
+/// Whether the probes before and after a window are alike. A probe without a sample says nothing.
+fn agree(before: f64, after: f64) -> bool {
+    let (low, high) = (before.min(after), before.max(after));
+    low > 0.0 && high - low <= DRIFT_MAX * low
+}
+
+/// A window, or two that are compared, between two probes of the disk; medians in nanoseconds.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Between {
+    pub(crate) before: Option<u64>,
+    pub(crate) after: Option<u64>,
+    /// What is to be judged of the pair, if it can be told.
+    pub(crate) ratio: Option<f64>,
+}
+
+impl Between {
+    #[allow(clippy::cast_precision_loss)] // nanoseconds
+    pub(crate) fn steady(&self) -> bool {
+        let ends = self.before.zip(self.after);
+        self.ratio.is_some()
+            && ends.is_some_and(|(before, after)| agree(before as f64, after as f64))
+    }
+}
+
+/// The verdict over pairs between probes of the disk.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub(crate) struct Judged {
+    /// Median. On a disk that is never steady it is worth knowing all the same: if no pair was kept, it is over all.
+    pub(crate) ratio: Option<f64>,
+    pub(crate) pairs_kept: usize,
+    pub(crate) pairs_dropped: usize,
+}
+
+impl Judged {
+    pub(crate) fn of(pairs: &[Between]) -> Self {
+        let kept: Vec<&Between> = pairs.iter().filter(|pair| pair.steady()).collect();
+        let (pairs_kept, pairs_dropped) = (kept.len(), pairs.len() - kept.len());
+        let judged = if kept.is_empty() { pairs.iter().collect() } else { kept };
+        let mut ratios: Vec<f64> = judged.into_iter().filter_map(|pair| pair.ratio).collect();
+        Self { ratio: median(&mut ratios), pairs_kept, pairs_dropped }
+    }
+}
 
 /// Medians of the windows of one pair, in nanoseconds, interpolated between the ticks of the clock.
 #[derive(Debug, Clone, Copy, Default)]
@@ -46,10 +89,7 @@ pub(crate) fn judge(pairs: &[Pair]) -> Verdict {
 
 impl Pair {
     fn steady(&self) -> bool {
-        let low = self.floor_before.min(self.floor_after);
-        let high = self.floor_before.max(self.floor_after);
-        // A window without a sample says nothing.
-        low > 0.0 && self.ring > 0.0 && high - low <= FLOOR_DRIFT_MAX * low
+        self.ring > 0.0 && agree(self.floor_before, self.floor_after)
     }
 }
 
@@ -88,5 +128,19 @@ mod tests {
     fn nothing_kept_is_no_ratio() {
         assert_eq!(judge(&[]).ratio_p50, None);
         assert_eq!(judge(&[pair(100, 1, 200)]).ratio_p50, None);
+    }
+
+    #[test]
+    fn pairs_on_a_disk_that_changed_are_told_apart() {
+        let pair =
+            |before, ratio, after| Between { before: Some(before), ratio, after: Some(after) };
+        assert!(pair(100, Some(1.0), 110).steady());
+        assert!(!pair(100, Some(1.0), 111).steady());
+        assert!(!pair(100, None, 100).steady());
+        assert!(!Between { before: None, ..pair(100, Some(1.0), 100) }.steady());
+        let judged = Judged::of(&[pair(100, Some(1.0), 100), pair(100, Some(9.0), 200)]);
+        assert_eq!((judged.ratio, judged.pairs_kept, judged.pairs_dropped), (Some(1.0), 1, 1));
+        let judged = Judged::of(&[pair(100, Some(9.0), 200)]);
+        assert_eq!((judged.ratio, judged.pairs_kept, judged.pairs_dropped), (Some(9.0), 0, 1));
     }
 }

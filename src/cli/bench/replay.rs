@@ -7,17 +7,13 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use ringmain::disk::Buffer;
-use ringmain_client::raw::protocol::{Kind, Plane, QueueSpec};
+use ringmain_client::raw::protocol::Kind;
 use ringmain_client::raw::sys::clock::monotonic_ns;
-use ringmain_client::{
-    AckError, BrokeredProducer, Client, ConfirmError, ConsumerOptions, Delivery, ProducerOptions,
-    ReceiveError, SendError, affinity,
-};
+use ringmain_client::{Client, ConsumerOptions, Delivery, affinity};
 use serde::{Deserialize, Serialize};
 
-use super::durable::placement::Placement;
-use super::durable::publish::Load;
-use super::durable::{Microseconds, file_system};
+use super::brokered::publish::{Content, Flow, Load};
+use super::brokered::{LIMIT, check_numbered, consume, durable, file_system, refuse_socket, shape};
 use super::queues::Shape;
 use crate::cli::Socket;
 use crate::cli::args::ReplayArgs;
@@ -28,14 +24,11 @@ use crate::cli::host::Host;
 use crate::cli::output::{Facts, Progress, Style, print, print_json};
 use crate::cli::private::{PrivateBroker, Storage};
 use crate::cli::signals;
-use crate::cli::statistics::Samples;
+use crate::cli::statistics::Microseconds;
 use crate::cli::units;
 
-/// The number of the message is in front of each.
-const SIZE_MIN: u32 = 8;
-
 /// Messages on the way while the backlog is made.
-const WINDOW: usize = 4096;
+const WINDOW: u32 = 4096;
 
 /// Raw reads have this many bytes.
 const RAW_READ_BYTES: usize = 1 << 20;
@@ -45,9 +38,6 @@ const SLICE: Duration = Duration::from_millis(250);
 
 /// Messages that the consumer has at a time: the most that the lease table allows when there are to be more entries than credit.
 const CREDIT: u32 = 2048;
-
-/// Without a message or a confirmation for this long something is wrong.
-const LIMIT: Duration = Duration::from_secs(30);
 
 /// For the consuming process.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -121,21 +111,13 @@ struct Answer {
 }
 
 pub(crate) fn run(socket: &Socket, args: &ReplayArgs) -> Outcome {
-    if socket.given().is_some() {
-        return Err(Failure::usage(
-            "bench replay kills its daemon to empty its memory: it works on a private one; leave out --socket",
-        ));
-    }
-    if args.size < SIZE_MIN {
-        return Err(Failure::usage(
-            "bench replay needs messages of at least 8 bytes: their number is in them",
-        ));
-    }
+    refuse_socket(socket, "bench replay", "kills its daemon to empty its memory")?;
+    check_numbered(args.size)?;
     let messages = args.backlog / u64::from(args.size);
     if messages == 0 {
         return Err(Failure::usage("--backlog is smaller than one message"));
     }
-    let shape = Shape::new(Kind::Spsc, 8192, None, args.size)?;
+    let shape = shape(Kind::Spsc, args.size, WINDOW)?;
     signals::catch()?;
     let answer = measure(args, messages, &shape)?;
     if args.format.json { print_json(&answer) } else { print(&answer.text(Style::stdout())) }
@@ -146,17 +128,22 @@ fn measure(args: &ReplayArgs, messages: u64, shape: &Shape) -> Outcome<Answer> {
     let mut progress = Progress::new();
     let cpus = Cpus::choose();
     let storage = Storage {
-        parent: args.data_dir.clone(),
-        backend: args.journal_backend,
+        parent: args.disk.data_dir.clone(),
+        backend: args.disk.journal_backend,
         arguments: cpus
             .map_or_else(Vec::new, |cpus| vec!["--shard-cpu".to_string(), cpus.shard.to_string()]),
     };
     let mut broker = PrivateBroker::durable(&storage)?;
-    let spec = QueueSpec { plane: Some(Plane::Brokered), durable: true, ..shape.spec() };
+    let spec = durable(shape);
     let client = broker.connect()?;
     client.create_queue("backlog", spec.clone())?;
     client.create_queue("beside", spec)?;
-    publish(&client, messages, args.size, &mut progress)?;
+    let numbered = |queue: &str, client: &Client, window| {
+        Load::attach(client, &[queue.to_string()], None, Content::Numbered, args.size, window)
+    };
+    numbered("backlog", &client, WINDOW)?.fill(messages, |number| {
+        progress.show(|| format!("publishing {number} of {messages}"));
+    })?;
     drop(client);
     progress.show(|| "starting the daemon anew".to_string());
     broker.kill_all()?;
@@ -169,15 +156,12 @@ fn measure(args: &ReplayArgs, messages: u64, shape: &Shape) -> Outcome<Answer> {
     let client = broker.connect()?;
     let mut load = match args.beside {
         0 => None,
-        window => Some(Load::attach(&client, &["beside".to_string()], args.size, window)?),
+        window => Some(numbered("beside", &client, window)?),
     };
-    let (mut alone, mut beside) = (Produced::default(), Produced::default());
+    let (mut alone, mut beside) = (Flow::new(), Flow::new());
     if let Some(load) = &mut load {
-        load.run(SLICE, &mut Placement::new(None), &mut Samples::new())?;
-        let until = Instant::now() + args.alone;
-        while Instant::now() < until {
-            alone.add(load)?;
-        }
+        load.run(SLICE)?;
+        publish_alone(load, args.alone, &mut alone)?;
     }
     let task = Task {
         socket: broker.socket().to_path_buf(),
@@ -189,14 +173,11 @@ fn measure(args: &ReplayArgs, messages: u64, shape: &Shape) -> Outcome<Answer> {
     let (mut crew, member) = start(task)?;
     crew.order_all(Order::Go)?;
     let replayed = wait(&mut crew, member, messages, &mut progress, || match &mut load {
-        Some(load) => beside.add(load),
+        Some(load) => load.run(SLICE).map(|flow| beside.add(&flow)),
         None => Ok(()),
     })?;
     if let Some(load) = &mut load {
-        let until = Instant::now() + args.alone;
-        while Instant::now() < until {
-            alone.add(load)?;
-        }
+        publish_alone(load, args.alone, &mut alone)?;
     }
     progress.clear();
     drop(load);
@@ -228,63 +209,14 @@ fn measure(args: &ReplayArgs, messages: u64, shape: &Shape) -> Outcome<Answer> {
     })
 }
 
-/// Confirmed publishes of some windows.
-#[derive(Debug)]
-struct Produced {
-    samples: Samples,
-    nanoseconds: u64,
-}
-
-impl Default for Produced {
-    fn default() -> Self {
-        Self { samples: Samples::new(), nanoseconds: 0 }
-    }
-}
-
-impl Produced {
-    fn add(&mut self, load: &mut Load) -> Outcome {
+/// Publishes for so long while nobody replays.
+fn publish_alone(load: &mut Load, duration: Duration, alone: &mut Flow) -> Outcome {
+    let until = Instant::now() + duration;
+    while Instant::now() < until {
         signals::check()?;
-        load.reset_totals();
-        load.run(SLICE, &mut Placement::new(None), &mut self.samples)?;
-        self.nanoseconds += load.totals().nanoseconds;
-        Ok(())
+        alone.add(&load.run(SLICE)?);
     }
-
-    #[allow(clippy::cast_precision_loss)] // a rate
-    fn rate(&self) -> f64 {
-        self.samples.count() as f64 / (self.nanoseconds.max(1) as f64 / 1e9)
-    }
-}
-
-/// Fills the queue with numbered messages, and waits for the last confirmation.
-fn publish(client: &Client, messages: u64, size: u32, progress: &mut Progress) -> Outcome {
-    let options = ProducerOptions::default().window(WINDOW);
-    let mut producer = client.brokered_producer("backlog", options)?;
-    let mut payload = vec![0; size as usize];
-    for number in 0..messages {
-        payload[..8].copy_from_slice(&number.to_le_bytes());
-        send(&mut producer, &payload)?;
-        if number % 65_536 == 0 {
-            signals::check()?;
-            progress.show(|| format!("publishing {} of {messages}", number));
-        }
-    }
-    producer.wait_all_timeout(LIMIT).map_err(unconfirmed)
-}
-
-fn send(producer: &mut BrokeredProducer, payload: &[u8]) -> Outcome {
-    match producer.try_send(payload) {
-        Ok(_) => Ok(()),
-        Err(SendError::Full) => {
-            let sent = producer.send_timeout(payload, LIMIT);
-            sent.map(|_| ()).map_err(|error| Failure::send("backlog", &error))
-        }
-        Err(error) => Err(Failure::send("backlog", &error)),
-    }
-}
-
-fn unconfirmed(error: ConfirmError) -> Failure {
-    Failure::new(Exit::Io, format_args!("queue backlog: {error}"))
+    Ok(())
 }
 
 /// Reads as many bytes of the segments as the backlog has, oldest first; bytes per second.
@@ -353,37 +285,21 @@ pub(crate) fn replay(task: &Task, parent: &Parent) -> Outcome<Replayed> {
     let mut consumer = client
         .brokered_consumer(&task.queue, ConsumerOptions::default().credit(CREDIT))
         .map_err(|error| Failure::queue(&task.queue, error))?;
-    let failed = |error: AckError| Failure::internal(format_args!("cannot acknowledge: {error}"));
     let mut delivery = Delivery::default();
     for number in 0..task.messages {
-        match consumer.receive_into(&mut delivery, Some(LIMIT)) {
-            Ok(()) => {}
-            Err(ReceiveError::Timeout | ReceiveError::Empty) => {
-                return Err(Failure::new(
-                    Exit::Io,
-                    format_args!("message {} of {} did not come", number + 1, task.messages),
-                ));
-            }
-            Err(error) => return Err(Failure::receive(&task.queue, &error)),
+        consume::next(&mut consumer, &mut delivery)?;
+        if consume::check(&task.queue, &delivery, task.size)? != number {
+            return Err(Failure::new(
+                Exit::Data,
+                format_args!("message {} did not come in its turn", number + 1),
+            ));
         }
-        let payload = delivery.payload();
-        let found = payload.first_chunk().map(|bytes| u64::from_le_bytes(*bytes));
-        if found != Some(number)
-            || payload.len() != task.size as usize
-            || payload[8..].iter().any(|byte| *byte != 0)
-            || delivery.sequence() != number + 1
-        {
-            return Err(Failure::internal(format_args!(
-                "message {} is not what was published",
-                number + 1
-            )));
-        }
-        consumer.ack(&delivery).map_err(failed)?;
+        consumer.ack(&delivery).map_err(consume::unacknowledged)?;
         if number % 262_144 == 0 {
             parent.progress(number);
         }
     }
-    consumer.flush(LIMIT).map_err(failed)?;
+    consumer.flush(LIMIT).map_err(consume::unacknowledged)?;
     Ok(Replayed { nanoseconds: monotonic_ns() - start_ns })
 }
 

@@ -3,7 +3,7 @@
 use ringmain_client::raw::protocol::Kind;
 use serde::Serialize;
 
-use super::lateness::{self, Lateness, Microseconds};
+use super::lateness::{self, Lateness};
 use super::load::{ConsumeTask, Consumed, ProduceTask, Produced, SIZE_MIN, Tally};
 use super::queues::{Place, Shape};
 use crate::cli::Socket;
@@ -14,6 +14,7 @@ use crate::cli::helper::{Order, Task};
 use crate::cli::host::{self, Host};
 use crate::cli::output::{Facts, Progress, Style, print, print_json};
 use crate::cli::signals;
+use crate::cli::statistics::Microseconds;
 use crate::cli::units;
 
 /// What is measured.

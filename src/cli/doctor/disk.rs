@@ -6,7 +6,7 @@ use ringmain::disk::{self, Backend, DiskReport, Latency};
 use serde::Serialize;
 
 use super::Mode;
-use crate::cli::bench::durable::file_system;
+use crate::cli::bench::brokered::file_system;
 use crate::cli::output::Facts;
 use crate::cli::units;
 

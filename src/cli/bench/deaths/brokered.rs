@@ -10,20 +10,19 @@ use ringmain_client::raw::sys::clock::monotonic_ns;
 use ringmain_client::{BrokeredProducer, Client, ConsumerOptions, DeliverySpec, ProducerOptions};
 use serde::{Deserialize, Serialize};
 
-use super::super::durable::file_system;
 use super::{
-    ASLEEP, BROKER_LIFE, Board, Field, LOOK, SIZE, STEP_LIMIT, Side, Times, bad, kill_all,
-    number_in, wait_for_another, wait_for_the_end,
+    ASLEEP, BROKER_LIFE, Board, Field, LOOK, SIZE, STEP_LIMIT, Side, Times, bad, came_again,
+    kill_all, number_in, until, wait_for_another, wait_for_the_end,
 };
 use crate::cli::args::DeathsArgs;
+use crate::cli::bench::brokered::file_system;
 use crate::cli::bench::queues::Shape;
-use crate::cli::crew::{Crew, Member};
+use crate::cli::crew::Crew;
 use crate::cli::exit::{Failure, Outcome};
 use crate::cli::helper::{Order, Parent, Task};
 use crate::cli::host::Host;
 use crate::cli::output::{Facts, Progress, Style, bar, print, print_json};
 use crate::cli::private::{PrivateBroker, Storage};
-use crate::cli::signals;
 use crate::cli::statistics::{Samples, curve};
 use crate::cli::units;
 
@@ -262,7 +261,7 @@ impl Bench {
         let nanos = self.board.get(HEIR, Field::Success).saturating_sub(start_ns);
         self.board.set(HEIR, Field::Pause, 1);
         self.until("nobody detached", |board| board.get(HEIR, Field::Paused) == 1)?;
-        self.verify(&mut held)?;
+        came_again(&mut self.heir, &mut held)?;
         if let Some(broker) = broker {
             wait_for_another(&self.client, broker)?;
         }
@@ -271,39 +270,12 @@ impl Bench {
 
     /// Waits for a step of a round.
     fn until(&mut self, otherwise: &str, done: impl Fn(&Board) -> bool) -> Outcome {
-        let start = Instant::now();
-        while !done(&self.board) {
-            signals::check()?;
-            if start.elapsed() > STEP_LIMIT {
-                // If the other process failed it says why.
-                self.heir.listen(&mut |_, _| {})?;
-                return Err(bad(format_args!("{otherwise} within {} s", STEP_LIMIT.as_secs())));
-            }
-            thread::sleep(LOOK);
-        }
-        Ok(())
-    }
-
-    /// Each message that was held came again, once, and nothing else.
-    fn verify(&mut self, held: &mut [u64]) -> Outcome {
-        let mut again = Vec::new();
-        let start = Instant::now();
-        while again.len() < held.len() && start.elapsed() < STEP_LIMIT {
-            self.heir.listen(&mut |_: Member, number| again.push(number))?;
-        }
-        again.sort_unstable();
-        held.sort_unstable();
-        if again == held {
-            Ok(())
-        } else {
-            Err(bad(format_args!("messages {held:?} were held, {again:?} came again")))
-        }
+        until(&self.board, &mut self.heir, done, |_| otherwise.to_string())
     }
 }
 
 fn text(answer: &Answer, samples: &Samples) -> String {
     let style = Style::stdout();
-    let times = &answer.kill_to_success_us;
     let mut facts = Facts::default();
     let what = if answer.durable { "durable" } else { "brokered, in memory" };
     facts.add("queue", format!("{what}, {} waiting", answer.wait));
@@ -320,11 +292,7 @@ fn text(answer: &Answer, samples: &Samples) -> String {
             if answer.with_broker { ", the broker with them" } else { "" }
         ),
     );
-    let line = format!(
-        "p50 {:.0} us, p99 {:.0} us, max {:.0} us ({} rounds)",
-        times.p50, times.p99, times.max, times.samples
-    );
-    facts.add("kill to receipt", style.bold(&line));
+    facts.add("kill to receipt", style.bold(&answer.kill_to_success_us.line()));
     facts.add(
         "verified",
         format!("{} messages came again once and marked", units::count(answer.redelivered)),

@@ -1,35 +1,30 @@
 //! `ringmain bench durable`: confirmed publishes, next to raw durable writes and bare futex wakes of the same run.
 
 mod answer;
-mod place;
-pub(super) mod placement;
-mod probe;
-pub(super) mod publish;
-pub(crate) mod receive;
+mod placement;
 
 use std::time::Duration;
 
-use ringmain_client::raw::layout::Geometry;
-use ringmain_client::raw::protocol::{Kind, Plane, QueueSpec};
+use ringmain_client::raw::protocol::Kind;
 
+use super::brokered::conditions::Conditions;
+use super::brokered::consume::{self, Consumers};
+use super::brokered::place::DurablePlace;
+use super::brokered::probe::RawWriter;
+use super::brokered::publish::{Content, Flow, Load};
+use super::brokered::{batch_bytes, durable, shape};
 use super::pair::{Medium, Window};
+use super::pairs::Between;
 use super::queues::Shape;
 use super::rtt;
 use crate::cli::Socket;
 use crate::cli::args::{BackendArg, DurableArgs};
-use crate::cli::crew::{Crew, Member};
 use crate::cli::exit::{Failure, Outcome};
-use crate::cli::helper::{Order, Task};
 use crate::cli::output::{Progress, Style, print, print_json};
 use crate::cli::signals;
-use crate::cli::statistics::{Packed, Samples};
-pub(crate) use answer::Microseconds;
-use answer::{Answer, Pair};
-use place::DurablePlace;
-pub(crate) use place::file_system;
+use crate::cli::statistics::Samples;
+use answer::Answer;
 use placement::{Lie, Placement};
-use probe::RawWriter;
-use publish::Load;
 
 /// At least this many windows of publishing, each between two probes.
 const PAIRS_MIN: u64 = 15;
@@ -45,14 +40,6 @@ const WAKE_DURATION: Duration = Duration::from_millis(100);
 
 /// Nobody consumes: so much may lie in the journal before it is discarded.
 const UNREAD_BYTES_MAX: u64 = 256 << 20;
-
-/// What the journal puts around each message, and around each batch, in bytes: enough to know how many blocks a batch
-/// takes.
-const RECORD_OVERHEAD_BYTES: u64 = 64;
-const BATCH_OVERHEAD_BYTES: u64 = 256;
-
-/// Batches do not grow beyond this while they can be written in several.
-const BATCH_BYTES_MAX: u64 = 256 << 10;
 
 /// A measurement that can be made.
 #[derive(Debug)]
@@ -70,22 +57,12 @@ impl Config {
         if args.receive && args.queues > 1 {
             return Err(Failure::usage("--receive measures one queue; leave out --queues"));
         }
-        if args.receive && args.size < receive::SIZE_MIN {
+        if args.receive && args.size < consume::SIZE_MIN {
             return Err(Failure::usage(
                 "--receive needs messages of at least 8 bytes: the time is in them",
             ));
         }
-        let most = ringmain::shard::start::message_bytes_max(true, None);
-        if u64::from(args.size) > most {
-            return Err(Failure::usage(format_args!(
-                "--size {}: the journal takes messages of at most {most} bytes",
-                args.size
-            )));
-        }
-        // Room for those that are confirmed and not yet told, beside the window.
-        let slots = args.window.saturating_mul(2).next_power_of_two().max(64);
-        let slots = slots.max(slots_for_quarter(args.size));
-        let shape = Shape::new(Kind::Spsc, slots, None, args.size)?;
+        let shape = shape(Kind::Spsc, args.size, args.window)?;
         Ok(Self {
             size: args.size,
             window: args.window,
@@ -95,37 +72,30 @@ impl Config {
             shape,
         })
     }
-
-    fn spec(&self) -> QueueSpec {
-        QueueSpec { plane: Some(Plane::Brokered), durable: true, ..self.shape.spec() }
-    }
-
-    /// Bytes that the journal writes at once when everything that is on the way goes into one batch, or into full ones.
-    fn batch_bytes(&self) -> u64 {
-        let messages = u64::from(self.window) * u64::from(self.queues);
-        let record = u64::from(self.size) + RECORD_OVERHEAD_BYTES;
-        let all = messages.saturating_mul(record) + BATCH_OVERHEAD_BYTES;
-        // Two are in flight: while one is written the other half gathers.
-        let one = if messages > 1 { all / 2 } else { all };
-        one.max(record + BATCH_OVERHEAD_BYTES)
-            .min(BATCH_BYTES_MAX.max(record + BATCH_OVERHEAD_BYTES))
-            .next_multiple_of(ringmain::disk::BLOCK_BYTES as u64)
-    }
-}
-
-/// A message may take a quarter of a ring.
-fn slots_for_quarter(size: u32) -> u32 {
-    let most = u64::from(Geometry::SLOT_SIZE_MAX);
-    let slots = (u64::from(size) + 16).div_ceil(most) * 4;
-    u32::try_from(slots.next_power_of_two()).unwrap_or(u32::MAX)
 }
 
 pub(crate) fn run(socket: &Socket, args: &DurableArgs) -> Outcome {
     let config = Config::new(args)?;
     signals::catch()?;
-    let mut place = DurablePlace::new(socket, args, config.queues)?;
-    let answer = measure(&mut place, &config, args.journal_backend, &mut Progress::new())?;
+    let mut place = place(socket, args)?;
+    let answer = measure(&mut place, &config, args.disk.journal_backend, &mut Progress::new())?;
     if args.format.json { print_json(&answer) } else { print(&answer.text(Style::stdout())) }
+}
+
+fn place(socket: &Socket, args: &DurableArgs) -> Outcome<DurablePlace> {
+    match (socket.given(), &args.disk.data_dir) {
+        (None, _) => {
+            let more = |number: u32| (number + 64).to_string();
+            let (queues, handles) = (more(args.queues), more(2 * args.queues));
+            let limits = ["--limit-queues", &queues, "--limit-handles", &handles];
+            DurablePlace::private(&args.disk, &limits)
+        }
+        (Some(path), Some(data)) => DurablePlace::running(path, data),
+        (Some(_), None) => Err(Failure::usage(
+            "with --socket, --data-dir names a folder on the disk of that daemon's journal: raw writes are \
+             measured there",
+        )),
+    }
 }
 
 /// Windows of everything in turn.
@@ -135,42 +105,47 @@ fn measure(
     backend: Option<BackendArg>,
     progress: &mut Progress,
 ) -> Outcome<Answer> {
-    let queues = place.make(config.queues, &config.spec())?;
-    let mut receiver = config.receive.then(|| start_receiver(place, &queues[0])).transpose()?;
-    let mut raw = RawWriter::open(place, backend, config.batch_bytes())?;
-    let mut load = Load::attach(place.client(), &queues, config.size, config.window)?;
+    let spec = durable(&config.shape);
+    let make = |number| place.make(&format!("durable-{number}"), &spec);
+    let queues: Vec<String> = (0..config.queues).map(make).collect::<Outcome<_>>()?;
+    let (size, window) = (config.size, config.window);
+    let mut receiver =
+        config.receive.then(|| start_receiver(place, &queues[0], size)).transpose()?;
+    let bytes = batch_bytes(size, u64::from(window) * u64::from(config.queues));
+    let mut raw = RawWriter::open(place, backend, bytes)?;
+    let mut load = Load::attach(place.client(), &queues, None, Content::Timed, size, window)?;
     let total = u64::try_from(config.duration.as_nanos()).unwrap_or(u64::MAX);
     let each = u64::try_from(PAIR_DURATION.as_nanos()).unwrap_or(u64::MAX);
     let count = (total / each).max(PAIRS_MIN);
     let slice = |percent: u64| Duration::from_nanos(total / count * percent / 100);
-    let (mut pairs, mut confirm, mut probe) = (Vec::new(), Samples::new(), Samples::new());
+    let (mut pairs, mut flow, mut probe) = (Vec::new(), Flow::new(), Samples::new());
     let (mut wake, mut purged) = (Samples::new(), 0);
     let mut placement = Placement::new(place.shard_stat());
     // Files are laid out and caches warm before anything counts.
     raw.sample(slice(20), &mut Samples::new())?;
-    load.run(slice(20), &mut placement, &mut Samples::new())?;
+    load.run_watched(slice(20), |now_ns| placement.look(now_ns))?;
     placement.forget();
     let sleeps_before = place.shard_sleeps();
-    load.reset_totals();
     let mut before = raw.sample(slice(35), &mut probe)?;
     for number in 0..usize::try_from(count).unwrap_or(usize::MAX) {
         signals::check()?;
         progress.show(|| format!("pair {} of {count}", number + 1));
-        let confirmed = load.run(slice(65), &mut placement, &mut confirm)?;
-        let unread = (load.totals().messages - purged).saturating_mul(u64::from(config.size) + 64);
+        let window = load.run_watched(slice(65), |now_ns| placement.look(now_ns))?;
+        flow.add(&window);
+        let unread = (flow.messages() - purged).saturating_mul(u64::from(config.size) + 64);
         if !config.receive && unread >= UNREAD_BYTES_MAX {
             // What nobody consumes would fill the disk.
-            place.purge(&queues)?;
-            purged = load.totals().messages;
+            queues.iter().try_for_each(|queue| place.purge(queue))?;
+            purged = flow.messages();
         }
         if number % PAIRS_PER_WAKE == PAIRS_PER_WAKE - 1 {
             wake.add(&bare_wakes(placement.most_frequent())?);
         }
         let after = raw.sample(slice(35), &mut probe)?;
-        pairs.push(Pair { before, confirmed, after });
+        let ratio = over_probes(before, &window, after);
+        pairs.push(Between { before, after, ratio });
         before = after;
     }
-    let totals = load.totals();
     let raw_bytes_per_s = raw.bytes_per_s(slice(100).max(Duration::from_millis(200)))?;
     let shard_sleeps =
         place.shard_sleeps().zip(sleeps_before).map(|(after, before)| after - before);
@@ -180,19 +155,15 @@ fn measure(
         size: config.size,
         window: config.window,
         queues: config.queues,
-        totals,
-        confirm: &confirm,
+        flow: &flow,
         probe: &probe,
-        probe_bytes: config.batch_bytes(),
         raw_bytes_per_s,
         pairs: &pairs,
         wake: &wake,
         placements: placement.seen(),
         received: received.as_ref(),
         shard_sleeps,
-        journal: raw.description(),
-        chosen: place.chosen(),
-        file_system: place.file_system(),
+        conditions: Conditions::new(place, &raw, &probe),
     }))
 }
 
@@ -206,38 +177,40 @@ fn bare_wakes(lie: Option<Lie>) -> Outcome<Samples> {
     Ok(found.map_or_else(Samples::new, |(_, packed)| packed.unpack()))
 }
 
-fn start_receiver(place: &DurablePlace, queue: &str) -> Outcome<(Crew, Member)> {
-    let mut crew = Crew::new();
-    let task = receive::Task { socket: place.socket().to_path_buf(), queue: queue.to_string() };
-    let member = crew.start("receiving", &Task::Receive(task), &[])?;
-    crew.wait_ready()?;
-    crew.order_all(Order::Go)?;
-    Ok((crew, member))
+/// Confirm over probe, in medians.
+#[allow(clippy::cast_precision_loss)] // nanoseconds
+fn over_probes(before: Option<u64>, window: &Flow, after: Option<u64>) -> Option<f64> {
+    let probe = f64::midpoint(before? as f64, after? as f64);
+    Some(window.median()? as f64 / probe.max(1.0))
 }
 
-fn finish_receiver((crew, member): &mut (Crew, Member)) -> Outcome<Samples> {
-    crew.order(&[*member], Order::Stop)?;
-    let packed = crew.results::<Packed>(&[*member], |_, _| {})?.pop();
-    Ok(packed.ok_or_else(|| Failure::internal("no result"))?.unpack())
+fn start_receiver(place: &DurablePlace, queue: &str, size: u32) -> Outcome<Consumers> {
+    let task = consume::Task {
+        socket: place.socket().to_path_buf(),
+        queue: queue.to_string(),
+        group: String::new(),
+        content: Content::Timed,
+        size,
+        alone: true,
+    };
+    Consumers::start([task])
+}
+
+fn finish_receiver(receiver: &mut Consumers) -> Outcome<Samples> {
+    let consumed = receiver.finish()?.pop();
+    Ok(consumed.ok_or_else(|| Failure::internal("no result"))?.age.unpack())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn config(size: u32, window: u32, queues: u32) -> Config {
-        let shape = Shape::new(Kind::Spsc, 64, None, 64).unwrap();
-        let duration = Duration::from_secs(1);
-        Config { size, window, queues, duration, receive: false, shape }
-    }
-
     #[test]
-    fn the_probe_writes_what_the_journal_writes() {
-        let bytes = |size, window, queues| config(size, window, queues).batch_bytes();
-        assert_eq!(bytes(256, 1, 1), 4096);
-        assert_eq!(bytes(4096, 1, 1), 8192);
-        assert_eq!(bytes(256, 1, 100), 4 * 4096);
-        assert_eq!(bytes(256, 4096, 1), BATCH_BYTES_MAX);
-        assert_eq!(bytes(1 << 20, 1, 1), (1 << 20) + 4096);
+    fn a_window_is_judged_over_the_probes_around_it() {
+        let mut window = Flow::new();
+        assert_eq!(over_probes(Some(100), &window, Some(110)), None);
+        window.samples.record(126);
+        assert!((over_probes(Some(100), &window, Some(110)).unwrap() - 1.2).abs() < 1e-9);
+        assert_eq!(over_probes(None, &window, Some(110)), None);
     }
 }

@@ -31,7 +31,7 @@ pub(super) struct Seen {
 
 /// Looks at both threads now and then.
 #[derive(Debug)]
-pub(in crate::cli::bench) struct Placement {
+pub(super) struct Placement {
     /// `stat` of the shard's thread, if it may be read.
     shard: Option<File>,
     due_ns: u64,
@@ -41,7 +41,7 @@ pub(in crate::cli::bench) struct Placement {
 }
 
 impl Placement {
-    pub(in crate::cli::bench) fn new(shard: Option<File>) -> Self {
+    pub(super) fn new(shard: Option<File>) -> Self {
         Self { shard, due_ns: 0, recent: BTreeMap::new(), all: BTreeMap::new() }
     }
 

@@ -13,14 +13,13 @@ use serde::Serialize;
 
 use super::flow::Check;
 use super::records::{Multiset, Records, Source, fingerprint};
-use crate::cli::bench::durable::Microseconds;
 use crate::cli::crew::{Crew, Member};
 use crate::cli::exit::{Exit, Failure, Outcome};
 use crate::cli::helper::{Order, Task};
 use crate::cli::host;
 use crate::cli::output::{Progress, bar};
 use crate::cli::private::{PrivateBroker, Storage};
-use crate::cli::statistics::Samples;
+use crate::cli::statistics::{Microseconds, Samples};
 use crate::cli::units;
 use consume::Consumed;
 use produce::{Produced, Run, WINDOW};

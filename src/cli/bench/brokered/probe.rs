@@ -9,6 +9,7 @@ use ringmain_client::raw::sys::clock::monotonic_ns;
 use serde::Serialize;
 
 use super::place::DurablePlace;
+use super::publish::nanoseconds;
 use crate::cli::args::BackendArg;
 use crate::cli::exit::{Failure, Outcome};
 use crate::cli::signals;
@@ -22,19 +23,19 @@ const DEPTH: usize = 2;
 
 /// How writes reach the disk.
 #[derive(Debug, Clone, Serialize)]
-pub(super) struct Journal {
-    pub(super) sync_mode: String,
-    pub(super) backend: String,
+pub(in crate::cli::bench) struct Journal {
+    pub(in crate::cli::bench) sync_mode: String,
+    pub(in crate::cli::bench) backend: String,
     /// Past the page cache.
-    pub(super) direct: bool,
+    pub(in crate::cli::bench) direct: bool,
     /// Why it is so.
-    pub(super) reasons: Vec<String>,
+    pub(in crate::cli::bench) reasons: Vec<String>,
     #[serde(skip)]
-    pub(super) completion: &'static str,
+    pub(in crate::cli::bench) completion: &'static str,
 }
 
 /// A file and a way to write it.
-pub(super) struct RawWriter {
+pub(in crate::cli::bench) struct RawWriter {
     disk: Box<dyn Disk>,
     file: FileId,
     length: u64,
@@ -47,7 +48,7 @@ pub(super) struct RawWriter {
 
 impl RawWriter {
     /// In the sync mode of this place's daemon, if that can be told.
-    pub(super) fn open(
+    pub(in crate::cli::bench) fn open(
         place: &DurablePlace,
         backend: Option<BackendArg>,
         bytes: u64,
@@ -79,12 +80,21 @@ impl RawWriter {
         Ok(Self { disk, file, length, offset: 0, bytes, free, ticket: 0, journal })
     }
 
-    pub(super) fn description(&self) -> Journal {
+    /// Of each write.
+    pub(in crate::cli::bench) fn bytes(&self) -> u64 {
+        self.bytes as u64
+    }
+
+    pub(in crate::cli::bench) fn description(&self) -> Journal {
         self.journal.clone()
     }
 
     /// One write at a time for this long, at least one; the median of this window.
-    pub(super) fn sample(&mut self, duration: Duration, all: &mut Samples) -> Outcome<Option<u64>> {
+    pub(in crate::cli::bench) fn sample(
+        &mut self,
+        duration: Duration,
+        all: &mut Samples,
+    ) -> Outcome<Option<u64>> {
         let mut samples = Samples::new();
         let end_ns = monotonic_ns() + nanoseconds(duration);
         loop {
@@ -106,7 +116,7 @@ impl RawWriter {
 
     /// As many writes at a time as the journal has in flight, for this long.
     #[allow(clippy::cast_precision_loss)] // a rate
-    pub(super) fn bytes_per_s(&mut self, duration: Duration) -> Outcome<f64> {
+    pub(in crate::cli::bench) fn bytes_per_s(&mut self, duration: Duration) -> Outcome<f64> {
         let start_ns = monotonic_ns();
         let end_ns = start_ns + nanoseconds(duration);
         let mut written = 0;
@@ -164,8 +174,4 @@ fn filled(bytes: usize) -> Buffer {
         *byte = (index % 251).to_le_bytes()[0];
     }
     buffer
-}
-
-fn nanoseconds(duration: Duration) -> u64 {
-    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }
