@@ -15,7 +15,7 @@ pub use types::{
 };
 
 /// Version of the messages below. A daemon refuses another one with [`ErrorCode::Version`].
-pub const PROTOCOL_VERSION: u16 = 3;
+pub const PROTOCOL_VERSION: u16 = 4;
 
 /// Largest packet in bytes, header included.
 pub const FRAME_BYTES_MAX: usize = 64 * 1024;
@@ -73,7 +73,7 @@ pub enum Request {
         /// Brokered queues only; the defaults on a direct queue.
         options: AttachOptions,
     },
-    /// Changes the delivery rules of a brokered queue. Reply: [`Reply::Queue`].
+    /// Changes the rules of a queue. Reply: [`Reply::Queue`].
     EditQueue {
         /// Its name.
         name: String,

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use ringmain_client::protocol::{
-    BrokeredInfo, ErrorCode, HandleInfo, Plane, QueueInfo, Reply, Role,
+    BrokeredInfo, ErrorCode, HandleInfo, Overflow, Plane, QueueInfo, Reply, Role,
 };
 
 use super::super::broker::{Broker, bug};
@@ -157,6 +157,8 @@ impl Broker {
                 info.tail = brokered.next_sequence;
                 info.head = brokered.next_sequence.saturating_sub(brokered.messages);
                 info.returned = brokered.redelivered;
+                info.overflow = brokered.overflow;
+                info.dropped = brokered.dropped;
                 info.brokered = Some(brokered);
             }
             for counters in handles.iter().filter(|counters| counters.key.queue == info.id) {
@@ -207,6 +209,8 @@ impl Broker {
             brokered: None,
             handles: Vec::new(),
             session: self.session_queues.contains_key(&id),
+            overflow: Overflow::default(),
+            dropped: 0,
         }
     }
 
