@@ -30,7 +30,7 @@ use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFl
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
-use crate::client::internal::{Attachment, BellPlace, Side, found_nothing, pass_on};
+use crate::client::internal::{Attachment, BellPlace, Side, found_nothing, look, pass_on};
 use crate::layout::metadata::Metadata;
 use crate::ring::{Kernel, TryReceiveError, TrySendError};
 use crate::sys::clock::monotonic_ns;
@@ -343,15 +343,11 @@ impl AsyncProducer {
         if producer.attachment.is_forked() {
             return Err(SendError::UsedAfterFork);
         }
-        let waited =
-            bell.wait(&mut producer.attachment, &mut producer.ring, |ring, _| {
-                match attempt(ring) {
-                    Err(TrySendError::Full) => None,
-                    result => Some(result),
-                }
-            });
+        let waited = bell.wait(&mut producer.attachment, &mut producer.ring, |ring, attachment| {
+            look(ring, attachment, &mut attempt)
+        });
         match waited.await {
-            Ok(sent) => producer.after_try(sent, messages),
+            Ok(sent) => producer.after_look(sent, messages),
             Err(Stop::Lost) => Err(SendError::Closed(Closed::Deleted)),
             Err(Stop::Runtime) => Err(SendError::RuntimeStopped),
         }

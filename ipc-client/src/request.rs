@@ -329,7 +329,9 @@ impl Replier {
             Err(error) => error,
         };
         match error {
-            SendError::Full | SendError::Timeout => return Err(ReplyError::Full),
+            SendError::Full | SendError::Timeout | SendError::QueueFull => {
+                return Err(ReplyError::Full);
+            }
             SendError::TooLarge { .. } | SendError::UsedAfterFork => {
                 return Err(ReplyError::Send(error));
             }

@@ -11,7 +11,7 @@ use ringmain_client::layout::metadata::{Metadata, MetadataError, TraceId};
 use ringmain_client::layout::pair::{link, shard_page};
 use ringmain_client::layout::{Geometry, LAYOUT_VERSION, PAGE_BYTES, mpmc, spsc_page};
 use ringmain_client::pair::{LeaseEntry, Link, Pair, PairGeometry, ShardPage};
-use ringmain_client::protocol::{Kind, Role};
+use ringmain_client::protocol::{Kind, Overflow, Role};
 use ringmain_client::ring::{Consumer, Producer, Region, RingMemory, repair};
 use ringmain_client::wire::{DeliveryHeader, Down, LeaseToken, Up};
 use support::ring_memory;
@@ -84,6 +84,21 @@ fn mpmc_ring() {
     golden("mpmc-control", &dump(control, 0, PAGE_BYTES));
     golden("mpmc-header", &dump(ring, 0, mpmc::SLOTS));
     golden("mpmc-slots", &dump(ring, mpmc::SLOTS, geometry.slots_bytes()));
+}
+
+#[test]
+fn mpmc_ring_that_drops() {
+    let geometry = Geometry::new(Some(64), Some(64), Some(512)).expect("valid");
+    let memory = ring_memory(Kind::Mpmc, &geometry);
+    repair::set_overflow(memory.control(), Overflow::DropOldest);
+    let mut producer = Producer::new(memory.clone(), geometry, 3).expect("producer");
+    for _ in 0..66 {
+        producer.dropping(|end| end.try_send(0, &[], b"x")).0.expect("dropped for");
+    }
+    let RingMemory::Mpmc { control, ring } = &memory else { unreachable!() };
+    golden("mpmc-overflow-control", &dump(control, 0, PAGE_BYTES));
+    golden("mpmc-overflow-header", &dump(ring, 0, mpmc::SLOTS));
+    golden("mpmc-overflow-slots", &dump(ring, mpmc::SLOTS, 4 * geometry.slot_size()));
 }
 
 #[test]

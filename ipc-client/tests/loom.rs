@@ -54,6 +54,7 @@ fn control_page() -> Region {
         control::QUEUE_ID,
         control::GEOMETRY,
         control::CLOSED,
+        control::OVERFLOW,
         control::REPAIRS,
         control::TOMBSTONES,
         control::RETURNED,
@@ -63,7 +64,7 @@ fn control_page() -> Region {
 
 fn mpmc_memory(geometry: &Geometry, handles: &[u8]) -> RingMemory {
     let slots = geometry.slots() as usize;
-    let mut words = vec![mpmc::TAIL, mpmc::HEAD, mpmc::RETURNED, mpmc::FAULT];
+    let mut words = vec![mpmc::TAIL, mpmc::HEAD, mpmc::RETURNED, mpmc::FAULT, mpmc::DROPPED];
     for index in 0..HANDLES / 64 {
         words.push(mpmc::CONSUMER_SLEEPERS + 8 * index);
         words.push(mpmc::PRODUCER_SLEEPERS + 8 * index);
@@ -310,6 +311,47 @@ fn mpmc_one_producer_two_consumers() {
 #[test]
 fn mpmc_over_several_slots() {
     check(|| mpmc_model(2, 1, 1, 1, 8, 3));
+}
+
+/// Producers 1, 2, ... send into a full ring and may drop, beside a consumer. What was sent was received or counted as dropped.
+fn dropping_model(producers: u64, takes: usize, cells: usize, offset: u64) {
+    let long = cells > 6;
+    let geometry = Geometry::for_models(if long { 2 } else { 1 }, if long { 2 } else { 1 });
+    let memory = mpmc_memory(&geometry, &[1, 2, 3, 11]);
+    advance(&memory, geometry, offset, 3, 11);
+    let mut filler = Producer::new(memory.clone(), geometry, 3).expect("producer");
+    let fill = (0..8).take_while(|number| send(&mut filler, 50 + number, 1)).count() as u64;
+    let senders: Vec<_> = (1..=producers)
+        .map(|number| {
+            let handle = u8::try_from(number).expect("few");
+            let mut producer = Producer::new(memory.clone(), geometry, handle).expect("producer");
+            thread::spawn(move || producer.dropping(|end| send(end, number * 10, cells)).0)
+        })
+        .collect();
+    let mut consumer = Consumer::new(memory.clone(), geometry, 11).expect("consumer");
+    let mut received: Vec<u64> = (0..takes).filter_map(|_| receive(&mut consumer)).collect();
+    let sent = senders.into_iter().map(|s| s.join().expect("sender"));
+    let sent = sent.filter(|sent| *sent).count() as u64;
+    received.extend(std::iter::from_fn(|| receive(&mut consumer)));
+    assert_eq!(received.len() as u64 + memory.dropped(), fill + sent, "{received:?}");
+    in_order(&received, 5);
+    received.sort_unstable();
+    assert!(received.is_sorted_by(|a, b| a < b), "received twice: {received:?}");
+}
+
+#[test]
+fn mpmc_a_drop_beside_a_take() {
+    check(|| dropping_model(1, 2, 1, 1));
+}
+
+#[test]
+fn mpmc_two_drops_beside_a_take() {
+    check(|| dropping_model(2, 1, 1, 0));
+}
+
+#[test]
+fn mpmc_drops_for_several_slots() {
+    check(|| dropping_model(1, 2, 8, 3));
 }
 
 /// A futex made of a mutex and a condition variable; both barriers are sequentially consistent fences.

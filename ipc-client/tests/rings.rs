@@ -22,9 +22,15 @@ enum Step {
         metadata: usize,
         payload: usize,
     },
+    /// As `Send`; the oldest messages may be dropped for it.
+    SendDropping {
+        producer: usize,
+        payload: usize,
+    },
     Batch {
         producer: usize,
         payloads: Vec<usize>,
+        dropping: bool,
     },
     Reserve {
         producer: usize,
@@ -52,8 +58,10 @@ fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
         4 => (handle.clone(), prop_oneof![Just(0), 0..40usize], length.clone())
             .prop_map(|(producer, metadata, payload)| Step::Send { producer, metadata, payload }),
-        2 => (handle.clone(), prop::collection::vec(length, 0..6))
-            .prop_map(|(producer, payloads)| Step::Batch { producer, payloads }),
+        4 => (handle.clone(), length.clone())
+            .prop_map(|(producer, payload)| Step::SendDropping { producer, payload }),
+        2 => (handle.clone(), prop::collection::vec(length, 0..6), any::<bool>())
+            .prop_map(|(producer, payloads, dropping)| Step::Batch { producer, payloads, dropping }),
         2 => (handle.clone(), 0..60usize, any::<bool>())
             .prop_map(|(producer, payload, commit)| Step::Reserve { producer, payload, commit }),
         5 => handle.clone().prop_map(|consumer| Step::Take { consumer }),
@@ -85,6 +93,7 @@ struct World {
     /// Where the next claim starts and where the oldest slot in use is, per slot: in use or not.
     used: VecDeque<(u64, u64, bool)>,
     tail: u64,
+    dropped: u64,
     filler: u8,
 }
 
@@ -110,6 +119,7 @@ impl World {
             returned: Vec::new(),
             used: VecDeque::new(),
             tail: 0,
+            dropped: 0,
             filler: 0,
         };
         for _ in 0..offset {
@@ -152,6 +162,63 @@ impl World {
         entry.expect("a released message was claimed").2 = false;
     }
 
+    /// What a producer does that may drop: if nobody owns one of the `n` slots that come next, everything that the lap before
+    /// has left there goes. Whether slots are freed.
+    fn make_room(&mut self, n: u64) -> bool {
+        if self.room(n) || self.kind == Kind::Spsc {
+            return false;
+        }
+        let end = self.tail + n - self.geometry.slots();
+        let in_the_way: Vec<u64> = self
+            .used
+            .iter()
+            .filter(|(start, _, in_use)| *in_use && *start < end)
+            .map(|(start, _, _)| *start)
+            .collect();
+        let owned = in_the_way.iter().any(|sequence| {
+            let mut left = self.waiting.iter().chain(&self.returned);
+            !left.any(|message| message.sequence == *sequence)
+        });
+        if owned {
+            return false;
+        }
+        for sequence in in_the_way {
+            if self.waiting.front().is_some_and(|message| message.sequence == sequence) {
+                let message = self.waiting.pop_front().expect("just looked at");
+                self.dropped += u64::from(!Self::is_tombstone(&message));
+            } else {
+                let at = self.returned.iter().position(|m| m.sequence == sequence);
+                self.returned.remove(at.expect("the head has passed it"));
+                self.dropped += 1;
+            }
+            self.unclaim(sequence);
+        }
+        true
+    }
+
+    fn check_dropped(&self) {
+        assert_eq!(self.memory.dropped(), self.dropped);
+        assert!(self.consumers.iter().all(|consumer| consumer.dropped() == self.dropped));
+    }
+
+    fn send_dropping(&mut self, producer: usize, payload: usize) {
+        let producer = producer % self.producers.len();
+        let payload = self.bytes(payload.min(self.geometry.max_message()));
+        let n = self.slots_for(0, payload.len());
+        let frees = self.make_room(n);
+        let (result, freed) =
+            self.producers[producer].dropping(|end| end.try_send(0, &[], &payload));
+        assert_eq!(freed, frees);
+        if self.room(n) {
+            let sequence = self.claim(n);
+            assert_eq!(result, Ok(sequence));
+            self.waiting.push_back(Message { sequence, metadata: vec![], payload });
+        } else {
+            assert_eq!(result, Err(TrySendError::Full));
+        }
+        self.check_dropped();
+    }
+
     fn send(&mut self, producer: usize, metadata: usize, payload: usize) {
         let producer = producer % self.producers.len();
         let (metadata, payload) = (self.bytes(metadata), self.bytes(payload));
@@ -170,15 +237,24 @@ impl World {
         }
     }
 
-    fn batch(&mut self, producer: usize, lengths: &[usize]) {
+    fn batch(&mut self, producer: usize, lengths: &[usize], dropping: bool) {
         let producer = producer % self.producers.len();
         let payloads: Vec<Vec<u8>> = lengths.iter().map(|length| self.bytes(*length)).collect();
         let views: Vec<&[u8]> = payloads.iter().map(Vec::as_slice).collect();
         let needs: Vec<u64> = lengths.iter().map(|length| self.slots_for(0, *length)).collect();
         let total: u64 = needs.iter().sum();
-        let result = self.producers[producer].try_send_batch(&views);
         let fits = total <= u64::from(self.geometry.claim_slots_max())
             && lengths.iter().all(|length| *length <= self.geometry.max_message());
+        let result = if dropping {
+            let frees = fits && total > 0 && self.make_room(total);
+            let (result, freed) =
+                self.producers[producer].dropping(|end| end.try_send_batch(&views));
+            assert_eq!(freed, frees);
+            self.check_dropped();
+            result
+        } else {
+            self.producers[producer].try_send_batch(&views)
+        };
         if !fits {
             assert!(matches!(result, Err(TrySendError::TooLarge { .. })), "{result:?}");
         } else if self.room(total) {
@@ -332,7 +408,10 @@ impl World {
     fn run(&mut self, step: Step) {
         match step {
             Step::Send { producer, metadata, payload } => self.send(producer, metadata, payload),
-            Step::Batch { producer, payloads } => self.batch(producer, &payloads),
+            Step::SendDropping { producer, payload } => self.send_dropping(producer, payload),
+            Step::Batch { producer, payloads, dropping } => {
+                self.batch(producer, &payloads, dropping);
+            }
             Step::Reserve { producer, payload, commit } => self.reserve(producer, payload, commit),
             Step::Take { consumer } => self.take(consumer),
             Step::Release { consumer } => self.release(consumer),
@@ -392,6 +471,105 @@ proptest! {
     ) {
         check(Kind::Mpmc, slot_size, offset, steps);
     }
+}
+
+#[test]
+fn what_somebody_owns_is_never_dropped() {
+    let geometry = Geometry::new(Some(64), Some(64), None).expect("valid");
+    let memory = ring_memory(Kind::Mpmc, &geometry);
+    let mut slow = Producer::new(memory.clone(), geometry, 1).expect("attached");
+    let mut producer = Producer::new(memory.clone(), geometry, 2).expect("attached");
+    let mut consumer = Consumer::new(memory.clone(), geometry, 11).expect("attached");
+    let long = [7; 150];
+    producer.try_send(0, &[], b"held").expect("room");
+    let held = consumer.try_take().expect("a message");
+    producer.try_send(0, &[], b"next").expect("room");
+    let reserved = slow.try_reserve(8).expect("room");
+    while producer.try_send(0, &[], b"more").is_ok() {}
+    // Slots of a consumer, of nobody, of a producer that writes, and then of nobody.
+    let mut attempt = |payload: &[u8]| producer.dropping(|end| end.try_send(0, &[], payload));
+    assert_eq!(attempt(b"x"), (Err(TrySendError::Full), false));
+    consumer.release(held);
+    assert_eq!(attempt(b"x"), (Ok(64), false));
+    assert_eq!(attempt(&long), (Err(TrySendError::Full), false));
+    assert_eq!(attempt(b"y"), (Ok(65), true));
+    assert_eq!((attempt(b"z"), memory.dropped()), ((Err(TrySendError::Full), false), 1));
+    slow.commit(reserved, 8);
+    // The message that was written, and two more.
+    assert_eq!((attempt(&long), memory.dropped()), ((Ok(66), true), 4));
+    let taken = consumer.try_take().expect("a message");
+    assert_eq!(taken.sequence(), 5);
+    consumer.release(taken);
+}
+
+#[test]
+fn drops_and_takes_exclude_each_other() {
+    const SENDS: u64 = 20_000;
+    let geometry = Geometry::new(Some(64), Some(64), None).expect("valid");
+    let memory = ring_memory(Kind::Mpmc, &geometry);
+    let stop = std::sync::atomic::AtomicBool::new(false);
+    let received = std::thread::scope(|scope| {
+        let receivers: Vec<_> = [11, 12]
+            .map(|handle| {
+                let stop = &stop;
+                let mut consumer = Consumer::new(memory.clone(), geometry, handle).expect("so");
+                scope.spawn(move || {
+                    let mut received = Vec::new();
+                    loop {
+                        // Looked at first: whatever was sent before is still found.
+                        let last = stop.load(std::sync::atomic::Ordering::Acquire);
+                        match consumer.try_take() {
+                            Ok(taken) => {
+                                let mut bytes = vec![0; taken.length()];
+                                consumer.read(&taken, 0, &mut bytes);
+                                consumer.release(taken);
+                                let number = u64::from_le_bytes(bytes[..8].try_into().expect("8"));
+                                assert!(bytes[8..].iter().all(|byte| *byte == bytes[0]));
+                                received.push(number);
+                                std::thread::yield_now();
+                            }
+                            Err(TryReceiveError::Empty) if last => break received,
+                            Err(TryReceiveError::Empty) => {}
+                            Err(error) => panic!("{error:?}"),
+                        }
+                    }
+                })
+            })
+            .into_iter()
+            .collect();
+        let senders: Vec<_> = [1, 2]
+            .map(|handle| {
+                let mut producer =
+                    Producer::new(memory.clone(), geometry, handle).expect("attached");
+                scope.spawn(move || {
+                    for number in 0..SENDS {
+                        let number = number * 2 + u64::from(handle % 2);
+                        let mut bytes = number.to_le_bytes().to_vec();
+                        bytes.resize(8 + (number % 200) as usize, bytes[0]);
+                        let attempt = |end: &mut Producer| end.try_send(0, &[], &bytes);
+                        while producer.dropping(attempt).0 == Err(TrySendError::Full) {
+                            std::thread::yield_now();
+                        }
+                    }
+                })
+            })
+            .into_iter()
+            .collect();
+        senders.into_iter().for_each(|sender| sender.join().expect("sender"));
+        stop.store(true, std::sync::atomic::Ordering::Release);
+        let lists = receivers.into_iter().map(|receiver| receiver.join().expect("receiver"));
+        let lists: Vec<Vec<u64>> = lists.collect();
+        for parity in [0, 1] {
+            for list in &lists {
+                let own: Vec<_> = list.iter().filter(|number| *number % 2 == parity).collect();
+                assert!(own.is_sorted_by(|a, b| a < b), "out of order");
+            }
+        }
+        lists.concat()
+    });
+    let distinct: std::collections::BTreeSet<_> = received.iter().collect();
+    assert_eq!(distinct.len(), received.len(), "received twice");
+    assert_eq!(received.len() as u64 + memory.dropped(), 2 * SENDS);
 }
 
 #[test]

@@ -97,7 +97,10 @@ pub(crate) fn run(socket: &Socket, config: Config) -> Outcome {
     signals::catch()?;
     let mut printer =
         Printer { format: config.format, redelivered: 0, payload: Vec::new(), line: Vec::new() };
-    let result = consume(&client, &mut consumer, &config, &mut printer);
+    let mut gaps = Gaps::default();
+    let result = consume(&client, &mut consumer, &config, &mut printer, &mut gaps);
+    gaps.add(&config.queue, consumer.take_skipped());
+    gaps.tell_sum(&config.queue);
     if printer.redelivered > 0 {
         notice(&format!(
             "{} messages had been given to a consumer that died before it acknowledged them",
@@ -112,14 +115,17 @@ fn consume(
     consumer: &mut Consumer,
     config: &Config,
     printer: &mut Printer,
+    gaps: &mut Gaps,
 ) -> Outcome {
     let mut idle = Idle { since: None, noticed: false, absence: Absence::default() };
     let mut left = config.count.unwrap_or(u64::MAX);
     while left > 0 && signals::caught().is_none() {
         let taken = if config.drain { consumer.try_take() } else { consumer.take_timeout(SLICE) };
-        let problem = match taken {
-            Ok(guard) => {
-                printer.print(guard)?;
+        let printed = taken.map(|guard| printer.print(guard));
+        gaps.add(&config.queue, consumer.take_skipped());
+        let problem = match printed {
+            Ok(printed) => {
+                printed?;
                 left -= 1;
                 idle.since = None;
                 idle.absence.over();
@@ -139,6 +145,36 @@ fn consume(
         }
     }
     Ok(())
+}
+
+/// Messages that were discarded for room before this consumer's group, or a direct queue's consumers, had them. A gap is told
+/// when it is seen first; at the end comes the sum.
+#[derive(Default)]
+struct Gaps {
+    messages: u64,
+    told: u64,
+}
+
+impl Gaps {
+    fn add(&mut self, queue: &str, messages: u64) {
+        self.messages += messages;
+        if self.messages > 0 && self.told == 0 {
+            self.told = self.messages;
+            notice(&format!(
+                "{} messages were discarded by a limit of queue {queue} before they were delivered",
+                self.messages
+            ));
+        }
+    }
+
+    fn tell_sum(&self, queue: &str) {
+        if self.messages > self.told {
+            notice(&format!(
+                "{} messages in all were discarded by a limit of queue {queue} before they were delivered",
+                self.messages
+            ));
+        }
+    }
 }
 
 /// How long nothing came.

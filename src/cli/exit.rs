@@ -118,6 +118,9 @@ impl Failure {
                 Exit::Data,
                 format_args!("a message of {length} bytes: queue {name} takes at most {max}"),
             ),
+            SendError::QueueFull => {
+                Self::new(Exit::Temporary, format_args!("queue {name}: {error}"))
+            }
             SendError::Lost => Self::new(Exit::Unavailable, format_args!("queue {name}: {error}")),
             SendError::Fenced => Self::new(Exit::Temporary, format_args!("queue {name}: {error}")),
             SendError::JournalFailed { .. } => {

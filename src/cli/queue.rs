@@ -15,6 +15,7 @@ use super::args::{
 use super::exit::{Exit, Failure, Outcome};
 use super::output::{Style, print, print_json, print_line};
 use super::units;
+use ringmain::daemon::check_direct_rules;
 use ringmain::shard::logic::Limits;
 
 /// Slots in the rings of a brokered queue that does not say otherwise.
@@ -50,14 +51,11 @@ impl CreateConfig {
     fn new(args: QueueCreateArgs) -> Outcome<Self> {
         let plane = plane_of(args.plane, args.durable)?;
         let delivery = delivery(&args.delivery);
-        if plane == Plane::Direct && delivery != DeliverySpec::default() {
-            return Err(Failure::usage(
-                "a direct queue has no delivery rules (--max-deliveries, --dead-letter, --lease, --ttl) and no \
-                 limits (--retention, --max-messages, --max-bytes, --max-age, --overflow); add --durable \
-                 or --plane brokered",
-            ));
+        match plane {
+            Plane::Direct => check_direct_rules(args.kind.into(), &delivery).map(drop),
+            Plane::Brokered => Limits::asked(&delivery).check(args.durable),
         }
-        Limits::asked(&delivery).check(args.durable).map_err(Failure::usage)?;
+        .map_err(Failure::usage)?;
         // The daemon checks again; here the answer does not need a daemon.
         let slots = args.slots.or_else(|| (plane == Plane::Brokered).then_some(BROKERED_SLOTS));
         Geometry::new(slots, args.slot_size, args.max_message).map_err(Failure::usage)?;
@@ -118,19 +116,18 @@ fn edited(args: &QueueEditArgs) -> Outcome<DeliverySpec> {
 
 fn edit(client: &Client, args: &QueueEditArgs, delivery: DeliverySpec) -> Outcome {
     let fail = |error| Failure::queue(&args.name, error);
-    if client.queue_info(&args.name).map_err(fail)?.plane == Plane::Direct {
-        return Err(Failure::new(
-            Exit::Config,
-            format_args!("queue {} is direct: it has no delivery rules", args.name),
-        ));
+    let before = client.queue_info(&args.name).map_err(fail)?;
+    if before.plane == Plane::Direct {
+        check_direct_rules(before.kind, &delivery).map_err(|why| {
+            Failure::new(Exit::Config, format_args!("queue {} is direct: {why}", args.name))
+        })?;
     }
     // The queue is there: what is not found now is its dead-letter queue.
     let info = client.edit_queue(&args.name, delivery)?;
     if args.format.json {
         return print_json(&info);
     }
-    let rules = info.brokered.as_ref().map(show::rules).unwrap_or_default();
-    print_line(&format!("{}: {rules}", info.name))
+    print_line(&format!("{}: {}", info.name, show::rules(&info)))
 }
 
 fn create(client: &Client, config: &CreateConfig, json: bool) -> Outcome {

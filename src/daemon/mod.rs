@@ -19,6 +19,7 @@ mod brokered;
 mod connections;
 mod counters;
 mod death;
+mod direct_rules;
 mod doorbells;
 mod entries;
 mod host_memory;
@@ -44,6 +45,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 pub use broker::broker_main;
+pub use direct_rules::check as check_direct_rules;
 pub use keeper::serve;
 
 /// How the daemon is started.

@@ -64,6 +64,8 @@ impl Broker {
             returned,
             handles: Vec::new(),
             session: self.session_queues.contains_key(&id),
+            overflow: queue.memory.overflow(),
+            dropped: queue.memory.dropped(),
         }
     }
 

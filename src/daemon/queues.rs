@@ -5,13 +5,14 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use nix::unistd::Group;
 use ringmain_client::layout::{Geometry, LAYOUT_VERSION, control};
-use ringmain_client::protocol::{DeliverySpec, ErrorCode, Kind, QueueSpec, Reply, Role};
+use ringmain_client::protocol::{ErrorCode, Kind, Overflow, QueueSpec, Reply, Role};
 use ringmain_client::ring::Closed;
 use ringmain_client::sys::memory::MemoryError;
 
 use super::background;
 use super::broker::{Allocated, Broker, bug};
 use super::connections::{Answer, Failure, refuse};
+use super::direct_rules;
 use super::entries::{Key, QueueEntry, encode};
 use super::host_memory;
 use super::link::{Item, LinkLost};
@@ -43,6 +44,7 @@ pub(super) struct Pending {
     /// Who waits for the answer.
     connection: u64,
     pub(super) entry: QueueEntry,
+    overflow: Overflow,
     pub(super) bytes: u64,
     /// It is deleted with this session.
     session: Option<u64>,
@@ -172,7 +174,12 @@ impl Broker {
     }
 
     /// The same, for those who may manage it.
-    fn find_managed(&self, user: &Credentials, name: &str, what: &str) -> Result<u64, Failure> {
+    pub(super) fn find_managed(
+        &self,
+        user: &Credentials,
+        name: &str,
+        what: &str,
+    ) -> Result<u64, Failure> {
         let (id, queue) = self.find(name)?;
         if queue.rights(user).may_manage() {
             return Ok(id);
@@ -193,13 +200,16 @@ impl Broker {
         spec: &QueueSpec,
     ) -> Result<Option<Answer>, Failure> {
         let session = self.bound_session(number, spec)?;
-        let (entry, geometry) = self.new_entry(number, user, name, spec)?;
+        let (entry, geometry, overflow) = self.new_entry(number, user, name, spec)?;
         if let Some(id) = self.names.get(&entry.name) {
-            return self.exists_already(*id, &entry).map(Some);
+            return self.exists_already(*id, &entry, overflow).map(Some);
         }
         if let Some(pending) = self.allocating.get_mut(&entry.name) {
             // The same client again, over a new connection: it gets the answer.
-            if pending.entry == entry && !self.connections.contains_key(&pending.connection) {
+            if pending.entry == entry
+                && pending.overflow == overflow
+                && !self.connections.contains_key(&pending.connection)
+            {
                 pending.connection = number;
                 return Ok(None);
             }
@@ -211,12 +221,12 @@ impl Broker {
         host_memory::check(bytes).or_else(|reason| refuse(ErrorCode::Limit, reason))?;
         let id = self.counters.queue(&mut self.keeper)?;
         let (name, kind) = (entry.name.clone(), entry.kind);
-        let allocate = move || QueueMemory::create(&name, id, kind, geometry);
+        let allocate = move || QueueMemory::create(&name, id, kind, geometry, overflow);
         if bytes <= ALLOCATED_AT_ONCE {
             return self.finish_create(id, entry, allocate(), session).map(Some);
         }
         let name = entry.name.clone();
-        let pending = Pending { id, connection: number, entry, bytes, session };
+        let pending = Pending { id, connection: number, entry, overflow, bytes, session };
         self.allocating.insert(name.clone(), pending);
         self.allocated.compute("allocate", move || Allocated::Queue { name, memory: allocate() });
         Ok(None)
@@ -281,17 +291,15 @@ impl Broker {
         user: &Credentials,
         name: String,
         spec: &QueueSpec,
-    ) -> Result<(QueueEntry, Geometry), Failure> {
+    ) -> Result<(QueueEntry, Geometry, Overflow), Failure> {
         check_name(&name)?;
         let kind = spec.kind.unwrap_or(Kind::Mpmc);
         let geometry = match Geometry::new(spec.slots, spec.slot_size, spec.max_message) {
             Ok(geometry) => geometry,
             Err(error) => return refuse(ErrorCode::Invalid, error.to_string()),
         };
-        if spec.delivery != DeliverySpec::default() {
-            let text = "delivery rules are for brokered queues: ask for the brokered plane, or leave them out";
-            return refuse(ErrorCode::Invalid, text);
-        }
+        let overflow = direct_rules::check(kind, &spec.delivery)
+            .or_else(|text| refuse(ErrorCode::Invalid, text))?;
         let mode = checked_mode(spec.mode)?;
         let group_gid = group_of(user, spec.group.as_deref())?;
         let creator = self.creator(number);
@@ -310,7 +318,7 @@ impl Broker {
             creating: creator,
             purging: false,
         };
-        Ok((entry, geometry))
+        Ok((entry, geometry, overflow.unwrap_or_default()))
     }
 
     /// Session id and pid of whoever creates a queue over this connection.
@@ -320,7 +328,12 @@ impl Broker {
     }
 
     /// The same request again, because the broker died before it could answer, is no mistake of the client.
-    fn exists_already(&self, id: u64, entry: &QueueEntry) -> Result<Answer, Failure> {
+    fn exists_already(
+        &self,
+        id: u64,
+        entry: &QueueEntry,
+        overflow: Overflow,
+    ) -> Result<Answer, Failure> {
         let Some(queue) = self.queues.get(&id) else {
             let text = format!(
                 "queue {} exists already: delete it first, or take another name",
@@ -329,6 +342,7 @@ impl Broker {
             return refuse(ErrorCode::Exists, text);
         };
         let again = queue.entry.creating.is_some()
+            && queue.memory.overflow() == overflow
             && QueueEntry { wake_mode: queue.entry.wake_mode, ..entry.clone() } == queue.entry;
         if again {
             let info = self.queue_summary(id, queue);

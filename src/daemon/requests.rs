@@ -57,10 +57,11 @@ impl Broker {
             }
             Request::QueueInfo { name } => self.queue_info(&user, &name),
             Request::Attach { name, role, options: _ } => self.attach(session, &user, &name, role),
-            Request::EditQueue { name, .. } | Request::Redrive { name, .. } => {
+            Request::EditQueue { name, delivery } => self.edit_queue(&user, &name, &delivery),
+            Request::Redrive { name, .. } => {
                 self.find(&name)?;
                 let text =
-                    format!("queue {name} is direct: only brokered queues have delivery rules");
+                    format!("queue {name} is direct: only brokered queues have dead letters");
                 refuse(ErrorCode::Invalid, text)
             }
             Request::ListGroups { name, .. }

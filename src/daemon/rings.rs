@@ -7,7 +7,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use ringmain_client::layout::{Geometry, HANDLES, State, Word, control, mpmc, spsc_page};
-use ringmain_client::protocol::{Kind, Memory, Role};
+use ringmain_client::protocol::{Kind, Memory, Overflow, Role};
 use ringmain_client::ring::repair::{self, Owned};
 use ringmain_client::ring::{
     Closed, Fault, Kernel, LineSnapshot, Park, Region, RingMemory, wake_sleepers,
@@ -79,6 +79,7 @@ impl QueueMemory {
         id: u64,
         kind: Kind,
         geometry: Geometry,
+        overflow: Overflow,
     ) -> Result<Self, MemoryError> {
         let mut descriptors = Vec::with_capacity(4);
         for (memory, bytes) in regions(kind, &geometry) {
@@ -94,6 +95,7 @@ impl QueueMemory {
         }
         let memory = Self::adopt(kind, geometry, descriptors)?;
         repair::init_control(memory.ring.control(), id, kind, &geometry);
+        memory.set_overflow(overflow);
         Ok(memory)
     }
 
@@ -182,6 +184,21 @@ impl QueueMemory {
     pub(super) fn counters(&self) -> [u64; 3] {
         [control::REPAIRS, control::TOMBSTONES, control::RETURNED]
             .map(|field| self.ring.control().u64_at(field).load(Ordering::Relaxed))
+    }
+
+    /// What happens to a message for which there is no room.
+    pub(super) fn overflow(&self) -> Overflow {
+        self.ring.overflow()
+    }
+
+    /// Changes it; the caller wakes everybody.
+    pub(super) fn set_overflow(&self, overflow: Overflow) {
+        repair::set_overflow(self.ring.control(), overflow);
+    }
+
+    /// Messages that producers dropped for room.
+    pub(super) fn dropped(&self) -> u64 {
+        self.ring.dropped()
     }
 
     pub(super) fn line(&self, role: Role, handle: u8) -> LineSnapshot {
@@ -337,10 +354,11 @@ mod tests {
     fn created_memory_can_be_adopted_and_closed() {
         for kind in [Kind::Spsc, Kind::Mpmc] {
             let geometry = Geometry::new(Some(64), Some(64), None).unwrap();
-            let created = QueueMemory::create("test", 7, kind, geometry).unwrap();
+            let created = QueueMemory::create("test", 7, kind, geometry, Overflow::Reject).unwrap();
             let copies = created.descriptors.iter().map(|fd| fd.try_clone().unwrap()).collect();
             let adopted = QueueMemory::adopt(kind, geometry, copies).unwrap();
             assert_eq!(adopted.closed(), None);
+            assert_eq!((adopted.overflow(), adopted.dropped()), (Overflow::Reject, 0));
             created.close(control::CLOSED_DELETED);
             assert_eq!(adopted.closed(), Some(Closed::Deleted));
             created.close(control::CLOSED_DRAINING);

@@ -140,3 +140,85 @@ fn a_consumer_says_what_it_missed() {
     let seen: Vec<u64> = seen.iter().map(|line| line.parse().unwrap()).collect();
     assert!(seen.is_sorted() && seen.ends_with(&[19_999, 20_000]), "{} lines", seen.len());
 }
+
+#[test]
+fn a_full_direct_queue_refuses_or_drops() {
+    let daemon = Daemon::start();
+    let text: String = (1..=100).map(|number| format!("{number}\n")).collect();
+    for kind in ["spsc", "mpmc"] {
+        let ring = ["--kind", kind, "--slots", "64", "--overflow", "reject"];
+        let said = daemon.ok(&[&["queue", "create", kind][..], &ring].concat());
+        assert!(said.contains("; when it is full messages are refused"), "{said}");
+        let output = daemon.feed(&["publish", kind], text.as_bytes());
+        assert_fails(&output, 75, "is full: the message was rejected; 64 messages were published");
+        // Room for one line, and none for a second one with it.
+        assert_eq!(daemon.ok(&["consume", kind, "--count", "1"]), "1\n");
+        let file = daemon.file("two", b"65\n66\n");
+        let output = daemon.run(&["publish", kind, "--batch", "2", "--file", path(&file)]);
+        assert_fails(&output, 75, "rejected; 0 messages were published");
+        let all = daemon.ok(&["consume", kind, "--drain"]);
+        assert_eq!(all, (2..=64).map(|number| format!("{number}\n")).collect::<String>());
+        let info = daemon.json(&["queue", "info", kind, "--json"]);
+        assert_eq!((&info["overflow"], &info["dropped"]), (&"reject".into(), &0.into()));
+        assert!(!daemon.ok(&["queue", "info", kind]).contains("dropped for room"));
+    }
+    let said = daemon.ok(&["queue", "edit", "mpmc", "--overflow", "drop-oldest"]);
+    assert_eq!(said, "mpmc: when it is full the oldest are discarded\n");
+    assert!(daemon.feed(&["publish", "mpmc"], text.as_bytes()).status.success());
+    let info = daemon.json(&["queue", "info", "mpmc", "--json"]);
+    assert_eq!((&info["overflow"], &info["dropped"]), (&"drop-oldest".into(), &36.into()));
+    let shown = daemon.ok(&["queue", "info", "mpmc"]);
+    assert!(shown.lines().any(|line| line.starts_with("dropped for room") && line.ends_with("36")));
+    assert!(shown.contains("when it is full the oldest are discarded"), "{shown}");
+    // Whoever comes later has missed nothing.
+    let all = daemon.ok(&["consume", "mpmc", "--drain"]);
+    assert_eq!(all, (37..=100).map(|number| format!("{number}\n")).collect::<String>());
+    let said = daemon.ok(&["queue", "edit", "mpmc", "--overflow", "block"]);
+    assert_eq!(said, "mpmc: when it is full producers wait\n");
+    let output = daemon.feed(&["publish", "mpmc", "--timeout", "10ms"], text.as_bytes());
+    assert_fails(&output, 75, "queue mpmc stayed full");
+}
+
+#[test]
+fn a_direct_queue_has_no_other_rules() {
+    let daemon = Daemon::start();
+    daemon.create("s", &["--kind", "spsc"]);
+    daemon.create("m", &[]);
+    let table: &[(&[&str], i32, &str)] = &[
+        (&["s", "--overflow", "drop-oldest"], 78, "queue s is direct: overflow=drop-oldest: "),
+        (&["s", "--max-messages", "5"], 78, "queue s is direct: a direct queue has no delivery"),
+        (&["m", "--lease", "5s"], 78, "no delivery rules"),
+        (&["m", "--overflow", "reject", "--max-bytes", "1M"], 78, "no limits"),
+        (&["none", "--overflow", "reject"], 65, "queue none does not exist"),
+    ];
+    for (arguments, code, part) in table {
+        let output = daemon.run(&[&["queue", "edit"][..], arguments].concat());
+        assert_fails(&output, *code, part);
+    }
+    let info = daemon.json(&["queue", "info", "m", "--json"]);
+    assert_eq!((&info["overflow"], &info["dropped"]), (&"block".into(), &0.into()));
+}
+
+#[test]
+fn a_consumer_of_a_direct_queue_says_what_it_missed() {
+    let daemon = Daemon::start();
+    daemon.create("gauges", &["--slots", "64", "--overflow", "drop-oldest"]);
+    let mut command = daemon.command(&["consume", "gauges", "--timeout", "2s"]);
+    let mut consumer = Running::start(command.stdout(Stdio::piped()).stderr(Stdio::piped()));
+    eventually("the consumer is there", || {
+        daemon.json(&["queue", "info", "gauges", "--json"])["consumers"] == 1
+    });
+    // It waits, so it holds nothing.
+    signal(&consumer.0, libc::SIGSTOP);
+    let text: String = (1..=1000).map(|n| format!("{n}\n")).collect();
+    assert!(daemon.feed(&["publish", "gauges"], text.as_bytes()).status.success());
+    signal(&consumer.0, libc::SIGCONT);
+    let (seen, said) =
+        (lines(consumer.0.stdout.take().unwrap()), lines(consumer.0.stderr.take().unwrap()));
+    let first = said.recv_timeout(LIMIT).unwrap();
+    let told = "936 messages were discarded by a limit of queue gauges before they were delivered";
+    assert!(first.ends_with(told), "{first}");
+    assert_eq!(consumer.end(), 75);
+    let seen: Vec<u64> = seen.iter().map(|line| line.parse().unwrap()).collect();
+    assert_eq!(seen, (937..=1000).collect::<Vec<_>>());
+}

@@ -68,6 +68,17 @@ fn wrong_arguments_are_usage_errors() {
             ],
             "a stream has no overflow",
         ),
+        (&["queue", "create", "ok", "--overflow", "wait"], "block, reject, drop-oldest"),
+        (
+            &["queue", "create", "ok", "--kind", "spsc", "--overflow", "drop-oldest"],
+            "on a direct spsc queue only the consumer can take a message away; use --kind mpmc",
+        ),
+        (&["queue", "create", "ok", "--overflow", "reject", "--max-messages", "5"], "no limits"),
+        (
+            &["queue", "create", "ok", "--plane", "brokered", "--overflow", "reject"],
+            "needs a limit",
+        ),
+        (&["queue", "edit", "ok", "--overflow", "drop"], "block, reject, drop-oldest"),
         (&["queue", "create", "ok", "--mode", "7777"], "octal"),
         (&["queue", "create", "ok", "--lease", "30"], "with its unit"),
         (&["queue", "create", "ok", "--durable", "--lease", "never"], "with its unit"),

@@ -7,6 +7,7 @@ mod deaths;
 mod forked;
 mod forms;
 mod harness;
+mod overflow;
 mod policies;
 mod selecting;
 mod waiting;

@@ -31,6 +31,8 @@ pub struct Consumer {
     // Before the attachment, which owns the mappings: fields are dropped in this order.
     pub(crate) ring: ring::Consumer,
     pub(crate) attachment: Attachment,
+    /// Dropped messages of the queue that are told already.
+    dropped_told: u64,
     /// `Send`, not `Sync`.
     not_sync: PhantomData<Cell<()>>,
 }
@@ -55,7 +57,8 @@ impl Consumer {
     ) -> Result<Self, ClientError> {
         let (attachment, memory) = Attachment::new(client, queue, Role::Consume, policy)?;
         let ring = ring::Consumer::new(memory, attachment.geometry, attachment.key.handle)?;
-        Ok(Self { ring, attachment, not_sync: PhantomData })
+        let dropped_told = ring.dropped();
+        Ok(Self { ring, attachment, dropped_told, not_sync: PhantomData })
     }
 
     /// Name of the queue.
@@ -74,6 +77,19 @@ impl Consumer {
     #[must_use]
     pub fn max_message(&self) -> usize {
         self.attachment.geometry.max_message()
+    }
+
+    /// How many messages producers have discarded for room (`overflow=drop-oldest`) since the last call, at first since this
+    /// consumer attached. They were older than what is still to come. 0 as long as the queue is never full, and always on a queue
+    /// that drops nothing. Every consumer of the queue is told the same. A drop of this very moment may be told the next time.
+    pub fn take_skipped(&mut self) -> u64 {
+        if self.attachment.is_forked() {
+            return 0;
+        }
+        let dropped = self.ring.dropped();
+        let told = std::mem::replace(&mut self.dropped_told, dropped);
+        // Members that break the rules may set it back.
+        dropped.saturating_sub(told)
     }
 
     /// Receives a message if there is one now; its payload replaces the contents of `buffer`.

@@ -107,6 +107,10 @@ pub enum SendError {
     /// No room came free in time.
     #[error("the queue stayed full until the time-out")]
     Timeout,
+    /// No room now, and the queue's rule is to refuse what has none (forms that wait, on a direct queue with `overflow=reject`).
+    /// Nothing of the message or the batch is sent. A brokered queue tells it with the confirmation.
+    #[error("the queue is full: the message was rejected")]
+    QueueFull,
     /// No room ever again.
     #[error("the queue is closed: {0}")]
     Closed(Closed),

@@ -10,6 +10,7 @@ mod doorbell;
 mod error;
 mod groups;
 mod guard;
+mod overflow;
 mod producer;
 mod reservation;
 mod selector;
@@ -23,6 +24,8 @@ pub(crate) mod internal {
     #[cfg(feature = "tokio")]
     pub(crate) use super::bells::shared::BellPlace;
     pub(crate) use super::connection::{Inner, random_number};
+    #[cfg(feature = "tokio")]
+    pub(crate) use super::overflow::look;
     pub(crate) use super::producer::encode;
     pub(crate) use super::waiting::{Side, Stop, leave, wait_for};
     #[cfg(feature = "tokio")]
@@ -231,7 +234,8 @@ impl Client {
         done(&self.inner.request(&Request::Upgrade { binary })?.reply)
     }
 
-    /// Changes the delivery rules of a brokered queue; what is `None` stays as it is. Its properties come back.
+    /// Changes the rules of a queue; what is `None` stays as it is. Its properties come back. Of a direct queue only
+    /// `overflow` can be changed, also for those who wait for room already.
     ///
     /// # Errors
     /// See [`Client`]; codes `NotFound`, `NotPermitted`, `Invalid`.

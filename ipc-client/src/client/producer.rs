@@ -8,6 +8,7 @@ use std::time::Duration;
 use super::attachment::Attachment;
 use super::connection::Inner;
 use super::error::{ClientError, SendError};
+use super::overflow::{NotSent, by_rule, look};
 use super::reservation::Reservation;
 use super::waiting::{Stop, leave, wait_for};
 use crate::layout::metadata::{Metadata, MetadataError};
@@ -25,13 +26,18 @@ use crate::wait::WaitPolicy;
 /// Each form of sending exists three times: `try_` returns [`SendError::Full`] at once, the plain one waits for room as
 /// long as it takes, `_timeout` waits for at most that long and then returns [`SendError::Timeout`].
 ///
+/// That is so on a queue whose overflow rule is `block`. With `reject` the forms that wait return [`SendError::QueueFull`]
+/// instead of waiting. With `drop-oldest` all three discard the oldest messages, which are counted and told to the consumers
+/// ([`Consumer::take_skipped`](super::Consumer::take_skipped)); where the next slot belongs to somebody, a consumer
+/// that holds its message or a producer that still writes, it is as with `block`.
+///
 /// # Errors
 /// All of them return [`SendError::Closed`] when the queue was deleted or its daemon stopped,
 /// [`SendError::TooLarge`] for what can never fit, [`SendError::PeerFault`] when another member damaged the queue, and
 /// [`SendError::UsedAfterFork`] in a forked child.
 ///
 /// A daemon that stops, or is killed in one of its two processes, says so itself. If both are killed together, a producer
-/// notices when it has to wait for room. One that always finds room does not: see [`Self::check_connection`].
+/// notices when it has to wait, to drop or to be refused. One that always finds room does not: see [`Self::check_connection`].
 #[derive(Debug)]
 pub struct Producer {
     // Before the attachment, which owns the mappings: fields are dropped in this order.
@@ -105,11 +111,7 @@ impl Producer {
     /// See [`Producer`].
     #[inline]
     pub fn try_send(&mut self, payload: &[u8]) -> Result<u64, SendError> {
-        if self.attachment.is_forked() {
-            return Err(SendError::UsedAfterFork);
-        }
-        let sent = self.ring.try_send(0, &[], payload);
-        self.after_try(sent, 1)
+        self.try_once(1, |ring| ring.try_send(0, &[], payload))
     }
 
     /// Sends a message and waits for room as long as it takes. Returns its sequence.
@@ -148,8 +150,10 @@ impl Producer {
             return Err(SendError::UsedAfterFork);
         }
         self.encode(metadata)?;
-        let sent = self.ring.try_send(0, &self.metadata, payload);
-        self.after_try(sent, 1)
+        let encoded = std::mem::take(&mut self.metadata);
+        let sent = self.try_once(1, |ring| ring.try_send(0, &encoded, payload));
+        self.metadata = encoded;
+        sent
     }
 
     /// As [`Self::send`], with metadata in front of the payload.
@@ -193,11 +197,7 @@ impl Producer {
     /// # Errors
     /// See [`Producer`].
     pub fn try_send_batch(&mut self, payloads: &[&[u8]]) -> Result<u64, SendError> {
-        if self.attachment.is_forked() {
-            return Err(SendError::UsedAfterFork);
-        }
-        let sent = self.ring.try_send_batch(payloads);
-        self.after_try(sent, messages(payloads))
+        self.try_once(messages(payloads), |ring| ring.try_send_batch(payloads))
     }
 
     /// As [`Self::try_send_batch`]; waits for room for all of them as long as it takes.
@@ -305,13 +305,8 @@ impl Producer {
     /// # Errors
     /// See [`Producer`].
     pub fn try_reserve(&mut self, length: usize) -> Result<Reservation<'_>, SendError> {
-        if self.attachment.is_forked() {
-            return Err(SendError::UsedAfterFork);
-        }
-        match self.ring.try_reserve(length) {
-            Ok(reserved) => Ok(Reservation::new(self, reserved)),
-            Err(error) => Err(self.explain(error)),
-        }
+        let reserved = self.try_once(0, |ring| ring.try_reserve(length))?;
+        Ok(Reservation::new(self, reserved))
     }
 
     /// As [`Self::try_reserve`]; waits for room as long as it takes.
@@ -334,6 +329,37 @@ impl Producer {
     ) -> Result<Reservation<'_>, SendError> {
         let reserved = self.wait(Some(timeout), 0, |ring| ring.try_reserve(length))?;
         Ok(Reservation::new(self, reserved))
+    }
+
+    /// Runs `attempt` without waiting, then wakes as many consumers as there are new messages.
+    #[inline]
+    fn try_once<T>(
+        &mut self,
+        messages: u32,
+        mut attempt: impl FnMut(&mut ring::Producer) -> Result<T, TrySendError>,
+    ) -> Result<T, SendError> {
+        if self.attachment.is_forked() {
+            return Err(SendError::UsedAfterFork);
+        }
+        let sent = match attempt(&mut self.ring) {
+            Ok(sent) => sent,
+            Err(TrySendError::Full) => self.try_by_rule(attempt)?,
+            Err(error) => return Err(self.explain(error)),
+        };
+        self.wake(messages);
+        Ok(sent)
+    }
+
+    #[cold]
+    fn try_by_rule<T>(
+        &mut self,
+        attempt: impl FnMut(&mut ring::Producer) -> Result<T, TrySendError>,
+    ) -> Result<T, SendError> {
+        match by_rule(&mut self.ring, &mut self.attachment, attempt) {
+            Some(Ok(sent)) => Ok(sent),
+            None | Some(Err(NotSent::Rejected)) => Err(self.explain(TrySendError::Full)),
+            Some(Err(error)) => Err(self.explain_not_sent(error)),
+        }
     }
 
     /// Runs `attempt` until it is not full, then wakes as many consumers as there are new messages.
@@ -362,32 +388,33 @@ impl Producer {
         timeout: Option<Duration>,
         mut attempt: impl FnMut(&mut ring::Producer) -> Result<T, TrySendError>,
     ) -> Result<T, SendError> {
-        let mut result = Err(TrySendError::Full);
-        let waited = wait_for(&mut self.attachment, &mut self.ring, timeout, |ring, _| {
-            result = attempt(ring);
-            !matches!(result, Err(TrySendError::Full))
-        });
+        let mut result = by_rule(&mut self.ring, &mut self.attachment, &mut attempt);
+        let waited = match result {
+            Some(_) => Ok(()),
+            None => wait_for(&mut self.attachment, &mut self.ring, timeout, |ring, attachment| {
+                // The rule may be changed meanwhile.
+                result = look(ring, attachment, &mut attempt);
+                result.is_some()
+            }),
+        };
         match (waited, result) {
-            (Ok(()), Ok(sent)) => Ok(sent),
-            (Ok(()), Err(error)) => Err(self.explain(error)),
-            (Err(Stop::Timeout), _) => Err(SendError::Timeout),
-            (Err(Stop::Lost), _) => Err(SendError::Closed(Closed::Deleted)),
+            (_, Some(Ok(sent))) => Ok(sent),
+            (_, Some(Err(error))) => Err(self.explain_not_sent(error)),
+            (Ok(()) | Err(Stop::Timeout), None) => Err(SendError::Timeout),
+            (Err(Stop::Lost), None) => Err(SendError::Closed(Closed::Deleted)),
         }
     }
 
-    #[inline]
-    pub(crate) fn after_try(
+    /// After a look of a future.
+    #[cfg(feature = "tokio")]
+    pub(crate) fn after_look(
         &mut self,
-        sent: Result<u64, TrySendError>,
+        sent: Result<u64, NotSent>,
         messages: u32,
     ) -> Result<u64, SendError> {
-        match sent {
-            Ok(sequence) => {
-                self.wake(messages);
-                Ok(sequence)
-            }
-            Err(error) => Err(self.explain(error)),
-        }
+        let sequence = sent.map_err(|error| self.explain_not_sent(error))?;
+        self.wake(messages);
+        Ok(sequence)
     }
 
     /// Wakes consumers after this many messages (or after a tombstone, which may uncover messages behind it).
@@ -395,6 +422,18 @@ impl Producer {
     pub(super) fn wake(&mut self, messages: u32) {
         if messages != 0 {
             self.attachment.wake_peers(self.ring.peer_park(), messages);
+        }
+    }
+
+    #[cold]
+    fn explain_not_sent(&mut self, error: NotSent) -> SendError {
+        match error {
+            NotSent::Rejected if self.attachment.keep_house_rarely() => {
+                SendError::Closed(Closed::Deleted)
+            }
+            NotSent::Rejected => SendError::QueueFull,
+            NotSent::Lost => SendError::Closed(Closed::Deleted),
+            NotSent::Ring(error) => self.explain(error),
         }
     }
 

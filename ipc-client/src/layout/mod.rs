@@ -46,6 +46,8 @@ pub mod control {
     pub const GEOMETRY: usize = 0x18;
     /// One of the `CLOSED_*` values.
     pub const CLOSED: usize = 0x80;
+    /// One of the `OVERFLOW_*` values.
+    pub const OVERFLOW: usize = 0x88;
     /// Deaths repaired.
     pub const REPAIRS: usize = 0x100;
     /// Claims of dead producers that became tombstones.
@@ -65,6 +67,13 @@ pub mod control {
     pub const CLOSED_FAULT: u64 = 3;
     /// [`CLOSED`]: the group of this consumer is deleted.
     pub const CLOSED_GROUP_DELETED: u64 = 4;
+
+    /// [`OVERFLOW`]: producers wait for room.
+    pub const OVERFLOW_BLOCK: u64 = 0;
+    /// [`OVERFLOW`]: producers are refused.
+    pub const OVERFLOW_REJECT: u64 = 1;
+    /// [`OVERFLOW`]: producers drop the oldest messages.
+    pub const OVERFLOW_DROP_OLDEST: u64 = 2;
 }
 
 /// Offsets in the ring region of an mpmc queue, which all members map writable.
@@ -85,6 +94,8 @@ pub mod mpmc {
     pub const CONSUMER_EVENT: usize = 0x200;
     /// u32 that producers sleep on and wakers count up.
     pub const PRODUCER_EVENT: usize = 0x280;
+    /// Messages that producers dropped to have room.
+    pub const DROPPED: usize = 0x300;
     /// [`super::HANDLES`] handle lines of [`super::handle_line::BYTES`].
     pub const HANDLE_LINES: usize = 0x1000;
     /// First slot.

@@ -73,7 +73,7 @@ pub enum Request {
         /// Brokered queues only; the defaults on a direct queue.
         options: AttachOptions,
     },
-    /// Changes the delivery rules of a brokered queue. Reply: [`Reply::Queue`].
+    /// Changes the rules of a queue. Reply: [`Reply::Queue`].
     EditQueue {
         /// Its name.
         name: String,

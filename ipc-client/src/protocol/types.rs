@@ -87,8 +87,8 @@ impl QueueSpec {
     }
 }
 
-/// Delivery rules of a brokered queue; on a direct queue all must be `None`. `None` takes the default, or leaves the rule as
-/// it is when a queue is edited.
+/// Delivery rules of a brokered queue; on a direct queue all but `overflow` must be `None`. `None` takes the default, or leaves
+/// the rule as it is when a queue is edited.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DeliverySpec {
     /// Deliveries before a message goes to the dead-letter queue (or is discarded and counted if there is none); 0, the
@@ -107,7 +107,7 @@ pub struct DeliverySpec {
     pub max_bytes: Option<u64>,
     /// Streams: milliseconds after which a message is discarded; 0, the default, for never.
     pub max_age_ms: Option<u64>,
-    /// What happens at a limit. Streams discard their oldest messages instead.
+    /// What happens at a limit; on a direct queue, when the ring is full. Streams discard their oldest messages instead.
     pub overflow: Option<Overflow>,
     /// Milliseconds from its publishing after which a message is not given out any more but goes to the dead-letter queue (or is
     /// discarded and counted); 0, the default, for none.
@@ -125,16 +125,18 @@ pub enum Retention {
     Stream,
 }
 
-/// What happens to a message for which a queue with a limit has no room.
+/// What happens to a message for which a queue with a limit, or a direct queue, has no room.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Overflow {
-    /// It waits in its producer's lane.
+    /// It waits in its producer's lane; on a direct queue its producer waits.
     #[default]
     Block,
-    /// It is refused: [`Outcome::QueueFull`](crate::wire::Outcome::QueueFull).
+    /// It is refused: [`Outcome::QueueFull`](crate::wire::Outcome::QueueFull), on a direct queue
+    /// [`SendError::QueueFull`](crate::SendError::QueueFull).
     Reject,
-    /// It is taken, and the oldest are discarded and counted. Only if the queue is not durable.
+    /// It is taken, and the oldest are discarded and counted. Only if the queue is not durable, and not on a direct spsc queue,
+    /// whose producer can take nothing.
     DropOldest,
 }
 
@@ -191,6 +193,10 @@ pub struct QueueInfo {
     pub handles: Vec<HandleInfo>,
     /// Whether it is deleted when the session of its creator ends.
     pub session: bool,
+    /// What happens to a message for which there is no room.
+    pub overflow: Overflow,
+    /// Messages discarded by `drop-oldest`.
+    pub dropped: u64,
 }
 
 /// What a shard knows about one of its queues.

@@ -289,6 +289,14 @@ impl Consumer {
         self.counters.count(&self.line, 1, u64::from(taken.header.length));
     }
 
+    /// Messages of this ring that producers have dropped for room.
+    pub fn dropped(&self) -> u64 {
+        match &self.end {
+            End::Mpmc(end) => end.dropped(),
+            End::Spsc(_) => 0,
+        }
+    }
+
     /// Position of the next message.
     pub fn position(&self) -> u64 {
         with_end!(&self.end, end => end.position())

@@ -27,7 +27,7 @@ pub use region::Region;
 pub use spsc::{Progress, progress};
 
 use crate::layout::{control, handle_line, mpmc as mpmc_layout, spsc_page};
-use crate::protocol::Role;
+use crate::protocol::{Overflow, Role};
 use crate::sync::atomic::Ordering;
 
 /// The mapped regions of one queue.
@@ -95,6 +95,20 @@ impl RingMemory {
         }
     }
 
+    /// Messages that producers have dropped for room; a racy look.
+    pub fn dropped(&self) -> u64 {
+        match self {
+            Self::Spsc { .. } => 0,
+            // Relaxed: for people.
+            Self::Mpmc { ring, .. } => ring.u64_at(mpmc_layout::DROPPED).load(Ordering::Relaxed),
+        }
+    }
+
+    /// What happens to a message for which there is no room.
+    pub fn overflow(&self) -> Overflow {
+        overflow_rule(self.control())
+    }
+
     /// Whether the daemon has closed the queue. An unknown value counts as a fault.
     pub fn closed(&self) -> Option<Closed> {
         closed_state(self.control())
@@ -106,6 +120,16 @@ fn closed_state(page: &Region) -> Option<Closed> {
     // Acquire: partner of the Release in `repair::close`; what was published before it is seen after it.
     let value = page.u64_at(control::CLOSED).load(Ordering::Acquire);
     if value == control::CLOSED_OPEN { None } else { Some(why_closed(value)) }
+}
+
+/// An unknown rule is that of a later daemon: the producer waits, which loses nothing.
+fn overflow_rule(page: &Region) -> Overflow {
+    // Relaxed: a late view only delays the rule.
+    match page.u64_at(control::OVERFLOW).load(Ordering::Relaxed) {
+        control::OVERFLOW_REJECT => Overflow::Reject,
+        control::OVERFLOW_DROP_OLDEST => Overflow::DropOldest,
+        _ => Overflow::Block,
+    }
 }
 
 #[cold]

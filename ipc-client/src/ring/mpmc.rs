@@ -26,6 +26,8 @@
 //! - **Ownership.** A word in `Writing`, `Held` or `Skipping` is changed by its owner, or by the daemon once the owner's
 //!   process is known to be dead. A word behind the first of a claim belongs to the owner of the first.
 
+mod overflow;
+
 use super::end::{Claim, ReceiveEnd, SendEnd};
 use super::error::{Fault, Invariant, TryReceiveError, TrySendError};
 use super::look::end_look;
@@ -52,6 +54,7 @@ pub(super) struct Ring {
 pub(super) struct ProducerEnd {
     ring: Ring,
     owner: u8,
+    dropping: overflow::Dropping,
 }
 
 /// The receiving end of one handle.
@@ -65,7 +68,8 @@ pub(super) struct ConsumerEnd {
 
 impl ProducerEnd {
     pub(super) fn new(ring: &Region, geometry: Geometry, owner: u8) -> Result<Self, Fault> {
-        Ok(Self { ring: Ring::new(ring, geometry)?, owner })
+        let dropping = overflow::Dropping::default();
+        Ok(Self { ring: Ring::new(ring, geometry)?, owner, dropping })
     }
 }
 
@@ -84,11 +88,10 @@ impl SendEnd for ProducerEnd {
     #[inline(always)]
     fn claim(&mut self, n: u32) -> Result<Claim, TrySendError> {
         self.ring.refuse_faulty()?;
-        let claimed = self.ring.claim(n, self.owner);
-        if let Err(TrySendError::Fault(_)) = claimed {
-            self.ring.set_fault_flag();
+        match self.ring.claim(n, self.owner) {
+            Err(error) => self.not_claimed(n, error),
+            claimed => claimed,
         }
-        claimed
     }
 
     #[inline(always)]
@@ -111,6 +114,11 @@ impl SendEnd for ProducerEnd {
 impl ConsumerEnd {
     pub(super) fn new(ring: &Region, geometry: Geometry, owner: u8) -> Result<Self, Fault> {
         Ok(Self { ring: Ring::new(ring, geometry)?, owner, scan_from: 0 })
+    }
+
+    /// As [`Ring::dropped`].
+    pub(super) fn dropped(&self) -> u64 {
+        self.ring.dropped()
     }
 }
 

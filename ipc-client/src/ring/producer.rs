@@ -6,9 +6,9 @@ use super::line::{Counters, HandleLine};
 use super::park::Park;
 use super::region::Region;
 use super::slots::{Header, Slots};
-use super::{RingMemory, closed_state, mpmc, spsc};
+use super::{RingMemory, closed_state, mpmc, overflow_rule, spsc};
 use crate::layout::{Geometry, slot};
-use crate::protocol::Role;
+use crate::protocol::{Overflow, Role};
 use crate::sync::canary::{Canary, planted};
 
 /// Body bytes that lie in the first cache line of a slot, beside the word.
@@ -328,6 +328,25 @@ impl Producer {
     /// Gives a reservation up. On an mpmc ring a tombstone remains, which consumers skip.
     pub fn abort(&mut self, reserved: Reserved) {
         with_end!(&mut self.end, end => end.abandon(reserved.claim));
+    }
+
+    /// What the queue does with a message for which there is no room. Not looked at by the forms above.
+    pub fn overflow(&self) -> Overflow {
+        overflow_rule(&self.control)
+    }
+
+    /// Runs an attempt to send or to reserve, for which messages may be dropped if there is no room; on an mpmc ring only.
+    /// Its result, and whether slots were freed: then producers that sleep are to be woken.
+    pub fn dropping<T>(&mut self, attempt: impl FnOnce(&mut Self) -> T) -> (T, bool) {
+        if let End::Mpmc(end) = &mut self.end {
+            end.start_dropping();
+        }
+        let result = attempt(self);
+        let freed = match &mut self.end {
+            End::Mpmc(end) => end.stop_dropping(),
+            End::Spsc(_) => false,
+        };
+        (result, freed)
     }
 
     /// Position of the next claim.

@@ -13,6 +13,7 @@
 //! | mpmc send, 4 to 6, or a batch partly published behind its first word | `Writing(n)` | words behind the first set free, the first becomes `Tombstone(n)` |
 //! | mpmc take, 3 to 4 | `Held` under the head | the head is moved, then as below |
 //! | mpmc take, 4 to 7, some words behind the first already free in the next lap | `Held(n)` | words behind the first set back to this lap, the first becomes `Returned(n)`, the hint is counted up |
+//! | mpmc send with dropping, while it holds a message that it drops | as a take | as a take |
 //! | freeing a tombstone | `Skipping(n)` | freed |
 //! | spsc send, before step 3 | words of a batch published beyond the producer's position, the first not | set free |
 //! | spsc send, 3 to 4 | published words from the producer's position on | the position moves past them |
@@ -34,7 +35,7 @@ use super::{RingMemory, spsc};
 use crate::layout::{
     Geometry, HANDLE_DAEMON, HANDLES, LAYOUT_VERSION, MAGIC, State, Word, control, mpmc, spsc_page,
 };
-use crate::protocol::{Kind, Role};
+use crate::protocol::{Kind, Overflow, Role};
 use crate::sync::atomic::Ordering;
 use crate::sync::canary::{Canary, planted};
 
@@ -341,6 +342,17 @@ pub fn init_control(page: &Region, queue_id: u64, kind: Kind, geometry: &Geometr
     set(control::GEOMETRY, slots_log2 | (geometry.slot_size() as u64) << 32);
     // Release: the magic comes last.
     page.u64_at(control::MAGIC).store(MAGIC, Ordering::Release);
+}
+
+/// Sets what happens to a message for which there is no room. The caller wakes producers that wait afterwards.
+pub fn set_overflow(page: &Region, overflow: Overflow) {
+    let value = match overflow {
+        Overflow::Block => control::OVERFLOW_BLOCK,
+        Overflow::Reject => control::OVERFLOW_REJECT,
+        Overflow::DropOldest => control::OVERFLOW_DROP_OLDEST,
+    };
+    // Relaxed: a late view only delays the rule.
+    page.u64_at(control::OVERFLOW).store(value, Ordering::Relaxed);
 }
 
 /// Closes a queue with one of the `CLOSED_*` values of [`control`]. The caller wakes everybody afterwards.

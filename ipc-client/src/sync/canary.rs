@@ -20,11 +20,13 @@ pub enum Canary {
     RepairWithoutProof,
     /// The head moves before the consumer has claimed the slot.
     HeadBeforeUse,
+    /// A producer drops a message without counting it.
+    DropWithoutCounting,
 }
 
 impl Canary {
     /// All of them, with the names that the environment variable takes.
-    pub const ALL: [(Canary, &'static str); 7] = [
+    pub const ALL: [(Canary, &'static str); 8] = [
         (Canary::NoRecheck, "no-recheck"),
         (Canary::WakerClearsFlag, "waker-clears-flag"),
         (Canary::PublishBeforeCopy, "publish-before-copy"),
@@ -32,6 +34,7 @@ impl Canary {
         (Canary::ForgottenContinuation, "forgotten-continuation"),
         (Canary::RepairWithoutProof, "repair-without-proof"),
         (Canary::HeadBeforeUse, "head-before-use"),
+        (Canary::DropWithoutCounting, "drop-without-counting"),
     ];
 }
 

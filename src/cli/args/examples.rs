@@ -59,7 +59,8 @@ Examples:
 pub(super) const INFO_EXAMPLES: &str = "\
 Examples:
   ringmain queue info orders
-  ringmain queue info orders --json | jq .used_slots";
+  ringmain queue info orders --json | jq .used_slots
+  ringmain queue info gauges --json | jq .dropped";
 
 pub(super) const DELETE_EXAMPLES: &str = "\
 Examples:
@@ -88,12 +89,16 @@ Examples:
   ringmain queue create inbox --durable --max-messages 100000 --overflow reject
   ringmain queue create events --durable --retention stream --max-bytes 10GiB --max-age 7d
   ringmain queue create prices --plane brokered --max-messages 1000 --overflow drop-oldest
+  ringmain queue create gauges --slots 65536 --overflow drop-oldest
   ringmain queue create news --durable --ttl 1h
 
 A brokered queue gives each message to one consumer of each group, waits for its acknowledgement, and gives it to another one if the \
 consumer dies or its lease is over. With --durable a confirmed message is on stable storage; without, messages survive \
 the broker and end with the daemon's keeper. A dead-letter queue is a brokered queue of the same durability and must \
 exist.
+
+A full direct queue lets its producers wait. With --overflow reject it refuses what has no room, with drop-oldest (mpmc) \
+its producers discard the oldest messages that nobody holds; 'queue info' counts them and consumers are told.
 
 On a direct mpmc queue a member has one right, 'use', and needs r and w. Separate rights exist on spsc queues.";
 
@@ -107,11 +112,11 @@ Examples:
   ringmain publish orders --file rest.ndjson --producer import-2024-05 --first-sequence 100001
   echo reminder | ringmain publish jobs --delay 5m --ttl 1h
 
-The line break is no part of the message; an empty line is an empty message. A full queue is waited for.
+The line break is no part of the message; an empty line is an empty message. A full queue is waited for, unless it was made with another --overflow.
 
 On a durable queue every message is on stable storage before the command ends with success, unless --confirm received \
-is given. With --overflow reject every confirmation is waited for: a message that the limit refuses ends the \
-command with 75. A receipt is the sequence of a message that is confirmed, printed as soon as it is known.
+is given. A queue with --overflow reject that refuses a message ends the command with 75; on a brokered one every \
+confirmation is waited for, because only that tells. A receipt is the sequence of a message that is confirmed, printed as soon as it is known.
 
 With --producer the queue remembers the last line number that it has stored under the name; lines up to that one are \
 duplicates, whatever they say, and are counted on stderr. So each input has a name of its own, or goes on with \
@@ -190,8 +195,10 @@ Examples:
   ringmain queue edit jobs --no-dead-letter
   ringmain queue edit events --max-age 30d
   ringmain queue edit inbox --max-messages 0 --overflow block
+  ringmain queue edit gauges --overflow drop-oldest
 
-What is not given stays as it is.";
+What is not given stays as it is. Of a direct queue only --overflow can be changed: it holds for the next message that finds no \
+room, and for those that wait for room already.";
 
 pub(super) const PEEK_EXAMPLES: &str = "\
 Examples:

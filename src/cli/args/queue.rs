@@ -65,14 +65,14 @@ impl From<RetentionArg> for Retention {
     }
 }
 
-/// What happens at a limit.
+/// What happens to a message for which there is no room.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum OverflowArg {
     /// Producers wait
     Block,
     /// New messages are refused
     Reject,
-    /// The oldest messages are discarded and counted; not for durable queues
+    /// The oldest messages are discarded and counted; not for durable queues, nor for direct spsc ones
     DropOldest,
 }
 
@@ -86,7 +86,8 @@ impl From<OverflowArg> for Overflow {
     }
 }
 
-/// What a brokered queue does with its messages: the rules of a new queue, or what an edit changes.
+/// What a queue does with messages that are not acknowledged, and with those for which there is no room: the rules of a new
+/// queue, or what an edit changes.
 #[derive(Debug, Args)]
 pub(crate) struct DeliveryArgs {
     /// Brokered: deliveries before a message becomes a dead letter; 0 for any number [a new queue: 0]
@@ -111,7 +112,8 @@ pub(crate) struct DeliveryArgs {
     /// Streams: how long a message stays; 0s for ever [a new queue: 0s]
     #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
     pub(crate) max_age: Option<Duration>,
-    /// Brokered: what happens at a limit; a stream discards its oldest messages instead [a new queue: block]
+    /// What happens to a message for which there is no room, at a limit of a brokered queue or in the full ring of a direct
+    /// one; a stream discards its oldest messages instead [a new queue: block]
     #[arg(long, value_enum)]
     pub(crate) overflow: Option<OverflowArg>,
     /// Brokered: how long after its publishing a message is given out; then it becomes a dead letter or is discarded and
@@ -132,7 +134,7 @@ pub(crate) enum QueueCommand {
     Delete(QueueDeleteArgs),
     /// Discards the messages of a queue
     Purge(QueuePurgeArgs),
-    /// Changes the delivery rules of a brokered queue
+    /// Changes the rules of a queue; of a direct one only --overflow
     Edit(QueueEditArgs),
 }
 

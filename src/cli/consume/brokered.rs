@@ -11,7 +11,7 @@ use ringmain_client::{
 };
 
 use super::rendering::{Format, Shown};
-use super::{Absence, Config, DRAIN_SLICE, NOTICE_AFTER, SLICE, write_as_far};
+use super::{Absence, Config, DRAIN_SLICE, Gaps, NOTICE_AFTER, SLICE, write_as_far};
 use crate::cli::exit::{Exit, Failure, Outcome};
 use crate::cli::group::called;
 use crate::cli::output::notice;
@@ -64,8 +64,7 @@ pub(super) fn run(client: &Client, info: &QueueInfo, config: &Config) -> Outcome
         idle_since: None,
         noticed: false,
         absence: Absence::default(),
-        skipped: 0,
-        skipped_told: 0,
+        gaps: Gaps::default(),
     };
     let result = taker.take_all();
     // What was written is acknowledged, however the command ends.
@@ -76,12 +75,7 @@ pub(super) fn run(client: &Client, info: &QueueInfo, config: &Config) -> Outcome
             taker.again
         ));
     }
-    if taker.skipped > taker.skipped_told {
-        notice(&format!(
-            "{} messages in all were discarded by a limit of queue {} before they were delivered",
-            taker.skipped, config.queue
-        ));
-    }
+    taker.gaps.tell_sum(&config.queue);
     debug_assert_eq!(info.plane, ringmain_client::Plane::Brokered);
     result.and(flushed)
 }
@@ -135,9 +129,7 @@ struct Taker<'a> {
     idle_since: Option<Instant>,
     noticed: bool,
     absence: Absence,
-    /// Messages that a limit discarded before this group had them; how many of them were told.
-    skipped: u64,
-    skipped_told: u64,
+    gaps: Gaps,
 }
 
 impl Taker<'_> {
@@ -186,20 +178,8 @@ impl Taker<'_> {
             self.ends.push(self.line.len());
             self.filled += 1;
         }
-        self.tell_of_skipped();
+        self.gaps.add(&self.config.queue, self.consumer.take_skipped());
         Ok(if self.filled > 0 { Got::Messages } else { Got::Nothing })
-    }
-
-    /// A gap is told when it is seen first; at the end comes the sum.
-    fn tell_of_skipped(&mut self) {
-        self.skipped += self.consumer.take_skipped();
-        if self.skipped > 0 && self.skipped_told == 0 {
-            self.skipped_told = self.skipped;
-            notice(&format!(
-                "{} messages were discarded by a limit of queue {} before they were delivered",
-                self.skipped, self.config.queue
-            ));
-        }
     }
 
     /// Writes the lines and acknowledges those that were written as a whole.

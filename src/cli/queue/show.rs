@@ -16,18 +16,28 @@ pub(super) fn created(info: &QueueInfo) -> String {
     if info.plane == Plane::Direct {
         let memory = units::bytes(info.memory_bytes);
         return format!(
-            "{}: {} queue of {rings} ({memory} of shared memory)",
+            "{}: {} queue of {rings} ({memory} of shared memory); {}",
             info.name,
-            kind(info)
+            kind(info),
+            rules(info)
         );
     }
     let what = if info.durable { "durable" } else { "brokered" };
-    let rules = info.brokered.as_ref().map(rules).unwrap_or_default();
-    format!("{}: {what} {} queue, rings of {rings}; {rules}", info.name, kind(info))
+    format!("{}: {what} {} queue, rings of {rings}; {}", info.name, kind(info), rules(info))
 }
 
-/// The delivery rules in one line.
-pub(super) fn rules(info: &BrokeredInfo) -> String {
+/// The rules of a queue in one line.
+pub(super) fn rules(info: &QueueInfo) -> String {
+    match (&info.brokered, info.overflow) {
+        (Some(info), _) => delivery_rules(info),
+        (None, _) if info.plane == Plane::Brokered => String::new(),
+        (None, Overflow::Block) => "when it is full producers wait".to_string(),
+        (None, Overflow::Reject) => "when it is full messages are refused".to_string(),
+        (None, Overflow::DropOldest) => "when it is full the oldest are discarded".to_string(),
+    }
+}
+
+fn delivery_rules(info: &BrokeredInfo) -> String {
     let deliveries = match (info.max_deliveries, info.dead_letter.as_str()) {
         (0, "") => "any number of deliveries".to_string(),
         (0, queue) => format!("any number of deliveries, rejected messages go to {queue}"),
@@ -166,6 +176,10 @@ pub(super) fn facts(info: &QueueInfo) -> Facts {
     facts.add("deaths repaired", info.repairs);
     facts.add("discarded claims of dead producers", info.tombstones);
     facts.add("messages of dead consumers given out again", info.returned);
+    if info.overflow == Overflow::DropOldest || info.dropped > 0 {
+        facts.add("dropped for room", units::count(info.dropped));
+    }
+    facts.add("rules", rules(info));
     facts
 }
 
@@ -206,7 +220,7 @@ fn brokered(facts: &mut Facts, durable: bool, info: &BrokeredInfo) {
         let producers = units::count(info.blocked_producers.into());
         facts.add("waiting producers", format!("{producers}, for {}", info.blocked_by));
     }
-    facts.add("rules", rules(info));
+    facts.add("rules", delivery_rules(info));
     facts.add("shard", info.shard);
 }
 

@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 
 use ringmain_client::protocol::{
-    BrokeredInfo, ErrorCode, HandleInfo, JournalInfo, Plane, QueueInfo, Reply, Role, Status,
+    BrokeredInfo, ErrorCode, HandleInfo, JournalInfo, Overflow, Plane, QueueInfo, Reply, Role,
+    Status,
 };
 
 use super::super::broker::{Broker, bug};
@@ -157,6 +158,8 @@ impl Broker {
                 info.tail = brokered.next_sequence;
                 info.head = brokered.next_sequence.saturating_sub(brokered.messages);
                 info.returned = brokered.redelivered;
+                info.overflow = brokered.overflow;
+                info.dropped = brokered.dropped;
                 info.brokered = Some(brokered);
             }
             for counters in handles.iter().filter(|counters| counters.key.queue == info.id) {
@@ -244,6 +247,8 @@ impl Broker {
             brokered: None,
             handles: Vec::new(),
             session: self.session_queues.contains_key(&id),
+            overflow: Overflow::default(),
+            dropped: 0,
         }
     }
 

@@ -22,6 +22,7 @@ fn catchers(canary: Canary) -> &'static [(&'static str, &'static str)] {
         }
         Canary::RepairWithoutProof => &[("kill-sweep", "mpmc::one::Receive::Bystanders")],
         Canary::HeadBeforeUse => &[("kill-sweep", "mpmc::one::Receive::Short")],
+        Canary::DropWithoutCounting => &[("kill-sweep", "mpmc::one::SendDropping(20, 0)::Full")],
     }
 }
 
@@ -81,4 +82,5 @@ canaries! {
     forgotten_continuation: ForgottenContinuation,
     repair_without_proof: RepairWithoutProof,
     head_before_use: HeadBeforeUse,
+    drop_without_counting: DropWithoutCounting,
 }

@@ -141,16 +141,7 @@ impl<'a> Honest<'a> {
         let Some(producer) = &mut self.producer else {
             return;
         };
-        let any = random.below(max + 2);
-        let sent = match operation {
-            1 => producer.try_send(0, &[], &PAYLOAD[..random.below(49)]),
-            2 => producer.try_send(0, &[], &PAYLOAD[..any]),
-            3 => producer.try_send(7, &PAYLOAD[..random.below(70)], &PAYLOAD[..random.below(200)]),
-            4 => {
-                let lengths: Vec<&[u8]> =
-                    (0..random.below(8)).map(|_| &PAYLOAD[..random.below(150)]).collect();
-                producer.try_send_batch(&lengths)
-            }
+        match operation {
             5 => {
                 if self.reserved.is_none() {
                     match producer.try_reserve(random.below(60)) {
@@ -171,13 +162,27 @@ impl<'a> Honest<'a> {
                 }
                 return;
             }
-            _ => {
+            7 => {
                 if let Some(reserved) = self.reserved.take() {
                     producer.abort(reserved);
                 }
                 return;
             }
+            _ => {}
+        }
+        let drops = random.below(3) == 0;
+        let any = random.below(max + 2);
+        let mut send = |producer: &mut Producer| match operation {
+            1 => producer.try_send(0, &[], &PAYLOAD[..random.below(49)]),
+            2 => producer.try_send(0, &[], &PAYLOAD[..any]),
+            3 => producer.try_send(7, &PAYLOAD[..random.below(70)], &PAYLOAD[..random.below(200)]),
+            _ => {
+                let lengths: Vec<&[u8]> =
+                    (0..random.below(8)).map(|_| &PAYLOAD[..random.below(150)]).collect();
+                producer.try_send_batch(&lengths)
+            }
         };
+        let sent = if drops { producer.dropping(send).0 } else { send(producer) };
         if let Err(error) = sent {
             check_send(self.outbox, error, max);
         }

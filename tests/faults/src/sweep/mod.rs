@@ -74,7 +74,7 @@ fn sweeps(kind: Kind) -> Vec<(Operation, &'static [Fill], bool)> {
         ],
         Kind::Spsc => &[Fill::Empty, Fill::Short, Fill::Long, Fill::Full, Fill::Returned],
     };
-    vec![
+    let mut sweeps = vec![
         (O::Send(ONE, 0), SENDS, true),
         (O::Send(THREE, 0), SENDS, true),
         (O::Send(30, 21), FEW, true),
@@ -96,7 +96,17 @@ fn sweeps(kind: Kind) -> Vec<(Operation, &'static [Fill], bool)> {
         (O::SendAndWake, &[Fill::Empty], true),
         (O::ReceiveAndWake, &[Fill::Full], true),
         (O::Purge, &[Fill::Empty, Fill::Long], true),
-    ]
+    ];
+    if kind == Kind::Mpmc {
+        const DROPS: &[Fill] =
+            &[Fill::Short, Fill::Full, Fill::FullHeld, Fill::FullReturned, Fill::FullTombstones];
+        sweeps.extend([
+            (O::SendDropping(ONE, 0), DROPS, true),
+            (O::SendDropping(THREE, 0), DROPS, true),
+            (O::BatchDropping, DROPS, false),
+        ]);
+    }
+    sweeps
 }
 
 fn singles(runner: &mut Runner, size: Size, kind: Kind) {
@@ -200,15 +210,25 @@ fn pairs(runner: &mut Runner, size: Size, kind: Kind) {
         (Size::Short, Kind::Mpmc) => &[Fill::Long],
     };
     let offsets: &[u64] = size.choose(&[62], &[0, 31, 61, 62, 63]);
-    for (first, second) in list {
-        for fill in fills {
-            let case = format!("{}::two::{first:?}::{second:?}::{fill:?}", name(kind));
-            runner.case(&case, |tally| {
-                for offset in offsets {
-                    sweep_two(tally, &arena, &outbox, *offset, *fill, (first, second));
-                }
-            });
+    let mut cases: Vec<((O, O), Fill)> =
+        list.into_iter().flat_map(|pair| fills.iter().map(move |fill| (pair, *fill))).collect();
+    if kind == Kind::Mpmc {
+        let drops = [O::SendDropping(ONE, 0), O::SendDropping(THREE, 0)];
+        let others = [O::Receive, O::Send(ONE, 0), drops[1]];
+        for (drop, other) in drops.into_iter().flat_map(|drop| others.map(|other| (drop, other))) {
+            for fill in [Fill::Full, Fill::FullReturned] {
+                cases.extend([((drop, other), fill), ((other, drop), fill)]);
+            }
         }
+        cases.dedup();
+    }
+    for ((first, second), fill) in cases {
+        let case = format!("{}::two::{first:?}::{second:?}::{fill:?}", name(kind));
+        runner.case(&case, |tally| {
+            for offset in offsets {
+                sweep_two(tally, &arena, &outbox, *offset, fill, (first, second));
+            }
+        });
     }
 }
 
@@ -266,8 +286,12 @@ fn repairs(runner: &mut Runner, size: Size, kind: Kind) {
             (O::Send(THREE, 0), Fill::Short),
             (O::Batch, Fill::Empty),
             (O::Receive, Fill::Long),
+            (O::SendDropping(THREE, 0), Fill::Full),
         ],
         (Kind::Mpmc, Size::Long) => vec![
+            (O::SendDropping(ONE, 0), Fill::FullReturned),
+            (O::SendDropping(THREE, 0), Fill::Full),
+            (O::BatchDropping, Fill::FullTombstones),
             (O::Send(ONE, 0), Fill::Empty),
             (O::Send(THREE, 0), Fill::Short),
             (O::Batch, Fill::Empty),

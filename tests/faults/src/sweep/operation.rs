@@ -22,8 +22,12 @@ use crate::structure;
 pub enum Operation {
     /// A message of this many payload and metadata bytes.
     Send(usize, usize),
+    /// The same, and the oldest messages may be dropped for it.
+    SendDropping(usize, usize),
     /// Five messages under one claim.
     Batch,
+    /// The same, and the oldest messages may be dropped for it.
+    BatchDropping,
     /// Five messages under one claim, each in one slot.
     BatchOfSingles,
     /// Five messages of the same length under one claim, written in place.
@@ -160,7 +164,9 @@ impl Operation {
     pub fn role(self) -> Role {
         match self {
             Self::Send(..)
+            | Self::SendDropping(..)
             | Self::Batch
+            | Self::BatchDropping
             | Self::BatchOfSingles
             | Self::BatchInPlace
             | Self::Commit
@@ -179,8 +185,10 @@ impl Operation {
     /// What it would send.
     fn candidates(self, world: &mut World) -> Vec<Message> {
         let lengths: &[(usize, usize)] = match self {
-            Self::Send(length, metadata) => &[(length, metadata)],
-            Self::Batch => &BATCH.map(|length| (length, 0)),
+            Self::Send(length, metadata) | Self::SendDropping(length, metadata) => {
+                &[(length, metadata)]
+            }
+            Self::Batch | Self::BatchDropping => &BATCH.map(|length| (length, 0)),
             Self::BatchOfSingles => &SINGLES.map(|length| (length, 0)),
             Self::BatchInPlace => &[(ONE, 0); BATCH.len()],
             Self::Commit | Self::SendAndWake => &[(ONE, 0)],
@@ -204,6 +212,7 @@ impl Operation {
         let candidates = self.candidates(world);
         world.outbox.word(DONE).store(0, Order::Relaxed);
         world.outbox.word(ENTRIES).store(0, Order::Relaxed);
+        let dropped = world.arena.daemon.dropped();
         child::run(|| {
             self.run(world, handle, &candidates, steps);
             step::disarm();
@@ -211,7 +220,7 @@ impl Operation {
         })
         .killed()?;
         let done = world.outbox.word(DONE).load(Order::Relaxed) == 1;
-        self.autopsy(world, candidates, done)?;
+        self.autopsy(world, candidates, done, dropped)?;
         Ok(done)
     }
 
@@ -249,19 +258,23 @@ impl Operation {
 
     fn produce(self, producer: &mut Producer, outbox: &Outbox, candidates: &[Message]) {
         let kernel = Still { must_not_sleep: false };
+        let one = |producer: &mut Producer| {
+            let message = &candidates[0];
+            producer.try_send(0, &message.metadata_bytes(), &message.payload())
+        };
+        let batch = |producer: &mut Producer| {
+            let payloads: Vec<Vec<u8>> = candidates.iter().map(Message::payload).collect();
+            let slices: Vec<&[u8]> = payloads.iter().map(Vec::as_slice).collect();
+            producer.try_send_batch(&slices)
+        };
         let sent = match self {
-            Self::Send(..) | Self::SendAndWake => {
-                let message = &candidates[0];
-                producer.try_send(0, &message.metadata_bytes(), &message.payload())
-            }
-            Self::Batch | Self::BatchOfSingles => {
-                let payloads: Vec<Vec<u8>> = candidates.iter().map(Message::payload).collect();
-                let slices: Vec<&[u8]> = payloads.iter().map(Vec::as_slice).collect();
-                producer.try_send_batch(&slices)
-            }
+            Self::Send(..) | Self::SendAndWake => one(producer),
+            Self::SendDropping(..) => producer.dropping(one).0,
+            Self::Batch | Self::BatchOfSingles => batch(producer),
             Self::BatchInPlace => producer
                 .try_claim_batch(candidates.len(), ONE)
                 .map(|batch| producer.fill_batch(batch, &mut Writer(candidates))),
+            Self::BatchDropping => producer.dropping(batch).0,
             Self::Commit => producer.try_reserve(ONE).map(|reserved| {
                 let payload = candidates[0].payload();
                 producer.write(&reserved, 0, &payload).expect("within the reservation");
@@ -355,20 +368,28 @@ impl Operation {
         world: &mut World,
         candidates: Vec<Message>,
         done: bool,
+        dropped_before: u64,
     ) -> Result<(), String> {
         let entries = entries(world.outbox);
         let copied = |position| entries.contains(&Entry::Copied(position));
+        let drops = matches!(self, Self::SendDropping(..) | Self::BatchDropping);
+        let unread = drops || self == Self::Purge;
+        let (mut released, mut taken) = (0, 0);
         let mut left = Vec::new();
         for mut message in std::mem::take(&mut world.queue) {
             let position = message.position;
             match fate(world, position)? {
                 Fate::Released => {
-                    if !copied(position) && self != Self::Purge {
+                    if !copied(position) && !unread {
                         return Err(format!("position {position} was released before it was read"));
                     }
+                    released += 1;
                     continue;
                 }
-                Fate::Taken => message.redelivered = true,
+                Fate::Taken => {
+                    message.redelivered = true;
+                    taken += 1;
+                }
                 Fate::Waiting if copied(position) => {
                     return Err(format!("position {position} was read without a trace"));
                 }
@@ -377,6 +398,19 @@ impl Operation {
             left.push(message);
         }
         world.queue = left;
+        let counted = world.arena.daemon.dropped() - dropped_before;
+        if drops {
+            // A message in the hands of the dead may be counted and come all the same.
+            let most = released + u64::from(!done && taken > 0);
+            if counted < released || counted > most {
+                return Err(format!("{released} messages were dropped, {counted} counted"));
+            }
+            if world.holds() && released > 0 {
+                return Err("messages were dropped behind one that a live consumer holds".into());
+            }
+        } else if counted > 0 {
+            return Err(format!("{counted} messages were counted as dropped"));
+        }
         let Some(first) = candidates.first() else {
             return Ok(());
         };

@@ -45,6 +45,12 @@ pub enum Fill {
     Returned,
     /// Tombstones of one and three slots in front of a message.
     Tombstones,
+    /// As `Full`; a live consumer holds the oldest message.
+    FullHeld,
+    /// As `Full`; the oldest messages are those of `Returned`.
+    FullReturned,
+    /// As `Full`; what is oldest are tombstones of one and three slots.
+    FullTombstones,
 }
 
 /// The smallest ring: every position is a slot of its own.
@@ -151,15 +157,16 @@ impl<'a> World<'a> {
             Fill::Long => self.send_all(&[THREE, ONE, TWO, ONE])?,
             Fill::Full => {
                 self.send_all(&[THREE, ONE, TWO])?;
-                while self.try_send(ONE, 0)? {}
+                self.fill_up()?;
+            }
+            Fill::FullHeld => {
+                self.fill(Fill::Full)?;
+                self.hold_one()?;
             }
             Fill::Bystanders => {
                 self.send_all(&[TWO])?;
                 self.send_all(&short)?;
-                let taken = self.consumer.try_take().map_err(|e| format!("take: {e:?}"))?;
-                let message = self.queue.remove(0);
-                compare(&self.consumer, &taken, &message)?;
-                self.held = Some((taken, message));
+                self.hold_one()?;
                 if self.arena.kind == Kind::Mpmc {
                     let mut message = self.message(ONE, 0);
                     message.position = structure::next_claim(self.arena);
@@ -179,8 +186,35 @@ impl<'a> World<'a> {
                 self.bury(3);
                 self.send_all(&[TWO, ONE])?;
             }
+            Fill::FullReturned => {
+                self.fill(Fill::Returned)?;
+                self.fill_up()?;
+            }
+            Fill::FullTombstones => {
+                self.fill(Fill::Tombstones)?;
+                self.fill_up()?;
+            }
         }
         Ok(())
+    }
+
+    fn fill_up(&mut self) -> Result<(), String> {
+        while self.try_send(ONE, 0)? {}
+        Ok(())
+    }
+
+    /// The surviving consumer holds the next message.
+    fn hold_one(&mut self) -> Result<(), String> {
+        let taken = self.consumer.try_take().map_err(|e| format!("take: {e:?}"))?;
+        let message = self.queue.remove(0);
+        compare(&self.consumer, &taken, &message)?;
+        self.held = Some((taken, message));
+        Ok(())
+    }
+
+    /// Whether the surviving consumer holds a message.
+    pub fn holds(&self) -> bool {
+        self.held.is_some()
     }
 
     /// Two messages are held by a consumer that dies and is repaired.
