@@ -3,6 +3,7 @@
 //! Needs a running daemon (`ringmain serve`), at the default socket or where `RINGMAIN_SOCKET` says.
 
 use std::error::Error;
+use std::process::ExitCode;
 use std::time::Duration;
 
 use ringmain_client::{
@@ -15,7 +16,15 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// May come from another thread.
 type Failure = Box<dyn Error + Send + Sync>;
 
-fn main() -> Result<(), Failure> {
+fn main() -> ExitCode {
+    if let Err(error) = run() {
+        eprintln!("request_reply: {error}");
+        return ExitCode::FAILURE;
+    }
+    ExitCode::SUCCESS
+}
+
+fn run() -> Result<(), Failure> {
     let client = Client::connect_default()?;
     let queue = format!("squares-{}", std::process::id());
     let spec = QueueSpec { plane: Some(Plane::Brokered), ..QueueSpec::default() };
