@@ -236,13 +236,8 @@ impl Producer {
         length: usize,
         fill: impl FnMut(usize, &mut Body<'_>),
     ) -> Result<u64, SendError> {
-        if self.attachment.is_forked() {
-            return Err(SendError::UsedAfterFork);
-        }
-        match self.ring.try_claim_batch(count, length) {
-            Ok(batch) => self.fill(batch, fill),
-            Err(error) => Err(self.explain(error)),
-        }
+        let batch = self.try_once(0, |ring| ring.try_claim_batch(count, length))?;
+        self.fill(batch, fill)
     }
 
     /// As [`Self::try_send_batch_in_place`]; waits for room for all of them as long as it takes.

@@ -384,7 +384,7 @@ impl ReceiveEnd for ConsumerEnd {
             }
             let position = part.position;
             drop(part);
-            count += (position - first) as usize;
+            count += usize::try_from(position - first).unwrap_or(length);
             if position < end {
                 break;
             }
