@@ -118,7 +118,8 @@ impl Program {
             let taken = self.logic.adopt_lease(handle, slot, sequence, attempt, now);
             let group = &self.consumers[&handle].group;
             let queue = self.model.queues.get_mut(&handle.queue).expect("queue");
-            let open = &mut queue.group(group).open;
+            let group = queue.group(group);
+            let open = &mut group.open;
             // Behind a reset that was lost two consumers may have it.
             let is_free =
                 matches!(open.get(&sequence), Some(State::Back { .. } | State::Doomed { .. }));
@@ -126,6 +127,9 @@ impl Program {
                 return Err(format!("adopted {sequence}: {taken}"));
             }
             if taken {
+                if let Some(State::Doomed { count }) = open.get(&sequence) {
+                    group.rejected.insert(sequence, *count);
+                }
                 let deadline_ms = self.ms + LEASE_MS;
                 open.insert(sequence, State::With { handle, slot, attempt, deadline_ms });
             } else {

@@ -36,6 +36,9 @@ pub(super) struct Group {
     pub(super) open: BTreeMap<u64, State>,
     /// Messages that a limit took from it.
     pub(super) skipped: u64,
+    /// Rejected ones that somebody has had all the same since a restart, by a lease of before a reset: deliveries. The journal has the
+    /// rejection until it hears something else.
+    pub(super) rejected: BTreeMap<u64, u32>,
 }
 
 #[derive(Debug, Clone, Default)]
@@ -158,14 +161,16 @@ impl Queue {
     pub(super) fn add_group(&mut self, name: &str, from: StartAt) {
         if !self.groups.contains_key(name) {
             let open = self.from(from);
-            self.groups.insert(name.to_owned(), Group { open, skipped: 0 });
+            self.groups.insert(name.to_owned(), Group { open, ..Group::default() });
         }
     }
 
     /// All leases of the group are lost.
     pub(super) fn reset_group(&mut self, name: &str, to: StartAt) {
         let open = self.from(to);
-        self.group(name).open = open;
+        let group = self.group(name);
+        group.open = open;
+        group.rejected.clear();
     }
 
     /// What a group that starts there has.
@@ -213,13 +218,18 @@ impl Queue {
                 if let State::With { handle, slot, attempt, deadline_ms } = state
                     && which(handle, *slot, *deadline_ms)
                 {
-                    let count = if seen(handle, *slot) { *attempt } else { attempt - 1 };
-                    changed.push((name.clone(), *sequence, self.returned(count, false, 0)));
+                    let seen = seen(handle, *slot);
+                    let count = if seen { *attempt } else { attempt - 1 };
+                    changed.push((name.clone(), *sequence, self.returned(count, false, 0), seen));
                 }
             }
         }
-        for (name, sequence, state) in changed {
-            self.group(&name).open.insert(sequence, state);
+        for (name, sequence, state, seen) in changed {
+            let group = self.group(&name);
+            group.open.insert(sequence, state);
+            if seen {
+                group.rejected.remove(&sequence);
+            }
         }
     }
 
@@ -327,9 +337,13 @@ impl Queue {
             }
             _ => return Outcome::LeaseLost,
         };
+        let group = self.group(name);
+        if !matches!(up, Up::Extend { .. }) {
+            group.rejected.remove(&sequence);
+        }
         match fresh {
-            Some(state) => self.group(name).open.insert(sequence, state),
-            None => self.group(name).open.remove(&sequence),
+            Some(state) => group.open.insert(sequence, state),
+            None => group.open.remove(&sequence),
         };
         Outcome::Done
     }
@@ -382,7 +396,11 @@ impl Model {
         for queue in self.queues.values_mut() {
             queue.durable = queue.next;
             for group in queue.groups.values_mut() {
+                let rejected = std::mem::take(&mut group.rejected);
                 for (sequence, state) in &mut group.open {
+                    if let Some(count) = rejected.get(sequence) {
+                        *state = State::Doomed { count: *count };
+                    }
                     let count = match state {
                         State::With { attempt, .. } => *attempt - 1,
                         State::Back { count, .. } => *count,
