@@ -211,11 +211,17 @@ impl Cache {
 
     /// From the beginning of a batch on.
     pub(super) fn get(&self, segment: u64, block: u32) -> Option<&[u8]> {
+        self.find(segment, block).map(|(bytes, _)| bytes)
+    }
+
+    /// The same, and how it came here.
+    pub(super) fn find(&self, segment: u64, block: u32) -> Option<(&[u8], Origin)> {
         let (key, region) = self.regions.range(..=(segment, block)).next_back()?;
         if key.0 != segment || block - key.1 >= region.blocks {
             return None;
         }
-        region.buffer.get((block - key.1) as usize * BLOCK_BYTES..)
+        let bytes = region.buffer.get((block - key.1) as usize * BLOCK_BYTES..)?;
+        Some((bytes, region.origin))
     }
 
     pub(super) fn remove_segment(&mut self, segment: u64) {

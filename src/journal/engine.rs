@@ -67,6 +67,8 @@ pub struct Journal<D: Disk> {
     pub(super) staging: Option<Batch>,
     /// Closed, and waiting for a place in flight.
     pub(super) closed: VecDeque<Sealed>,
+    /// Of the last one, without its padding.
+    closed_bytes: usize,
     pub(super) frontier: Frontier<Written>,
     pub(super) tasks: HashMap<Ticket, Task>,
     next_ticket: u64,
@@ -90,6 +92,9 @@ pub struct Journal<D: Disk> {
     pub(super) witness_due: Option<Instant>,
     pub(super) reads_done: u32,
     pub(super) waiting_reads: WaitingReads,
+    /// Far messages that may still be given out.
+    pub(super) far_allowed: u32,
+    pub(super) has_refused_far: bool,
     /// Bytes that had been read when readers were last looked at for silent ones.
     pub(super) readers_looked_at: u64,
     pub(super) unflushed: bool,
@@ -127,6 +132,7 @@ impl<D: Disk> Journal<D> {
             head: None,
             staging: None,
             closed: VecDeque::new(),
+            closed_bytes: 0,
             frontier: Frontier::new(start.end_lsn - 1, start.witnessed),
             tasks: HashMap::new(),
             next_ticket: 0,
@@ -146,6 +152,8 @@ impl<D: Disk> Journal<D> {
             witness_due: None,
             reads_done: 0,
             waiting_reads: WaitingReads::default(),
+            far_allowed: u32::MAX,
+            has_refused_far: false,
             readers_looked_at: 0,
             unflushed: false,
             look_for_free: true,
@@ -238,6 +246,11 @@ impl<D: Disk> Journal<D> {
         Ok(staging.append(&record, length))
     }
 
+    /// Whether records wait for the end of a write.
+    pub fn is_gathering(&self) -> bool {
+        self.staging.as_ref().is_some_and(|staging| !staging.is_empty())
+    }
+
     /// Last record appended.
     pub fn last_lsn(&self) -> Lsn {
         self.staging.as_ref().map_or(self.next_lsn, Batch::next_lsn) - 1
@@ -278,12 +291,14 @@ impl<D: Disk> Journal<D> {
         self.closed.len() + self.frontier.in_flight()
     }
 
-    /// The first record goes at once; what follows is gathered while that is in flight, until there is enough of it.
+    /// The first record goes at once; what follows is gathered while that is in flight, until there is enough of it: as much as in the
+    /// batch before. Else those who send again when they are answered would be split for good by whoever of them came first: half
+    /// of them would wait for the write of the other half, every time.
     fn close_batch(&mut self) {
         let Some(staging) = &self.staging else { return };
         let busy = self.busy();
-        let enough = staging.bytes() >= self.config.batch_bytes && busy < self.config.depth;
-        if !staging.is_empty() && (busy == 0 || enough) {
+        let enough = staging.bytes() >= self.config.batch_bytes.min(self.closed_bytes);
+        if !staging.is_empty() && (busy == 0 || enough && busy < self.config.depth) {
             self.close_staged(0);
         }
     }
@@ -291,6 +306,7 @@ impl<D: Disk> Journal<D> {
     /// Closes the staged batch and begins the next one, if the segment has room for it.
     fn close_staged(&mut self, flags: u16) {
         let Some(staging) = self.staging.take() else { return };
+        self.closed_bytes = staging.bytes();
         let records = staging.bytes() - format::HEADER_BYTES;
         let bytes = staging.bytes().next_multiple_of(BLOCK_BYTES);
         self.cleaner.note_closed(records, bytes, self.config.segment_bytes, self.now);

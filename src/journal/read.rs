@@ -95,8 +95,35 @@ fn walk(bytes: &[u8], from: Place, queue: u64, sequence: u64) -> Option<Spot> {
 }
 
 impl<D: Disk> Journal<D> {
+    /// From now on [`Self::message_for_reader`] gives out so many messages that come from the disk, and no more before this is called
+    /// again. Without a call any number.
+    pub fn allow_far(&mut self, messages: u32) {
+        self.far_allowed = messages;
+        self.has_refused_far = false;
+    }
+
+    /// How many of those are left.
+    pub fn far_allowed(&self) -> u32 {
+        self.far_allowed
+    }
+
+    /// Whether a message was refused since, because none was left.
+    pub fn has_refused_far(&self) -> bool {
+        self.has_refused_far
+    }
+
     /// A durable message.
     pub fn message(&mut self, queue: u64, sequence: u64) -> Fetch<'_> {
+        self.fetch(queue, sequence, false)
+    }
+
+    /// As [`Self::message`], for somebody who goes through many: also [`Fetch::Pending`] if it comes from the disk, and as many as
+    /// [`Self::allow_far`] allows have been given out.
+    pub fn message_for_reader(&mut self, queue: u64, sequence: u64) -> Fetch<'_> {
+        self.fetch(queue, sequence, true)
+    }
+
+    fn fetch(&mut self, queue: u64, sequence: u64, for_reader: bool) -> Fetch<'_> {
         let Some((run, place)) = self.index.find(queue, sequence) else { return Fetch::Missing };
         let (segment, batch) = (run.location.segment, run.location.batch);
         // The first message of a batch that is asked for: the reads ahead go on.
@@ -106,8 +133,16 @@ impl<D: Disk> Journal<D> {
         {
             self.follow(queue, sequence);
         }
-        let found = self.cache.get(segment, batch).map(|bytes| walk(bytes, place, queue, sequence));
-        let Some(found) = found else { return self.far(queue, sequence, &run) };
+        let found = self.cache.find(segment, batch);
+        let found = found.map(|(bytes, from)| (walk(bytes, place, queue, sequence), from));
+        let Some((found, from)) = found else { return self.far(queue, sequence, &run) };
+        if for_reader && from == Origin::Read {
+            let Some(left) = self.far_allowed.checked_sub(1) else {
+                self.has_refused_far = true;
+                return Fetch::Pending;
+            };
+            self.far_allowed = left;
+        }
         let Some(spot) = found else {
             return Fetch::Failed(self.damage(
                 segment,

@@ -26,17 +26,25 @@ impl<D: Disk> Log for Journal<D> {
     }
 
     fn message(&mut self, queue: u64, sequence: u64) -> Message<'_> {
-        match Journal::message(self, queue, sequence) {
-            Fetch::Ready(stored) => Message::Ready(stored.body),
-            Fetch::Pending => Message::Pending,
-            Fetch::Missing => {
-                Message::Lost(format!("message {sequence} of queue {queue} is not in the journal"))
-            }
-            Fetch::Failed(damage) => Message::Lost(damage.to_string()),
-        }
+        fetched(Journal::message(self, queue, sequence), queue, sequence)
+    }
+
+    fn message_for_reader(&mut self, queue: u64, sequence: u64) -> Message<'_> {
+        fetched(Journal::message_for_reader(self, queue, sequence), queue, sequence)
     }
 
     fn forget(&mut self, queue: u64, below: u64) {
         Journal::forget(self, queue, below);
+    }
+}
+
+fn fetched(fetch: Fetch<'_>, queue: u64, sequence: u64) -> Message<'_> {
+    match fetch {
+        Fetch::Ready(stored) => Message::Ready(stored.body),
+        Fetch::Pending => Message::Pending,
+        Fetch::Missing => {
+            Message::Lost(format!("message {sequence} of queue {queue} is not in the journal"))
+        }
+        Fetch::Failed(damage) => Message::Lost(damage.to_string()),
     }
 }

@@ -3,6 +3,7 @@
 //! [`logic`] decides, without I/O, clock or threads; everything else here carries that out.
 
 pub mod control;
+mod far;
 pub mod figures;
 mod handle;
 mod handles;

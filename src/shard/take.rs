@@ -126,6 +126,7 @@ impl<D: Disk> Shard<D> {
             Ok(()) => {
                 handle.messages += 1;
                 handle.bytes += payload.len() as u64;
+                self.published += 1;
                 Next::Took(payload.len() + metadata.len())
             }
             Err(Refusal::Full | Refusal::JournalFailed(_)) => {
@@ -231,8 +232,11 @@ impl<D: Disk> Shard<D> {
             Ok(()) => {
                 if let Up::Flush { request } = up {
                     handle.answer_when_stored(request);
+                    self.is_flush_wanted = true;
                 }
-                self.handles.submitting.push(place);
+                if self.handles.submitting.last() != Some(&place) {
+                    self.handles.submitting.push(place);
+                }
                 Next::Took(taken.payload.len())
             }
             Err(Refusal::Full | Refusal::Limit | Refusal::JournalFailed(_)) => {

@@ -21,6 +21,7 @@ use std::sync::mpsc::{Receiver, TryRecvError};
 use std::time::{Duration, Instant};
 
 use super::control::{FromShard, Outbox, ToShard, Trouble};
+use super::far::FarShare;
 use super::figures::Figures;
 use super::handle::Handle;
 use super::handles::Handles;
@@ -41,6 +42,8 @@ use ringmain_client::sys::kernel::HostKernel;
 const DISPATCHES_AT_ONCE: usize = 4;
 /// Requests of the control thread in a turn.
 const REQUESTS_AT_ONCE: usize = 64;
+/// How long acknowledgements that nobody waits for wait for other records, in nanoseconds.
+const PATIENCE_NS: u64 = 1_000_000;
 /// How long the closing of the journal waits for the disk at least, whatever came before.
 const CLOSE_PATIENCE: Duration = Duration::from_secs(1);
 /// How long a stop waits for the disk.
@@ -78,6 +81,13 @@ pub(super) struct Shard<D: Disk> {
     /// A wait failed, and that was logged.
     is_sleepless: bool,
     spin: Spin,
+    far: FarShare,
+    /// Messages that came out of lanes in this turn.
+    pub(super) published: u32,
+    /// A consumer waits until its submissions are stored.
+    pub(super) is_flush_wanted: bool,
+    /// Since when acknowledgements wait for other records, in nanoseconds.
+    patient_since_ns: Option<u64>,
     /// What was taken last.
     pub(super) taken: Taken,
     /// The journal takes nothing in this turn any more.
@@ -132,6 +142,10 @@ impl<D: Disk> Shard<D> {
             stopping: None,
             is_sleepless: false,
             spin: Spin::new(),
+            far: FarShare::default(),
+            published: 0,
+            is_flush_wanted: false,
+            patient_since_ns: None,
             taken: Taken::default(),
             is_journal_full: false,
         })
@@ -166,23 +180,25 @@ impl<D: Disk> Shard<D> {
         self.is_journal_full = !self.is_journal_ready();
         self.take_all(Role::Consume, now);
         self.take_all(Role::Produce, now);
+        let published = std::mem::take(&mut self.published);
+        if published > 0 {
+            self.far.published(published, now.monotonic_ns);
+        }
         if self.logic.next_deadline().is_some_and(|due| due <= now.monotonic_ns) {
             self.logic.on_time(&mut self.handles, now);
         }
-        self.dispatch(now);
-        if self.logic.flush(&mut self.journal) {
-            self.submissions_appended();
-        }
+        // Those who are far behind come when what was published is on its way.
+        self.dispatch(now, 0);
+        self.flush(now);
         if self.stopping.is_some() {
             self.journal.rest();
         }
         self.journal.submit(&self.logic, Instant::now());
         busy |= self.reap(now);
-        busy |= self.dispatch(now);
-        if self.logic.flush(&mut self.journal) {
-            self.submissions_appended();
-        }
+        busy |= self.dispatch(now, self.far.allowed(now.monotonic_ns));
+        self.flush(now);
         self.journal.submit(&self.logic, Instant::now());
+        busy |= self.far_may_go_on();
         busy |= self.tend();
         busy |= self.refuse_for_room();
         self.answer_requests();
@@ -219,14 +235,48 @@ impl<D: Disk> Shard<D> {
         true
     }
 
-    /// Gives messages out; whether there is more to give out at once.
-    fn dispatch(&mut self, now: Now) -> bool {
+    /// Gives messages out, of those that come from the disk at most so many; whether there is more to give out at once.
+    fn dispatch(&mut self, now: Now, far: u32) -> bool {
+        self.journal.allow_far(far);
+        let begun_ns = if far > 0 { monotonic_ns() } else { 0 };
+        let mut more = true;
         for _ in 0..DISPATCHES_AT_ONCE {
-            if !self.logic.dispatch(&mut self.journal, &mut self.handles, now) {
-                return false;
+            more = self.logic.dispatch(&mut self.journal, &mut self.handles, now);
+            if !more {
+                break;
             }
         }
-        true
+        let given = far - self.journal.far_allowed();
+        if given > 0 {
+            self.far.given(given, begun_ns, monotonic_ns());
+        }
+        more
+    }
+
+    /// Has what was gathered appended. A few acknowledgements wait for company: a batch of their own would be a write that those have
+    /// to wait for who publish next.
+    fn flush(&mut self, now: Now) {
+        if self.logic.is_patient()
+            && !self.is_flush_wanted
+            && self.stopping.is_none()
+            && !self.journal.is_gathering()
+        {
+            let since_ns = *self.patient_since_ns.get_or_insert(now.monotonic_ns);
+            if now.monotonic_ns.saturating_sub(since_ns) < PATIENCE_NS {
+                return;
+            }
+        }
+        self.patient_since_ns = None;
+        if self.logic.flush(&mut self.journal) {
+            self.is_flush_wanted = false;
+            self.submissions_appended();
+        }
+    }
+
+    /// Whether somebody who is far behind was refused a message that he may have now.
+    fn far_may_go_on(&self) -> bool {
+        let now_ns = monotonic_ns();
+        self.journal.has_refused_far() && self.far.opens_at_ns(now_ns) <= now_ns
     }
 
     /// Takes what the disk has done; whether there was anything.
@@ -424,11 +474,18 @@ impl<D: Disk> Shard<D> {
             .next_deadline()
             .filter(|_| self.is_started)
             .map(|due| Duration::from_nanos(due.saturating_sub(monotonic_ns())));
+        let far = self.journal.has_refused_far().then(|| {
+            let now_ns = monotonic_ns();
+            Duration::from_nanos(self.far.opens_at_ns(now_ns).saturating_sub(now_ns))
+        });
+        let patient = self.patient_since_ns.map(|since_ns| {
+            Duration::from_nanos((since_ns + PATIENCE_NS).saturating_sub(monotonic_ns()))
+        });
         let stop = self
             .stopping
             .as_ref()
             .map(|stop| stop.deadline.saturating_duration_since(Instant::now()));
-        [journal, logic, stop].into_iter().flatten().min()
+        [journal, logic, far, patient, stop].into_iter().flatten().min()
     }
 
     /// Whether a shard that is to stop has nothing more to do.

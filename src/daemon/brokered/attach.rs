@@ -28,7 +28,7 @@ use crate::shard::control::{NewHandle, ToShard};
 use crate::shard::logic::ControlResult;
 use crate::shard::memory::{LinkMemory, PairFiles, PairMemory, PairSize, pair_bytes};
 
-/// Slots of a ring with records.
+/// Slots of a ring with records, at least.
 const RECORD_SLOTS: u32 = 1024;
 /// Unacknowledged messages of a consumer that does not say.
 const CREDIT_DEFAULT: u32 = 256;
@@ -284,7 +284,8 @@ impl Broker {
             slots: entry.slots,
             slot_size: entry.slot_size,
             max_message: entry.max_message,
-            record_slots: RECORD_SLOTS,
+            // An acknowledgement keeps its slot as long as its entry, so that fewer slots than entries would be the limit.
+            record_slots: leases.next_power_of_two().max(RECORD_SLOTS),
             leases,
         })
     }

@@ -64,10 +64,12 @@ impl Logic {
         if !self.started {
             return false;
         }
-        let mut budget = BUDGET;
+        let (mut budget, mut more) = (BUDGET, false);
         self.step_redrives(log, &mut budget);
-        // Those that have to wait are looked at once a call.
+        // Those that have to wait are looked at once a call. Who got something goes behind those who got nothing: else the first
+        // could take everything that may be given out, call after call.
         let mut left = self.dirty.len();
+        let mut served = std::mem::take(&mut self.served);
         while left > 0
             && let Some(index) = self.dirty.pop_front()
         {
@@ -75,18 +77,25 @@ impl Logic {
             if let Some(queue) = self.queues.get_mut(index) {
                 queue.dirty = false;
             }
+            let before = budget;
             let step = self.dispatch_queue(index, log, port, &mut budget);
             self.unblock(index);
             match step {
                 Step::Done => {}
+                Step::Later if budget < before => served.push(index),
                 Step::Later => self.mark(index),
                 Step::More => {
-                    self.mark(index);
-                    return true;
+                    served.push(index);
+                    more = true;
+                    break;
                 }
             }
         }
-        budget == 0
+        for index in served.drain(..) {
+            self.mark(index);
+        }
+        self.served = served;
+        more || budget == 0
     }
 
     fn dispatch_queue(
@@ -196,7 +205,10 @@ impl Logic {
                     group.delay(sequence, Delayed { count, due_ns: now.monotonic_ns });
                     self.arm_group(index, group_index);
                 }
-                Given::Later => return Step::Later,
+                Given::Later => {
+                    *budget += 1;
+                    return Step::Later;
+                }
                 Given::Lost(what) => {
                     self.stalls_untold.push(what.clone());
                     queue.groups[group_index].stalled = Some(what);
@@ -277,7 +289,7 @@ fn give(
     let lost = |what: &str| {
         Given::Lost(format!("message {sequence} of queue {}: {what}", definition.name))
     };
-    let body = match log.message(definition.id, sequence) {
+    let body = match log.message_for_reader(definition.id, sequence) {
         Message::Pending => return Given::Later,
         Message::Lost(what) => return lost(&what),
         Message::Ready(body) => match MessageBody::parse(body) {
@@ -360,10 +372,13 @@ fn show(
         let message = if gone {
             Message::Lost(String::new())
         } else {
-            log.message(queue.definition.id, sequence)
+            log.message_for_reader(queue.definition.id, sequence)
         };
         match message {
-            Message::Pending => return Step::Later,
+            Message::Pending => {
+                *budget += 1;
+                return Step::Later;
+            }
             Message::Lost(_) => {}
             Message::Ready(body) => {
                 if let Some(body) = MessageBody::parse(body) {

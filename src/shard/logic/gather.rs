@@ -23,12 +23,18 @@ pub(super) struct Gather {
     records: VecDeque<Gathered>,
     /// Memory that is used again.
     spare: Vec<List>,
+    /// Acknowledgements in them.
+    acknowledged: usize,
+    /// Something in them is waited for.
+    is_wanted: bool,
 }
 
 /// Lists kept for use.
 const SPARE_MAX: usize = 64;
 /// With so many records waiting for room, consumers wait as well.
 const RECORDS_MAX: usize = 4096;
+/// So many acknowledgements do not wait for others any more.
+const PATIENT_MAX: usize = 256;
 
 impl Gather {
     fn list(&mut self, queue: u32, queue_id: u64, group: u32, kind: u8) -> &mut Gathered {
@@ -50,6 +56,12 @@ impl Gather {
 
     pub(super) fn clear(&mut self) {
         self.records.clear();
+        self.note_empty();
+    }
+
+    fn note_empty(&mut self) {
+        self.acknowledged = 0;
+        self.is_wanted = false;
     }
 
     fn recycle(&mut self, list: List) {
@@ -68,7 +80,20 @@ impl Logic {
             record.list.range(item.sequence + 1);
         }
         record.items += 1;
+        self.gathered.acknowledged += 1;
+        self.gathered.is_wanted |= item.waiter.request != 0;
         self.effects.items.push_back(item);
+    }
+
+    /// Whether nothing was gathered but a few acknowledgements that nobody waits for: [`Self::flush`] may come later, together with
+    /// other records.
+    pub fn is_patient(&self) -> bool {
+        let gathered = &self.gathered;
+        !gathered.records.is_empty()
+            && !gathered.is_wanted
+            && gathered.acknowledged < PATIENT_MAX
+            && self.commands.is_empty()
+            && self.overfull.is_empty()
     }
 
     /// A returned message is on its way; who waits for the record, if anybody.
@@ -83,6 +108,7 @@ impl Logic {
         if canary::planted(canary::Canary::LoseCount) {
             entry.count = 0;
         }
+        self.gathered.is_wanted = true;
         let record = self.gathered.list(queue, queue_id, group, kind::RETURNED);
         record.list.returned(&entry);
         if let Some(item) = item {
@@ -113,6 +139,7 @@ impl Logic {
                 self.gathered.recycle(done.list);
             }
         }
+        self.gathered.note_empty();
         true
     }
 }

@@ -27,6 +27,10 @@ pub trait Log {
     fn abort(&mut self);
     /// A durable message that was appended earlier.
     fn message(&mut self, queue: u64, sequence: u64) -> Message<'_>;
+    /// The same, to be given out: the log may say [`Message::Pending`] of one that has to be read when it has given out many.
+    fn message_for_reader(&mut self, queue: u64, sequence: u64) -> Message<'_> {
+        self.message(queue, sequence)
+    }
     /// Messages of this queue below this sequence are never asked for again, not even after a restart.
     fn forget(&mut self, queue: u64, below: u64);
 }

@@ -5,7 +5,8 @@
 //! 1. submissions ([`Logic::submission`]), then lanes ([`Logic::publish`]); both may be refused with [`Refusal::Full`]:
 //!    then the message stays in its ring and is offered again later;
 //! 2. [`Logic::on_time`] if [`Logic::next_deadline`] is over;
-//! 3. [`Logic::flush`]: acknowledgements and returns that were gathered become records; then `Journal::submit`;
+//! 3. [`Logic::flush`]: acknowledgements and returns that were gathered become records; then `Journal::submit`. It may be left out
+//!    for a moment as long as [`Logic::is_patient`];
 //! 4. after `Journal::reap`: [`Logic::on_durable`], **every turn**, also if nothing new is durable;
 //! 5. [`Logic::dispatch`] while it returns `true` and there is nothing more urgent;
 //! 6. lanes that were refused with [`Refusal::Limit`] are offered again when [`Logic::take_unblocked`] names them.
@@ -98,6 +99,8 @@ pub struct Logic {
     timers: BTreeSet<(u64, Timer)>,
     /// Queues that dispatch has to look at.
     dirty: VecDeque<u32>,
+    /// Memory of a call of dispatch.
+    served: Vec<u32>,
     /// Queues that may have more than they may keep.
     overfull: VecDeque<u32>,
     /// Producers that may go on after [`Refusal::Limit`].
@@ -136,6 +139,7 @@ impl Logic {
             redrives: VecDeque::new(),
             timers: BTreeSet::new(),
             dirty: VecDeque::new(),
+            served: Vec::new(),
             overfull: VecDeque::new(),
             unblocked: Vec::new(),
             lanes: BTreeMap::new(),
