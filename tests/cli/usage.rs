@@ -369,7 +369,7 @@ fn an_edit_has_no_defaults() {
     assert!(help.contains("--lease") && help.contains("What is not given stays"), "{help}");
     assert!(!help.contains("default: 0") && !help.contains("default: 30s"), "{help}");
     let help = stdout(&run(&["queue", "create", "--help"]));
-    assert!(help.contains("default: 30s"), "{help}");
+    assert!(help.contains("a new queue: 30s"), "{help}");
 }
 
 #[test]
