@@ -19,6 +19,8 @@ pub(crate) struct Host {
     pub(crate) clock_source: String,
     /// Unoptimised builds are several times slower.
     pub(crate) optimised: bool,
+    /// Built together with the fault suites, whose switches slow the rings down.
+    pub(crate) instrumented: bool,
 }
 
 impl Host {
@@ -39,19 +41,25 @@ impl Host {
                 "/sys/devices/system/clocksource/clocksource0/current_clocksource",
             ),
             optimised: !cfg!(debug_assertions),
+            instrumented: ringmain_client::raw::sync::INSTRUMENTED,
         }
     }
 
     /// One line for people.
     pub(crate) fn line(&self) -> String {
         format!(
-            "{}{}, {} of {} processors, Linux {}{}",
+            "{}{}, {} of {} processors, Linux {}{}{}",
             self.processor,
             if self.virtual_machine { " (virtual machine)" } else { "" },
             self.cpus.len(),
             self.cpus_online,
             self.kernel,
-            if self.optimised { "" } else { ", NOT an optimised build" }
+            if self.optimised { "" } else { ", NOT an optimised build" },
+            if self.instrumented {
+                ", built with the fault suites: NOT to be compared"
+            } else {
+                ""
+            }
         )
     }
 }

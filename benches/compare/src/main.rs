@@ -78,6 +78,13 @@ fn print_round_trips(name: &str, pairs: &Pairs) {
 }
 
 fn main() {
+    if ringmain_client::sync::INSTRUMENTED {
+        eprintln!(
+            "ringmain-compare: built together with the fault suites, whose switches slow the rings down; build it alone: \
+             cargo run --release -p ringmain-compare"
+        );
+        std::process::exit(78);
+    }
     let mut arguments = std::env::args().skip(1);
     let which = arguments.next().unwrap_or_else(|| "all".into());
     let pairs: usize = arguments.next().and_then(|text| text.parse().ok()).unwrap_or(15);

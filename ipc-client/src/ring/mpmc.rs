@@ -30,7 +30,7 @@ mod overflow;
 
 use super::end::{Claim, ReceiveEnd, SendEnd};
 use super::error::{Fault, Invariant, TryReceiveError, TrySendError};
-use super::look::end_look;
+use super::look::{Stream, end_look};
 use super::region::Region;
 use super::slots::Slots;
 use crate::layout::{Geometry, State, Word, mpmc};
@@ -64,6 +64,7 @@ pub(super) struct ConsumerEnd {
     owner: u8,
     /// Slot at which the search for messages of dead consumers goes on.
     scan_from: u64,
+    stream: Stream,
 }
 
 impl ProducerEnd {
@@ -113,7 +114,12 @@ impl SendEnd for ProducerEnd {
 
 impl ConsumerEnd {
     pub(super) fn new(ring: &Region, geometry: Geometry, owner: u8) -> Result<Self, Fault> {
-        Ok(Self { ring: Ring::new(ring, geometry)?, owner, scan_from: 0 })
+        Ok(Self {
+            ring: Ring::new(ring, geometry)?,
+            owner,
+            scan_from: 0,
+            stream: Stream::default(),
+        })
     }
 
     /// As [`Ring::dropped`].
@@ -132,8 +138,11 @@ impl ReceiveEnd for ConsumerEnd {
     fn take(&mut self) -> Result<(Claim, bool), TryReceiveError> {
         self.ring.refuse_faulty()?;
         let taken = self.ring.take(self.owner, &mut self.scan_from);
-        if let Err(TryReceiveError::Fault(_)) = taken {
-            self.ring.set_fault_flag();
+        match &taken {
+            Ok(_) => self.stream.took(1),
+            Err(TryReceiveError::Empty) => self.stream.ended(),
+            Err(TryReceiveError::Fault(_)) => self.ring.set_fault_flag(),
+            Err(TryReceiveError::Closed(_)) => {}
         }
         taken
     }

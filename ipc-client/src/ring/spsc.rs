@@ -32,7 +32,7 @@
 use super::consumer::Taken;
 use super::end::{Claim, ReceiveEnd, SendEnd, Show};
 use super::error::{Fault, Invariant, TryReceiveError, TrySendError};
-use super::look::end_look;
+use super::look::{Stream, end_look};
 use super::region::Region;
 use super::slots::Slots;
 use crate::layout::{Geometry, State, Word, spsc_page};
@@ -58,6 +58,7 @@ pub(super) struct ConsumerEnd {
     /// Position of the next message to look at; messages before it are taken, and released in order.
     next: u64,
     redelivered_before: u64,
+    stream: Stream,
 }
 
 /// One end's position, as its page says it.
@@ -283,7 +284,7 @@ impl ConsumerEnd {
         // Relaxed: written by a predecessor whose exit the daemon has seen, or by the daemon before this handle existed.
         let redelivered = field(own, spsc_page::REDELIVERED).load(Ordering::Relaxed);
         let redelivered_before = redelivered.min(taken_max(&geometry, tail));
-        Ok(Self { slots, own: own.clone(), next, redelivered_before })
+        Ok(Self { slots, own: own.clone(), next, redelivered_before, stream: Stream::default() })
     }
 
     /// Whatever is not a message in one slot.
@@ -324,6 +325,7 @@ impl ReceiveEnd for ConsumerEnd {
             return Ok((Claim { position, n: 1 }, redelivered));
         }
         if word == Word::new(lap.wrapping_sub(1), 1, 0, State::Published) {
+            self.stream.ended();
             end_look();
             self.slots.prefetch_second_line(position, false);
             return Err(TryReceiveError::Empty);
@@ -384,7 +386,9 @@ impl ReceiveEnd for ConsumerEnd {
             }
             let position = part.position;
             drop(part);
-            count += usize::try_from(position - first).unwrap_or(length);
+            let shown = usize::try_from(position - first).unwrap_or(length);
+            count += shown;
+            self.stream.took(u32::try_from(shown).unwrap_or(u32::MAX));
             if position < end {
                 break;
             }
@@ -399,6 +403,7 @@ impl ReceiveEnd for ConsumerEnd {
 
     #[inline(always)]
     fn accept(&mut self, claim: Claim) {
+        self.stream.took(1);
         self.next = claim.position + u64::from(claim.n);
         take_note(&self.own, self.next);
     }
