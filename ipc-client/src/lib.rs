@@ -64,9 +64,9 @@ pub use brokered::{
 };
 #[cfg(not(loom))]
 pub use client::{
-    Client, ClientError, Consumer, Guard, HandleOptions, Message, Producer, ReadMetadataError,
-    ReceiveError, Received, Reservation, ResetOptions, SOCKET_VARIABLE, Selector, SendError, Token,
-    default_socket,
+    Body, Client, ClientError, Consumer, Guard, HandleOptions, Message, Producer,
+    ReadMetadataError, ReceiveError, Received, Reservation, ResetOptions, SOCKET_VARIABLE,
+    Selector, SendError, Token, default_socket,
 };
 pub use layout::metadata::{Metadata, MetadataError, TraceId};
 pub use protocol::{
@@ -75,7 +75,7 @@ pub use protocol::{
 };
 #[cfg(not(loom))]
 pub use request::{Replier, Reply, ReplyError, ReplyTo, RequestError, Requester};
-pub use ring::{Body, Closed, Fault, Invariant, OutOfBounds};
+pub use ring::{Closed, Fault, Invariant};
 #[cfg(not(loom))]
 pub use sys::affinity;
 #[cfg(not(loom))]

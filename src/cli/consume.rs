@@ -161,7 +161,7 @@ impl Gaps {
         if self.messages > 0 && self.told == 0 {
             self.told = self.messages;
             notice(&format!(
-                "{} messages were discarded by a limit of queue {queue} before they were delivered",
+                "{} messages were discarded by queue {queue} before they were delivered",
                 self.messages
             ));
         }
@@ -170,7 +170,7 @@ impl Gaps {
     fn tell_sum(&self, queue: &str) {
         if self.messages > self.told {
             notice(&format!(
-                "{} messages in all were discarded by a limit of queue {queue} before they were delivered",
+                "{} messages in all were discarded by queue {queue} before they were delivered",
                 self.messages
             ));
         }

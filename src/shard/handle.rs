@@ -452,7 +452,7 @@ fn ends(memory: &PairMemory, key: HandleKey) -> Result<(Consumer, Producer), Fau
     let geometry = *pair.geometry();
     // A broker that died between the word of a record and its position: the record was sent.
     repair::dead_handle(&pair.down(), &geometry.down(), key.handle, Role::Produce)?;
-    let up = Consumer::new(pair.up(), geometry.up(), key.handle)?;
+    let up = Consumer::new(pair.up(), geometry.up(), key.handle)?.busy();
     let down = Producer::new(pair.down(), geometry.down(), key.handle)?;
     Ok((up, down))
 }

@@ -141,19 +141,23 @@ fn forker_in_a_batch() {
     };
     let mut producer = client.producer("q").expect("attach");
     let mut consumer = client.consumer("q").expect("attach");
-    let mut child = 0;
+    let (mut child, mut is_told) = (0, false);
     let sent = producer.send_batch_in_place(3, 8, |index, body| {
         if index == 1 {
             // SAFETY: as in `forker`.
             child = unsafe { libc::fork() };
             assert!(child >= 0);
         }
-        if child != 0 || index != 1 {
-            body.write(0, &index.to_le_bytes()).expect("eight bytes");
+        let written = body.write(0, &index.to_le_bytes());
+        if child == 0 && index == 1 {
+            let told = written == Err(SendError::UsedAfterFork) && body.as_mut_ptr().is_null();
+            is_told = told;
+        } else {
+            written.expect("eight bytes");
         }
     });
     if child == 0 {
-        let told = sent == Err(SendError::UsedAfterFork);
+        let told = is_told && sent == Err(SendError::UsedAfterFork);
         // SAFETY: leaves without running what the parent registered.
         unsafe { libc::_exit(i32::from(!told)) };
     }
@@ -167,9 +171,9 @@ fn forker_in_a_batch() {
             assert!(child >= 0);
         }
         let mut number = [0; 8];
-        if child != 0 {
-            message.read_at(0, &mut number).expect("this is no fork");
-        }
+        let read = message.read_at(0, &mut number);
+        is_told = read == Err(ReceiveError::UsedAfterFork) && message.as_ptr().is_none();
+        assert!(child != 0 || numbers.is_empty() || is_told, "the child was not told");
         numbers.push(usize::from_le_bytes(number));
     });
     if child == 0 {

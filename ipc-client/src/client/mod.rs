@@ -4,6 +4,7 @@ mod attachment;
 mod background;
 mod batch;
 mod bells;
+mod body;
 mod connection;
 mod consumer;
 mod doorbell;
@@ -35,6 +36,7 @@ pub(crate) mod internal {
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+pub use body::Body;
 pub use consumer::{Consumer, Received};
 pub use error::{ClientError, ReceiveError, SendError};
 pub use groups::ResetOptions;

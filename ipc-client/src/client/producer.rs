@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::attachment::Attachment;
+use super::body::Body;
 use super::connection::Inner;
 use super::error::{ClientError, SendError};
 use super::overflow::{NotSent, by_rule, look};
@@ -13,7 +14,7 @@ use super::reservation::Reservation;
 use super::waiting::{Stop, leave, wait_for};
 use crate::layout::metadata::{Metadata, MetadataError};
 use crate::protocol::{Kind, Role};
-use crate::ring::{self, Body, ClaimedBatch, Closed, Fill, TrySendError};
+use crate::ring::{self, ClaimedBatch, Closed, Fill, TrySendError};
 use crate::sys::clock::monotonic_ns;
 use crate::sys::fork::ForkMark;
 use crate::wait::WaitPolicy;
@@ -29,7 +30,8 @@ use crate::wait::WaitPolicy;
 /// That is so on a queue whose overflow rule is `block`. With `reject` the forms that wait return [`SendError::QueueFull`]
 /// instead of waiting. With `drop-oldest` all three discard the oldest messages, which are counted and told to the consumers
 /// ([`Consumer::take_skipped`](super::Consumer::take_skipped)); where the next slot belongs to somebody, a consumer
-/// that holds its message or a producer that still writes, it is as with `block`.
+/// that holds its message or a producer that still writes, it is as with `block`: among several producers
+/// [`SendError::Full`] is no rare answer of the `try_` forms.
 ///
 /// # Errors
 /// All of them return [`SendError::Closed`] when the queue was deleted or its daemon stopped,
@@ -223,9 +225,10 @@ impl Producer {
     /// Sends `count` messages of `length` bytes each in one step, or none, and has each written in place: `fill` is called once
     /// for each number below `count`, the first message last. Returns the sequence of the first.
     ///
-    /// Each message must fit one slot, and together they take at most a quarter of the ring; beyond that the error is
-    /// [`SendError::TooLarge`]. `fill` is not called while there is no room, and when it panics nothing is sent. Until it is
-    /// done the messages stop those of other producers, so what takes long is done before.
+    /// Each message must fit one slot ([`Self::slot_capacity`]), and there may be as many as a quarter of the ring has slots;
+    /// beyond that the error is [`SendError::TooLarge`]. `fill` is not called while there is no room, and when it panics
+    /// nothing is sent. It must write all bytes: what it leaves out is whatever an earlier message left there. Until it is done the
+    /// messages stop those of other producers, so what takes long is done before.
     ///
     /// # Errors
     /// See [`Producer`].
@@ -278,12 +281,14 @@ impl Producer {
         fill: impl FnMut(usize, &mut Body<'_>),
     ) -> Result<u64, SendError> {
         let messages = batch.messages();
-        let mut filler = Filler { mark: self.attachment.mark(), fill };
-        let sequence = self.ring.fill_batch(batch, &mut filler);
-        if filler.mark.is_forked() {
+        let mark = self.attachment.mark();
+        // Also when `fill` panics: messages behind slots that were given up can be received now.
+        let waking = Waking { producer: self, messages, mark };
+        let sequence = waking.producer.ring.fill_batch(batch, &mut Filler { mark, fill });
+        drop(waking);
+        if mark.is_forked() {
             return Err(SendError::UsedAfterFork);
         }
-        self.wake(messages);
         Ok(sequence)
     }
 
@@ -461,6 +466,22 @@ impl Producer {
     }
 }
 
+/// Wakes consumers when a batch is over, one way or the other.
+struct Waking<'a> {
+    producer: &'a mut Producer,
+    messages: u32,
+    mark: ForkMark,
+}
+
+impl Drop for Waking<'_> {
+    #[inline]
+    fn drop(&mut self) {
+        if !self.mark.is_forked() {
+            self.producer.wake(self.messages);
+        }
+    }
+}
+
 /// Has a closure write messages, for as long as this is the process that began.
 struct Filler<F> {
     mark: ForkMark,
@@ -469,8 +490,8 @@ struct Filler<F> {
 
 impl<F: FnMut(usize, &mut Body<'_>)> Fill for Filler<F> {
     #[inline]
-    fn fill(&mut self, index: usize, body: &mut Body<'_>) {
-        (self.fill)(index, body);
+    fn fill(&mut self, index: usize, body: &mut ring::Body<'_>) {
+        (self.fill)(index, &mut Body::new(*body, self.mark));
     }
 
     #[inline]

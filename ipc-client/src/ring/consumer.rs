@@ -180,6 +180,14 @@ impl Consumer {
         })
     }
 
+    /// For whoever has other rings to look at: a consumer that has caught up with a stream of messages does not look away for a
+    /// moment.
+    #[must_use]
+    pub fn busy(mut self) -> Self {
+        with_end!(&mut self.end, end => end.set_busy());
+        self
+    }
+
     /// Why nothing will come any more, if so; what was sent before `Draining` can still be received.
     pub fn closed(&self) -> Option<Closed> {
         closed_state(&self.control)

@@ -44,6 +44,8 @@ pub(super) trait ReceiveEnd {
     }
     /// Whether a take would probably not answer `Empty`: a message, a tombstone to free, or a violation.
     fn has_message(&self) -> bool;
+    /// Whoever takes has other rings to look at: no look may be longer than it takes.
+    fn set_busy(&mut self);
     /// The header of a taken message was found to be right.
     fn accept(&mut self, claim: Claim);
     /// Gives the slots of a message back.

@@ -24,25 +24,35 @@ const PAUSES: u32 = 8;
 ///
 /// A consumer that is faster than its producer catches up with it, and from then on each message or batch costs a whole round
 /// trip of its line, because the consumer looks at it while it is being written. So whoever catches up with a stream
-/// looks away for a moment, once, and finds several messages then. Who waits for single messages is not delayed.
+/// looks away for a moment, once, and finds several messages then. Who waits for single messages is not delayed, nor is who has
+/// other rings to look at.
 #[derive(Debug, Default)]
-pub(super) struct Stream(u32);
+pub(super) struct Stream {
+    taken: u32,
+    /// There is other work to do.
+    busy: bool,
+}
 
 impl Stream {
     /// So many messages were taken.
     #[inline(always)]
     pub(super) fn took(&mut self, messages: u32) {
-        self.0 = self.0.saturating_add(messages);
+        self.taken = self.taken.saturating_add(messages);
     }
 
     /// There is no message.
     #[inline(always)]
     pub(super) fn ended(&mut self) {
-        if self.0 >= STREAM_MESSAGES {
+        if self.taken >= STREAM_MESSAGES && !self.busy {
             for _ in 0..PAUSES {
                 core::hint::spin_loop();
             }
         }
-        self.0 = 0;
+        self.taken = 0;
+    }
+
+    /// From now on there is other work to do than to wait for this ring.
+    pub(super) fn set_busy(&mut self) {
+        self.busy = true;
     }
 }

@@ -151,6 +151,10 @@ impl ReceiveEnd for ConsumerEnd {
         self.ring.refuse_faulty().is_err() || self.ring.has_message()
     }
 
+    fn set_busy(&mut self) {
+        self.stream.set_busy();
+    }
+
     #[inline(always)]
     fn accept(&mut self, _claim: Claim) {}
 

@@ -86,7 +86,7 @@ pub struct OutOfBounds {
 }
 
 /// The place of one message of a batch.
-#[derive(Debug)]
+#[derive(Debug, Clone, Copy)]
 pub struct Body<'a> {
     slots: &'a Slots,
     /// Offset of the slot.
@@ -122,20 +122,8 @@ impl<'a> Body<'a> {
         Ok(())
     }
 
-    /// The payload as a slice.
-    ///
-    /// # Safety
-    /// No other process may access these bytes while the slice exists. Members of the queue that follow the protocol
-    /// do not; on an mpmc queue all members, on an spsc queue nobody else, could break it.
-    #[inline(always)]
-    pub unsafe fn as_mut_slice(&mut self) -> &mut [u8] {
-        // SAFETY: the payload lies within its slot, which is mapped, claimed for this message, and initialised (memfds are
-        // zero-filled); that nobody else accesses it is the caller's promise.
-        unsafe { core::slice::from_raw_parts_mut(self.as_mut_ptr(), self.length) }
-    }
-
-    /// Address of the payload: [`Self::len`] bytes, aligned to 16 if the slot size is a multiple of 32, else to 8. The
-    /// bytes hold whatever an earlier message left; another member that breaks the rules may change them.
+    /// Address of the payload: [`Self::len`] bytes, aligned to 16. The bytes hold whatever an earlier message left; another
+    /// member that breaks the rules may change them.
     #[must_use]
     #[inline(always)]
     pub fn as_mut_ptr(&mut self) -> *mut u8 {
@@ -253,8 +241,14 @@ impl Producer {
         if length > capacity {
             return Err(TrySendError::TooLarge { length, max: capacity });
         }
-        let bytes = count.saturating_mul(length);
-        let n = one_claim(&self.slots().geometry, count as u64, bytes)?;
+        let most = self.slots().geometry.claim_slots_max();
+        let n = match u32::try_from(count) {
+            Ok(n) if n <= most => n,
+            _ => {
+                let (length, max) = (count.saturating_mul(length), most as usize * length);
+                return Err(TrySendError::TooLarge { length, max });
+            }
+        };
         let claim = match n {
             0 => Claim { position: self.position(), n },
             _ => with_end!(&mut self.end, end => end.claim(n))?,

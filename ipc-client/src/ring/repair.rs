@@ -305,7 +305,7 @@ pub fn purge(
     geometry: &Geometry,
     mut go_on: impl FnMut() -> bool,
 ) -> Result<u64, Fault> {
-    let mut consumer = super::Consumer::new(memory.clone(), *geometry, HANDLE_DAEMON)?;
+    let mut consumer = super::Consumer::new(memory.clone(), *geometry, HANDLE_DAEMON)?.busy();
     let (_, tail) = positions(memory, geometry);
     let mut messages = 0;
     while messages < geometry.slots() {

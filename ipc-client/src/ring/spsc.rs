@@ -332,8 +332,14 @@ impl ReceiveEnd for ConsumerEnd {
         }
         // Whoever waits here wants the second line as soon as it is written, not when the word has come.
         self.slots.prefetch_second_line(position, false);
-        let claim = Claim { position, n: self.take_other(position, word)? };
-        Ok((claim, redelivered))
+        match self.take_other(position, word) {
+            Ok(n) => Ok((Claim { position, n }, redelivered)),
+            Err(error) => {
+                self.stream.ended();
+                end_look();
+                Err(error)
+            }
+        }
     }
 
     /// Messages in one slot each, without metadata. What [`Self::take`] and its like compute for each message is carried
@@ -399,6 +405,10 @@ impl ReceiveEnd for ConsumerEnd {
     fn has_message(&self) -> bool {
         let word = self.slots.load(self.next);
         !matches!(self.take_other(self.next, word), Err(TryReceiveError::Empty))
+    }
+
+    fn set_busy(&mut self) {
+        self.stream.set_busy();
     }
 
     #[inline(always)]
