@@ -306,7 +306,9 @@ impl<D: Disk> Journal<D> {
     /// Closes the staged batch and begins the next one, if the segment has room for it.
     fn close_staged(&mut self, flags: u16) {
         let Some(staging) = self.staging.take() else { return };
-        self.closed_bytes = staging.bytes();
+        if flags == 0 {
+            self.closed_bytes = staging.bytes();
+        }
         let records = staging.bytes() - format::HEADER_BYTES;
         let bytes = staging.bytes().next_multiple_of(BLOCK_BYTES);
         self.cleaner.note_closed(records, bytes, self.config.segment_bytes, self.now);

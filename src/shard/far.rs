@@ -55,13 +55,19 @@ impl FarShare {
     /// So many were given out, in the time from then until now.
     pub(super) fn given(&mut self, messages: u32, begun_ns: u64, now_ns: u64) {
         self.earned = self.earned.saturating_sub(messages);
-        let pause_ns = now_ns.saturating_sub(begun_ns).saturating_mul(PAUSE);
+        // The clock goes on while the shard is off its processor: that is no reason for a long pause.
+        let pause_ns = now_ns.saturating_sub(begun_ns).saturating_mul(PAUSE).min(BESIDE_NS);
         self.opens_at_ns = now_ns.saturating_add(pause_ns);
     }
 
     /// When those may have more who got too little.
     pub(super) fn opens_at_ns(&self, now_ns: u64) -> u64 {
-        if self.is_beside(now_ns) && !self.has_earned() { self.opens_at_ns } else { now_ns }
+        match self.published_at_ns {
+            Some(at_ns) if self.is_beside(now_ns) && !self.has_earned() => {
+                self.opens_at_ns.min(at_ns.saturating_add(BESIDE_NS))
+            }
+            _ => now_ns,
+        }
     }
 }
 
@@ -82,6 +88,16 @@ mod tests {
         assert_eq!((share.allowed(12_000), share.allowed(opens_at_ns - 1)), (0, 0));
         assert_eq!(share.allowed(opens_at_ns), MESSAGES_BESIDE);
         assert_eq!(share.allowed(2_000 + BESIDE_NS), MESSAGES_MAX);
+    }
+
+    #[test]
+    fn a_turn_that_was_interrupted_makes_no_long_pause() {
+        let mut share = FarShare::default();
+        share.published(1, 1_000_000_000);
+        share.given(MESSAGES_BESIDE, 1_000_000, 1_001_000_000);
+        let opens_at_ns = share.opens_at_ns(1_001_000_000);
+        assert_eq!(opens_at_ns, 1_000_000_000 + BESIDE_NS);
+        assert_eq!(share.allowed(opens_at_ns), MESSAGES_MAX);
     }
 
     #[test]

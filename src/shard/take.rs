@@ -94,10 +94,11 @@ impl<D: Disk> Shard<D> {
         if self.is_journal_full {
             return Next::Later;
         }
-        let Some(handle) = self.handles.get(place) else { return Next::Nothing };
-        // A client that does not take its completions waits by itself.
+        let Some(handle) = self.handles.get_mut(place) else { return Next::Nothing };
+        // A client that does not take its completions waits by itself, and when it goes on it comes last in the line for room.
         if handle.is_blocked() && handle.closing.is_none() {
             let key = handle.key;
+            handle.is_limited = false;
             self.logic.pass_over(key);
             return Next::Nothing;
         }

@@ -259,6 +259,7 @@ impl<D: Disk> Shard<D> {
         if self.logic.is_patient()
             && !self.is_flush_wanted
             && self.stopping.is_none()
+            && !self.is_journal_full
             && !self.journal.is_gathering()
         {
             let since_ns = *self.patient_since_ns.get_or_insert(now.monotonic_ns);
@@ -270,6 +271,9 @@ impl<D: Disk> Shard<D> {
         if self.logic.flush(&mut self.journal) {
             self.is_flush_wanted = false;
             self.submissions_appended();
+        } else if self.logic.is_patient() {
+            // Company is of no use while nothing can be appended.
+            self.is_journal_full = true;
         }
     }
 

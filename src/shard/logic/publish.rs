@@ -24,6 +24,7 @@ impl Logic {
     /// A message from a lane that the caller will not have stored, with the reason. As [`Self::publish`] otherwise.
     pub fn refuse(&mut self, handle: HandleId, position: u64, outcome: Outcome, detail: u64) {
         self.effects.push_behind(Effect::Refused { handle, position, outcome, detail });
+        self.pass_over(handle);
     }
 
     /// A message from a lane, from `position` to `next_position`. Whatever becomes of it, its completion comes through
@@ -47,17 +48,16 @@ impl Logic {
             return Err(Refusal::Unknown);
         };
         let producer = self.producers.get_mut(index).ok_or(Refusal::Unknown)?;
-        let refused = |outcome, detail| Effect::Refused { handle, position, outcome, detail };
         let queue = match self.queues.get_mut(producer.queue) {
             Some(queue) if producer.queue != NO_QUEUE && !queue.deleted => queue,
             _ => {
-                self.effects.push_behind(refused(Outcome::QueueDeleted, 0));
+                self.refuse(handle, position, Outcome::QueueDeleted, 0);
                 return Ok(());
             }
         };
         if let Some(errno) = self.failed {
             let detail = u64::from(errno.unsigned_abs());
-            self.effects.push_behind(refused(Outcome::JournalFailed, detail));
+            self.refuse(handle, position, Outcome::JournalFailed, detail);
             return Ok(());
         }
         let times = match metadata {
@@ -65,19 +65,18 @@ impl Logic {
             metadata => times(metadata).filter(|_| metadata.len() <= usize::from(u16::MAX)),
         };
         let Some(times) = times else {
-            self.effects.push_behind(refused(Outcome::Invalid, 0));
+            self.refuse(handle, position, Outcome::Invalid, 0);
             return Ok(());
         };
         let limit = message_bytes_max(log.group_bytes_max());
         if metadata.len() + payload.len() > limit {
-            self.effects.push_behind(refused(Outcome::TooLarge, limit as u64));
+            self.refuse(handle, position, Outcome::TooLarge, limit as u64);
             return Ok(());
         }
         let own = match queue.named.judge(producer.named, metadata) {
             Ok(own) => own,
             Err(outcome) => {
-                self.effects.push_behind(refused(outcome, 0));
-                self.pass_over(handle);
+                self.refuse(handle, position, outcome, 0);
                 return Ok(());
             }
         };
@@ -93,7 +92,7 @@ impl Logic {
                 }
                 Overflow::Reject => {
                     queue.rejected += 1;
-                    self.effects.push_behind(refused(Outcome::QueueFull, 0));
+                    self.refuse(handle, position, Outcome::QueueFull, 0);
                     return Ok(());
                 }
                 Overflow::DropOldest => {}
@@ -134,11 +133,11 @@ impl Logic {
             }
             Err(AppendError::Full) => return Err(Refusal::Full),
             Err(AppendError::TooLarge { .. }) => {
-                self.effects.push_behind(refused(Outcome::TooLarge, limit as u64));
+                self.refuse(handle, position, Outcome::TooLarge, limit as u64);
             }
             Err(AppendError::Failed { errno }) => {
                 let detail = u64::from(errno.unsigned_abs());
-                self.effects.push_behind(refused(Outcome::JournalFailed, detail));
+                self.refuse(handle, position, Outcome::JournalFailed, detail);
             }
         }
         Ok(())
