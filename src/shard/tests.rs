@@ -13,7 +13,7 @@ use ringmain_client::wire::transaction::{self, Ack, FLAG_TRANSACTION, Transactio
 use ringmain_client::wire::{Down, LeaseToken, Outcome, Up};
 
 use super::control::{FromShard, NewHandle, Outbox, ToShard};
-use super::logic::{ControlResult, Limits, Logic, QueueDefinition};
+use super::logic::{ControlResult, Limits, LimitsEdit, Logic, QueueDefinition, QueueEdit};
 use super::memory::{LinkMemory, PageMemory, PairFiles, PairMemory, PairSize};
 use super::thread::{Parts, Shard};
 use crate::disk::simulated::{Fault, SimulatedDisk, Simulation, Site};
@@ -451,6 +451,43 @@ fn a_client_without_room_for_completions_waits_by_itself() {
         confirmed += more;
         world.turns();
     }
+}
+
+/// A lane that waits for room and whose client then takes no completions loses its place in the line; it is not forgotten.
+#[test]
+fn a_lane_that_waits_for_room_and_for_its_client_goes_on() {
+    let mut world = World::new();
+    let limits = Limits { max_messages: 65, ..Limits::default() };
+    let limited = QueueDefinition { limits, ..definition() };
+    world.ask.send(ToShard::Create { request: 1, definition: limited }).unwrap();
+    world.turns();
+    let mut client = world.attach(Role::Produce);
+    let send = |world: &mut World, client: &mut Client| {
+        client.send(b"m").unwrap();
+        world.turns();
+    };
+    // As many completions as their ring has room for, one by one; then one more, and one beyond the limit.
+    for _ in 0..64 {
+        send(&mut world, &mut client);
+    }
+    world.simulation.hold();
+    for _ in 0..2 {
+        send(&mut world, &mut client);
+    }
+    world.simulation.flow();
+    world.turns();
+    send(&mut world, &mut client);
+    let mut confirmed: u32 = client.completions().iter().map(|(_, count, _)| count).sum();
+    assert_eq!(confirmed, 64, "the ring was full");
+    world.turns();
+    confirmed += client.completions().iter().map(|(_, count, _)| count).sum::<u32>();
+    assert_eq!(confirmed, 65, "and the queue");
+    let limits = LimitsEdit { max_messages: Some(0), ..LimitsEdit::default() };
+    let edit = QueueEdit { limits, ..QueueEdit::default() };
+    world.ask.send(ToShard::Edit { request: 2, queue: QUEUE, edit }).unwrap();
+    world.turns();
+    confirmed += client.completions().iter().map(|(_, count, _)| count).sum::<u32>();
+    assert_eq!(confirmed, 67);
 }
 
 #[test]
