@@ -16,8 +16,8 @@ use ringmain_client::layout::{
 use ringmain_client::pair::{Link, ShardPage};
 use ringmain_client::protocol::{Kind, Role};
 use ringmain_client::ring::{
-    Consumer, Kernel, Park, Producer, Region, RingMemory, TryReceiveError, View, Visit, repair,
-    sleep_once, wake_sleepers,
+    Consumer, Kernel, Park, Producer, Region, RingMemory, TryReceiveError, View, Visit, bias,
+    repair, sleep_once, wake_sleepers,
 };
 use ringmain_client::sync::atomic::{AtomicU32, Ordering, fence};
 
@@ -32,7 +32,7 @@ fn check(model: impl Fn() + Sync + Send + 'static) {
 }
 
 fn line_words(line: usize) -> impl Iterator<Item = usize> {
-    (line..line + 5 * 8).step_by(8)
+    (line..line + 6 * 8).step_by(8)
 }
 
 fn slot_words(first: usize, slots: usize) -> Vec<usize> {
@@ -55,6 +55,8 @@ fn control_page() -> Region {
         control::GEOMETRY,
         control::CLOSED,
         control::OVERFLOW,
+        control::PRODUCER_BIAS,
+        control::CONSUMER_BIAS,
         control::REPAIRS,
         control::TOMBSTONES,
         control::RETURNED,
@@ -311,6 +313,147 @@ fn mpmc_one_producer_two_consumers() {
 #[test]
 fn mpmc_over_several_slots() {
     check(|| mpmc_model(2, 1, 1, 1, 8, 3));
+}
+
+/// The producer and the consumer have their sides to themselves.
+fn biased_model(sends: u64, takes: usize, cells: usize, offset: u64) {
+    let long = cells > 6;
+    let geometry = Geometry::for_models(if long { 2 } else { 1 }, if long { 2 } else { 1 });
+    let memory = mpmc_memory(&geometry, &[1, 11]);
+    advance(&memory, geometry, offset, 1, 11);
+    let (mut producer, mut consumer) = biased_ends(&memory, geometry);
+    let sender = thread::spawn(move || {
+        (0..sends).filter(|number| send(&mut producer, *number, cells)).collect::<Vec<u64>>()
+    });
+    let mut received: Vec<u64> = (0..takes).filter_map(|_| receive(&mut consumer)).collect();
+    let sent = sender.join().expect("sender");
+    received.extend(std::iter::from_fn(|| receive(&mut consumer)));
+    assert_eq!(received, sent);
+}
+
+/// Handles 1 and 11, each the only one of its role.
+fn biased_ends(memory: &RingMemory, geometry: Geometry) -> (Producer, Consumer) {
+    bias::grant(memory, Role::Produce, 1);
+    bias::grant(memory, Role::Consume, 11);
+    let producer = Producer::new(memory.clone(), geometry, 1).expect("producer");
+    let consumer = Consumer::new(memory.clone(), geometry, 11).expect("consumer");
+    (producer.with_bias(), consumer.with_bias())
+}
+
+/// What the daemon and a new handle do before the first claim of that.
+fn take_bias_back(memory: &RingMemory, role: Role) {
+    if bias::revoke(memory, role) {
+        // SeqCst: the daemon's membarrier.
+        fence(Ordering::SeqCst);
+    }
+    while bias::holdout(memory, role).is_some() {
+        thread::yield_now();
+    }
+}
+
+#[test]
+fn mpmc_biased_claims_and_takes() {
+    check(|| biased_model(3, 1, 1, 1));
+}
+
+#[test]
+fn mpmc_biased_over_several_slots() {
+    check(|| biased_model(2, 1, 8, 3));
+}
+
+/// A second producer arrives while the first one claims without exchanges.
+#[test]
+fn a_second_producer_ends_the_bias_of_the_first() {
+    check(|| {
+        let geometry = Geometry::for_models(2, 1);
+        let memory = mpmc_memory(&geometry, &[1, 2, 11]);
+        let (mut first, mut consumer) = biased_ends(&memory, geometry);
+        let sender = thread::spawn(move || {
+            (10..12).filter(|number| send(&mut first, *number, 1)).collect::<Vec<u64>>()
+        });
+        take_bias_back(&memory, Role::Produce);
+        let mut second = Producer::new(memory, geometry, 2).expect("producer").with_bias();
+        let mut sent: Vec<u64> = (20..22).filter(|number| send(&mut second, *number, 1)).collect();
+        sent.splice(0..0, sender.join().expect("sender"));
+        let received: Vec<u64> = std::iter::from_fn(|| receive(&mut consumer)).collect();
+        in_order(&received, 1);
+        in_order(&received, 2);
+        let mut sorted = received.clone();
+        sorted.sort_unstable();
+        assert_eq!(sorted, sent, "each once: {received:?}");
+    });
+}
+
+/// A second consumer arrives while the first one takes without exchanges.
+#[test]
+fn a_second_consumer_ends_the_bias_of_the_first() {
+    check(|| {
+        let geometry = Geometry::for_models(2, 1);
+        let memory = mpmc_memory(&geometry, &[1, 11, 12]);
+        let (mut producer, mut first) = biased_ends(&memory, geometry);
+        assert!((0..3).all(|number| send(&mut producer, number, 1)));
+        let taker = thread::spawn(move || {
+            let taken: Vec<u64> = (0..2).filter_map(|_| receive(&mut first)).collect();
+            taken
+        });
+        take_bias_back(&memory, Role::Consume);
+        let mut second = Consumer::new(memory, geometry, 12).expect("consumer").with_bias();
+        let mut received: Vec<u64> = (0..2).filter_map(|_| receive(&mut second)).collect();
+        received.extend(taker.join().expect("taker"));
+        received.extend(std::iter::from_fn(|| receive(&mut second)));
+        received.sort_unstable();
+        assert_eq!(received, [0, 1, 2], "each once");
+    });
+}
+
+/// The second one goes, and the daemon gives the bias back to the first in the middle of its work.
+#[test]
+fn a_bias_comes_back() {
+    check(|| {
+        let geometry = Geometry::for_models(2, 1);
+        let memory = mpmc_memory(&geometry, &[1, 2, 11]);
+        let mut consumer = Consumer::new(memory.clone(), geometry, 11).expect("consumer");
+        let mut first = Producer::new(memory.clone(), geometry, 1).expect("producer").with_bias();
+        let daemon = thread::spawn(move || {
+            let mut second = Producer::new(memory.clone(), geometry, 2).expect("producer");
+            let sent = send(&mut second, 20, 1);
+            drop(second);
+            bias::grant(&memory, Role::Produce, 1);
+            sent
+        });
+        let mut sent: Vec<u64> = (10..13).filter(|number| send(&mut first, *number, 1)).collect();
+        if daemon.join().expect("daemon") {
+            sent.push(20);
+        }
+        let mut received: Vec<u64> = std::iter::from_fn(|| receive(&mut consumer)).collect();
+        in_order(&received, 1);
+        received.sort_unstable();
+        assert_eq!(received, sent, "each once");
+    });
+}
+
+/// A dead consumer's repair helps head and tail along beside handles that move them without exchanges.
+#[test]
+fn repair_beside_biased_handles() {
+    check(|| {
+        let geometry = Geometry::for_models(1, 1);
+        let memory = mpmc_memory(&geometry, &[1, 3, 11, 13]);
+        advance(&memory, geometry, 1, 3, 13);
+        let (mut producer, mut consumer) = biased_ends(&memory, geometry);
+        let repairer = thread::spawn(move || {
+            repair::dead_handle(&memory, &geometry, 13, Role::Consume).expect("honest memory");
+        });
+        let mut received = vec![];
+        let mut sent = vec![];
+        for number in 0..2 {
+            if send(&mut producer, number, 1) {
+                sent.push(number);
+            }
+            received.extend(receive(&mut consumer));
+        }
+        repairer.join().expect("repairer");
+        assert_eq!(received, sent);
+    });
 }
 
 /// Producers 1, 2, ... send into a full ring and may drop, beside a consumer. What was sent was received or counted as dropped.

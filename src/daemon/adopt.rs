@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::OwnedFd;
 
-use ringmain_client::layout::{HANDLE_DAEMON, LAYOUT_VERSION};
+use ringmain_client::layout::{HANDLE_DAEMON, LAYOUT_VERSION, LAYOUT_VERSION_MIN};
 use ringmain_client::protocol::Role;
 use ringmain_client::ring::Closed;
 
@@ -84,12 +84,7 @@ impl Broker {
             }
             Key::Queue(id) => {
                 let entry: QueueEntry = decode(bytes)?;
-                if entry.layout_version != LAYOUT_VERSION {
-                    return Err(format!(
-                        "layout version {}, this version knows {LAYOUT_VERSION}",
-                        entry.layout_version
-                    ));
-                }
+                check_layout(entry.layout_version)?;
                 let memory = QueueMemory::adopt(entry.kind, entry.geometry()?, own)
                     .map_err(|error| error.to_string())?;
                 self.names.insert(entry.name.clone(), id);
@@ -172,12 +167,23 @@ impl Broker {
         for (queue, handle) in std::mem::take(&mut self.abandoned) {
             self.give_back(queue, handle)?;
         }
+        self.queues.values().for_each(Queue::adopt_bias);
         let idle: Vec<u64> = self.sessions.keys().copied().collect();
         for session in idle {
             self.forget_if_unneeded(session)?;
         }
         Ok(())
     }
+}
+
+/// Whether this version can use memory of that layout.
+pub(super) fn check_layout(version: u32) -> Result<(), String> {
+    if (LAYOUT_VERSION_MIN..=LAYOUT_VERSION).contains(&version) {
+        return Ok(());
+    }
+    Err(format!(
+        "layout version {version}, this version knows {LAYOUT_VERSION_MIN} to {LAYOUT_VERSION}"
+    ))
 }
 
 fn exactly<const N: usize>(descriptors: Vec<OwnedFd>) -> Result<[OwnedFd; N], String> {

@@ -92,8 +92,23 @@ impl Broker {
         };
         self.check_handle_limit(session.uid)?;
         let index = self.free_index(id, role)?;
-        let Some(queue) = self.queues.get(&id) else {
-            return Err(bug("queue without entry").into());
+        // Before anybody else knows of the new handle, a broker that takes over included.
+        if let Some(queue) = self.queues.get(&id)
+            && queue.handles.values().any(|handle| handle.role == role)
+        {
+            queue.revoke_bias(role)?;
+        }
+        let attached = self.give_out(number, id, role, index);
+        if let Some(queue) = self.queues.get(&id) {
+            queue.settle_bias(role);
+        }
+        attached
+    }
+
+    fn give_out(&mut self, number: u64, id: u64, role: Role, index: u8) -> Result<Answer, Failure> {
+        let (Some(queue), Some(session)) = (self.queues.get(&id), self.sessions.get(&number))
+        else {
+            return Err(bug("queue or session without entry").into());
         };
         let (memory, descriptors) = queue.hand_out(role)?;
         let epoch = self.counters.epoch(&mut self.keeper)?;
@@ -227,6 +242,7 @@ impl Broker {
         self.keeper.apply(vec![key.bytes()], Vec::new())?;
         if let Some(queue) = self.queues.get_mut(&id) {
             queue.handles.remove(&index);
+            queue.settle_bias(role);
         }
         if let Some(session) = self.sessions.get_mut(&session) {
             session.handles.remove(&(id, index));

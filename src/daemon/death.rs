@@ -45,6 +45,10 @@ impl Broker {
         for (id, handles) in of_queue {
             let begun = Instant::now();
             self.repair(id, &handles);
+            if let Some(queue) = self.queues.get(&id) {
+                queue.settle_bias(Role::Produce);
+                queue.settle_bias(Role::Consume);
+            }
             let took_ms = begun.elapsed().as_millis();
             if took_ms > SLOW_MS
                 && let Some(queue) = self.queues.get(&id)

@@ -1,6 +1,6 @@
 //! What happens on a direct queue to a message for which there is no room.
 
-use ringmain_client::protocol::{DeliverySpec, ErrorCode, Kind, Overflow, Reply};
+use ringmain_client::protocol::{DeliverySpec, ErrorCode, Kind, Overflow, Reply, Role};
 
 use super::broker::{Broker, bug};
 use super::connections::{Answer, Failure, refuse};
@@ -43,6 +43,12 @@ impl Broker {
         let overflow = check(queue.entry.kind, asked)
             .or_else(|text| refuse(ErrorCode::Invalid, format!("queue {name}: {text}")))?;
         if let Some(overflow) = overflow {
+            if overflow == Overflow::DropOldest {
+                // Producers that drop take messages, so no consumer has its side to itself. Also not when the rule is another one
+                // again: a producer may be stopped in the middle of a drop for as long as it likes.
+                queue.memory.bar_bias(Role::Consume);
+                self.stop_biased_takes(queue)?;
+            }
             queue.memory.set_overflow(overflow);
             self.wake(queue);
         }

@@ -14,6 +14,7 @@
 mod adopt;
 mod attach;
 mod background;
+mod bias;
 mod broker;
 mod brokered;
 mod connections;

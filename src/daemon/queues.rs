@@ -417,7 +417,7 @@ impl Broker {
     ) -> Result<Answer, Failure> {
         let id = self.find_managed(user, name, "purging")?;
         self.look_at_holder(id, Role::Consume)?;
-        let Some(queue) = self.queues.get_mut(&id) else {
+        let Some(queue) = self.queues.get(&id) else {
             return Err(bug("queue without entry").into());
         };
         let consumer = queue.handles.values().find(|handle| handle.role == Role::Consume);
@@ -428,11 +428,19 @@ impl Broker {
             );
             return refuse(ErrorCode::Busy, text);
         }
+        if let Err(failure) = self.stop_biased_takes(queue) {
+            queue.settle_bias(Role::Consume);
+            return Err(failure);
+        }
+        let Some(queue) = self.queues.get_mut(&id) else {
+            return Err(bug("queue without entry").into());
+        };
         // Stored first: if this broker dies over it, the next one repairs what the daemon's own handle holds.
         queue.entry.purging = true;
         let begun = queue.item(id);
         self.keeper.apply(Vec::new(), vec![begun])?;
         let result = queue.memory.purge();
+        queue.settle_bias(Role::Consume);
         queue.entry.purging = false;
         let ended = queue.item(id);
         match result {

@@ -10,12 +10,12 @@ use ringmain_client::layout::{Geometry, HANDLES, State, Word, control, mpmc, sps
 use ringmain_client::protocol::{Kind, Memory, Overflow, Role};
 use ringmain_client::ring::repair::{self, Owned};
 use ringmain_client::ring::{
-    Closed, Fault, Kernel, LineSnapshot, Park, Region, RingMemory, wake_sleepers,
+    Closed, Fault, Kernel, LineSnapshot, Park, Region, RingMemory, bias, wake_sleepers,
 };
 use ringmain_client::sync::atomic::{AtomicU32, Ordering, fence};
-use ringmain_client::sys::futex;
 use ringmain_client::sys::map::{Access, Mapping, Populate};
 use ringmain_client::sys::memory::{MemoryError, create_sealed, verify_sealed};
+use ringmain_client::sys::{futex, membarrier};
 
 /// Honest members let a purge end within milliseconds; it must not keep the control thread when others do not.
 const PURGE_TIME_MAX: Duration = Duration::from_secs(1);
@@ -95,6 +95,9 @@ impl QueueMemory {
         }
         let memory = Self::adopt(kind, geometry, descriptors)?;
         repair::init_control(memory.ring.control(), id, kind, &geometry);
+        if overflow == Overflow::DropOldest {
+            memory.bar_bias(Role::Consume);
+        }
         memory.set_overflow(overflow);
         Ok(memory)
     }
@@ -194,6 +197,29 @@ impl QueueMemory {
     /// Changes it; the caller wakes everybody.
     pub(super) fn set_overflow(&self, overflow: Overflow) {
         repair::set_overflow(self.ring.control(), overflow);
+    }
+
+    /// See [`bias`].
+    pub(super) fn bar_bias(&self, role: Role) {
+        bias::bar(&self.ring, role);
+    }
+
+    /// See [`bias`]. `members`: all handles of this role.
+    pub(super) fn settle_bias(&self, role: Role, members: &[u8]) {
+        bias::forget_others(&self.ring, role, members);
+        if let [handle] = members {
+            bias::grant(&self.ring, role, *handle);
+        }
+    }
+
+    /// See [`bias`]. An error: the kernel refuses membarrier, and nobody but the handle that had the bias may claim.
+    pub(super) fn revoke_bias(&self, role: Role) -> Result<(), ()> {
+        if bias::revoke(&self.ring, role) && !membarrier::issue() { Err(()) } else { Ok(()) }
+    }
+
+    /// See [`bias`].
+    pub(super) fn holdout(&self, role: Role) -> Option<u8> {
+        bias::holdout(&self.ring, role)
     }
 
     /// Messages that producers dropped for room.

@@ -10,7 +10,9 @@ use ringmain_client::layout::Geometry;
 use ringmain_client::protocol::Kind;
 use ringmain_client::ring::{Body, Consumer, Fill, Park, Producer, RingMemory, View, Visit};
 
-use crate::memory::{board, pin, ring_memory, two_processes, wait_for};
+use crate::memory::{
+    CONSUMER, Members, PRODUCER, board, pin, ring_memory, two_processes, wait_for,
+};
 use crate::payload::{self, Payload, bytes, bytes_mut};
 
 #[allow(clippy::cast_precision_loss)] // far below 2^53
@@ -19,9 +21,16 @@ fn rate(messages: u64, start: Instant) -> f64 {
 }
 
 /// A ringmain queue between two processes.
-pub(crate) fn ringmain(kind: Kind, slots: u32, slot_size: u32, batch: usize, messages: u64) -> f64 {
+pub(crate) fn ringmain(
+    kind: Kind,
+    members: Members,
+    slots: u32,
+    slot_size: u32,
+    batch: usize,
+    messages: u64,
+) -> f64 {
     let geometry = Geometry::new(Some(slots), Some(slot_size), Some(64)).expect("valid geometry");
-    let memory = ring_memory(kind, &geometry);
+    let memory = ring_memory(kind, members, &geometry);
     let done = board();
     let receiving = memory.clone();
     two_processes(
@@ -30,7 +39,8 @@ pub(crate) fn ringmain(kind: Kind, slots: u32, slot_size: u32, batch: usize, mes
             done.u64_at(0).store(1, Ordering::Release);
         },
         || {
-            let mut producer = Producer::new(memory, geometry, 1).expect("fresh ring");
+            let mut producer =
+                Producer::new(memory, geometry, PRODUCER).expect("fresh ring").with_bias();
             let start = Instant::now();
             send(&mut producer, batch, messages);
             while done.u64_at(0).load(Ordering::Acquire) == 0 {
@@ -83,7 +93,7 @@ impl Fill for Filler {
 }
 
 fn receive(memory: RingMemory, geometry: Geometry, batch: usize, messages: u64) {
-    let mut consumer = Consumer::new(memory, geometry, 2).expect("fresh ring");
+    let mut consumer = Consumer::new(memory, geometry, CONSUMER).expect("fresh ring").with_bias();
     if batch > 1 {
         let mut checker = Checker { next: 0 };
         while checker.next < messages {

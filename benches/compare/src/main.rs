@@ -9,10 +9,15 @@ mod vyukov;
 use ringmain_client::protocol::Kind;
 use serde_json::json;
 
+use crate::memory::Members;
 use crate::vyukov::Duties;
 
 /// Pairs that count; pairs whose floor probes differ by more than this are dropped and counted.
 const FLOOR_DRIFT_MAX: f64 = 0.10;
+
+/// The mpmc ring is measured both ways.
+const MEMBERS: [(Members, &str); 2] =
+    [(Members::OneOfEachRole, "one handle of each role"), (Members::More, "more handles attached")];
 
 struct Pairs {
     ours: Vec<f64>,
@@ -90,40 +95,53 @@ fn main() {
     let pairs: usize = arguments.next().and_then(|text| text.parse().ok()).unwrap_or(15);
     let slots: u32 = arguments.next().and_then(|text| text.parse().ok()).unwrap_or(4096);
     let messages = 4_000_000;
+    let ours = |kind, members, slot_size, batch| {
+        contenders::ringmain(kind, members, slots, slot_size, batch, messages)
+    };
     if which == "all" || which == "rtrb" {
         for slot_size in [80, 128] {
             let result = compare(
                 pairs,
-                || contenders::ringmain(Kind::Spsc, slots, slot_size, 16, messages),
+                || ours(Kind::Spsc, Members::OneOfEachRole, slot_size, 16),
                 || contenders::rtrb(slots as usize, 16, messages),
             );
             print(&format!("spsc batch 16, {slots} slots of {slot_size} B, against rtrb"), &result);
         }
     }
     if which == "all" || which == "array-queue" {
-        for slot_size in [80, 128] {
-            let result = compare(
-                pairs,
-                || contenders::ringmain(Kind::Mpmc, slots, slot_size, 1, messages),
-                || contenders::array_queue(slots as usize, messages),
-            );
-            print(&format!("mpmc, {slots} slots of {slot_size} B, against ArrayQueue"), &result);
+        for (members, who) in MEMBERS {
+            for slot_size in [80, 128] {
+                let result = compare(
+                    pairs,
+                    || ours(Kind::Mpmc, members, slot_size, 1),
+                    || contenders::array_queue(slots as usize, messages),
+                );
+                let name =
+                    format!("mpmc, {who}, {slots} slots of {slot_size} B, against ArrayQueue");
+                print(&name, &result);
+            }
         }
     }
     if which == "all" || which == "owner" {
         // A round trip is a time: below 1 the ring with owners is the faster one.
-        for (duties, name) in [
-            (Duties::AsRings, "owner in the word against plain stamps"),
-            (Duties::None, "everything against bare stamps"),
-        ] {
-            let result =
-                compare(pairs, || round_trip::ringmain(Kind::Mpmc), || round_trip::vyukov(duties));
-            print_round_trips(&format!("mpmc 48 B round trip, {name}"), &result);
+        for (members, who) in MEMBERS {
+            for (duties, name) in [
+                (Duties::AsRings, "owner in the word against plain stamps"),
+                (Duties::None, "everything against bare stamps"),
+            ] {
+                let ours = || round_trip::ringmain(Kind::Mpmc, members);
+                let result = compare(pairs, ours, || round_trip::vyukov(duties));
+                print_round_trips(&format!("mpmc 48 B round trip, {who}, {name}"), &result);
+            }
         }
     }
     if which == "all" || which == "floor" {
         for kind in [Kind::Spsc, Kind::Mpmc] {
-            let result = compare(pairs, || round_trip::ringmain(kind), round_trip::floor);
+            let result = compare(
+                pairs,
+                || round_trip::ringmain(kind, Members::OneOfEachRole),
+                round_trip::floor,
+            );
             print_round_trips(&format!("{kind:?} 48 B round trip against one line"), &result);
         }
     }

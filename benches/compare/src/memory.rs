@@ -4,8 +4,8 @@ use std::hint::spin_loop;
 use std::io;
 
 use ringmain_client::layout::{Geometry, PAGE_BYTES};
-use ringmain_client::protocol::Kind;
-use ringmain_client::ring::{Region, RingMemory, repair};
+use ringmain_client::protocol::{Kind, Role};
+use ringmain_client::ring::{Region, RingMemory, bias, repair};
 use ringmain_client::sync::atomic::{AtomicU64, Ordering};
 
 /// Shared, zeroed, pre-faulted memory that a forked child sees as well. Never unmapped.
@@ -27,8 +27,31 @@ pub(crate) fn region(bytes: usize) -> Region {
     unsafe { Region::new(base.cast(), bytes) }
 }
 
+/// Index of the producer.
+pub(crate) const PRODUCER: u8 = 1;
+/// Index of the consumer.
+pub(crate) const CONSUMER: u8 = 2;
+
+/// Who is attached to an mpmc queue.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Members {
+    /// The producer and the consumer that are measured: the daemon lets each claim without exchanges.
+    OneOfEachRole,
+    /// Others as well, which do nothing: every claim is an exchange.
+    More,
+}
+
 /// The memory of one queue, as the daemon lays it out.
-pub(crate) fn ring_memory(kind: Kind, geometry: &Geometry) -> RingMemory {
+pub(crate) fn ring_memory(kind: Kind, members: Members, geometry: &Geometry) -> RingMemory {
+    let memory = new_memory(kind, geometry);
+    if members == Members::OneOfEachRole {
+        bias::grant(&memory, Role::Produce, PRODUCER);
+        bias::grant(&memory, Role::Consume, CONSUMER);
+    }
+    memory
+}
+
+fn new_memory(kind: Kind, geometry: &Geometry) -> RingMemory {
     let control = region(PAGE_BYTES);
     repair::init_control(&control, 1, kind, geometry);
     match kind {

@@ -5,9 +5,9 @@ use std::time::Instant;
 
 use ringmain_client::layout::Geometry;
 use ringmain_client::protocol::Kind;
-use ringmain_client::ring::{Consumer, Producer};
+use ringmain_client::ring::{Consumer, Producer, RingMemory};
 
-use crate::memory::{board, region, ring_memory, two_processes};
+use crate::memory::{CONSUMER, Members, PRODUCER, board, region, ring_memory, two_processes};
 use crate::vyukov::{Duties, Vyukov};
 
 const ROUNDS: u64 = 60_000;
@@ -68,9 +68,15 @@ pub(crate) fn floor() -> f64 {
 }
 
 /// A ringmain queue in each direction.
-pub(crate) fn ringmain(kind: Kind) -> f64 {
+pub(crate) fn ringmain(kind: Kind, members: Members) -> f64 {
     let geometry = Geometry::new(Some(1024), Some(64), Some(48)).expect("valid geometry");
-    let (there, back) = (ring_memory(kind, &geometry), ring_memory(kind, &geometry));
+    let memory = || ring_memory(kind, members, &geometry);
+    let (there, back) = (memory(), memory());
+    let ends = |out: &RingMemory, back: &RingMemory| {
+        let producer = Producer::new(out.clone(), geometry, PRODUCER).expect("fresh ring");
+        let consumer = Consumer::new(back.clone(), geometry, CONSUMER).expect("fresh ring");
+        (producer.with_bias(), consumer.with_bias())
+    };
     let receive = |consumer: &mut Consumer, n: u64| {
         let mut bytes = [0; BYTES];
         let taken = loop {
@@ -87,16 +93,14 @@ pub(crate) fn ringmain(kind: Kind) -> f64 {
     };
     two_processes(
         || {
-            let mut consumer = Consumer::new(there.clone(), geometry, 2).expect("fresh ring");
-            let mut producer = Producer::new(back.clone(), geometry, 1).expect("fresh ring");
+            let (mut producer, mut consumer) = ends(&back, &there);
             for n in 1..=ROUNDS {
                 receive(&mut consumer, n);
                 send(&mut producer, n);
             }
         },
         || {
-            let mut consumer = Consumer::new(back.clone(), geometry, 2).expect("fresh ring");
-            let mut producer = Producer::new(there.clone(), geometry, 1).expect("fresh ring");
+            let (mut producer, mut consumer) = ends(&there, &back);
             times(|n| {
                 send(&mut producer, n);
                 receive(&mut consumer, n);

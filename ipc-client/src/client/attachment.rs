@@ -8,9 +8,9 @@ use std::time::Duration;
 use super::connection::Inner;
 use super::doorbell::PeerDoorbell;
 use super::error::ClientError;
-use crate::layout::{Geometry, LAYOUT_VERSION, PAGE_BYTES};
+use crate::layout::{Geometry, LAYOUT_VERSION, LAYOUT_VERSION_MIN, PAGE_BYTES};
 use crate::protocol::{Attached, ErrorCode, HandleKey, Kind, Memory, Plane, Request, Role};
-use crate::ring::{Fault, Kernel, Park, Region, RingMemory, wake_sleepers};
+use crate::ring::{Fault, Kernel, Park, Region, RingMemory, bias, wake_sleepers};
 use crate::sys::affinity::online_cpus;
 use crate::sys::clock::monotonic_ns;
 use crate::sys::fork::ForkMark;
@@ -24,6 +24,10 @@ const DETACH_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// Doorbells of peers that a handle remembers without asking the client.
 const DOORBELLS_MAX: usize = 16;
+
+/// How long a new handle waits for another one to end a claim, and how often it looks.
+const HOLDOUT_TIME_MAX: Duration = Duration::from_secs(5);
+const HOLDOUT_POLL: Duration = Duration::from_micros(100);
 
 /// How often a handle that finds nothing looks after the connection, in nanoseconds.
 const HOUSE_NS: u64 = 100_000_000;
@@ -95,9 +99,9 @@ impl Attachment {
     ) -> Result<(Self, T), ClientError> {
         let (attached, descriptors, lost) = client.attach(request)?;
         let mapped = match attached.layout_version {
-            LAYOUT_VERSION => map(&attached, descriptors),
+            LAYOUT_VERSION_MIN..=LAYOUT_VERSION => map(&attached, descriptors),
             other => Err(ClientError::Protocol(format!(
-                "queue {queue} has memory layout {other}, this client knows {LAYOUT_VERSION}"
+                "queue {queue} has memory layout {other}, this client knows {LAYOUT_VERSION_MIN} to {LAYOUT_VERSION}"
             ))),
         };
         let (geometry, mappings, memory) =
@@ -120,6 +124,33 @@ impl Attachment {
             mappings: ManuallyDrop::new(mappings),
         };
         Ok((attachment, memory))
+    }
+
+    /// Whether a handle of an mpmc ring may claim without exchanges while the daemon lets it.
+    pub(crate) fn takes_part_in_membarriers(&self) -> bool {
+        self.kernel.is_membarrier() && self.kernel.may_park()
+    }
+
+    /// Another handle had this side of the ring to itself until now, and may be in the middle of a claim that relies on it. It takes
+    /// nanoseconds, unless its process was stopped in them, or killed and is not repaired yet.
+    pub(crate) fn wait_for_holdout(
+        &self,
+        memory: &RingMemory,
+        role: Role,
+    ) -> Result<(), ClientError> {
+        let begun = monotonic_ns();
+        while let Some(handle) = bias::holdout(memory, role) {
+            if Duration::from_nanos(monotonic_ns() - begun) > HOLDOUT_TIME_MAX {
+                let message = format!(
+                    "queue {}: handle {handle} is stopped in the middle of a claim: continue or end its process, see \
+                     `ringmain queue info {0}`",
+                    self.queue_name
+                );
+                return Err(ClientError::Refused { code: ErrorCode::Busy, message });
+            }
+            std::thread::sleep(HOLDOUT_POLL);
+        }
+        Ok(())
     }
 
     /// Whether it was made by this client.

@@ -56,7 +56,11 @@ impl Consumer {
         policy: WaitPolicy,
     ) -> Result<Self, ClientError> {
         let (attachment, memory) = Attachment::new(client, queue, Role::Consume, policy)?;
-        let ring = ring::Consumer::new(memory, attachment.geometry, attachment.key.handle)?;
+        attachment.wait_for_holdout(&memory, Role::Consume)?;
+        let mut ring = ring::Consumer::new(memory, attachment.geometry, attachment.key.handle)?;
+        if attachment.takes_part_in_membarriers() {
+            ring = ring.with_bias();
+        }
         let dropped_told = ring.dropped();
         Ok(Self { ring, attachment, dropped_told, not_sync: PhantomData })
     }

@@ -57,7 +57,11 @@ impl Producer {
         policy: WaitPolicy,
     ) -> Result<Self, ClientError> {
         let (attachment, memory) = Attachment::new(client, queue, Role::Produce, policy)?;
-        let ring = ring::Producer::new(memory, attachment.geometry, attachment.key.handle)?;
+        attachment.wait_for_holdout(&memory, Role::Produce)?;
+        let mut ring = ring::Producer::new(memory, attachment.geometry, attachment.key.handle)?;
+        if attachment.takes_part_in_membarriers() {
+            ring = ring.with_bias();
+        }
         Ok(Self { ring, attachment, metadata: Vec::new(), not_sync: PhantomData })
     }
 

@@ -13,7 +13,11 @@ pub use geometry::{Geometry, GeometryError};
 pub use word::{State, Word};
 
 /// Version of everything in this module. It changes with any byte that moves.
-pub const LAYOUT_VERSION: u32 = 1;
+pub const LAYOUT_VERSION: u32 = 2;
+
+/// Oldest version whose memory can be used. Version 2 added the bias words, the line's flag and nothing else: all are zero
+/// in memory of version 1, and mean that there is no bias.
+pub const LAYOUT_VERSION_MIN: u32 = 1;
 
 /// First eight bytes of a control page: `RINGMAIN` in ASCII.
 pub const MAGIC: u64 = u64::from_le_bytes(*b"RINGMAIN");
@@ -48,6 +52,11 @@ pub mod control {
     pub const CLOSED: usize = 0x80;
     /// One of the `OVERFLOW_*` values.
     pub const OVERFLOW: usize = 0x88;
+    /// mpmc: {handle that claims on the producers' side without exchanges, bits 0 to 7; handle that has lost this right,
+    /// 8 to 15}; 0 means nobody.
+    pub const PRODUCER_BIAS: usize = 0x90;
+    /// The same for the consumers' side, and [`BIAS_BARRED`].
+    pub const CONSUMER_BIAS: usize = 0x98;
     /// Deaths repaired.
     pub const REPAIRS: usize = 0x100;
     /// Claims of dead producers that became tombstones.
@@ -56,6 +65,11 @@ pub mod control {
     pub const RETURNED: usize = 0x110;
     /// Length of the page.
     pub const BYTES: usize = super::PAGE_BYTES;
+
+    /// Shift of the handle that has lost its right in a bias word.
+    pub const BIAS_REVOKED_SHIFT: u32 = 8;
+    /// Bit of a bias word: nobody gets the right any more.
+    pub const BIAS_BARRED: u64 = 1 << 63;
 
     /// [`CLOSED`]: in use.
     pub const CLOSED_OPEN: u64 = 0;
@@ -136,6 +150,8 @@ pub mod handle_line {
     pub const WAITING_SINCE_NS: usize = 0x18;
     /// Doorbell to ring (low half, zero: none) and the queue's bit in it (high half).
     pub const DOORBELL: usize = 0x20;
+    /// mpmc: 1 while the handle is in the middle of a claim without exchanges.
+    pub const INSIDE: usize = 0x28;
     /// Length.
     pub const BYTES: usize = super::SPACING_BYTES;
 }
@@ -189,5 +205,6 @@ const _: () = {
     assert!(spsc_page::HANDLE_LINE + handle_line::BYTES <= spsc_page::SHOWN);
     assert!(spsc_page::SHOWN + SPACING_BYTES <= spsc_page::BYTES);
     assert!(doorbell::PENDING + doorbell::QUEUES_MAX / 8 <= doorbell::BYTES);
-    assert!(handle_line::DOORBELL + 8 <= handle_line::BYTES);
+    assert!(handle_line::INSIDE + 8 <= handle_line::BYTES);
+    assert!(control::CONSUMER_BIAS + 8 <= control::REPAIRS);
 };

@@ -158,8 +158,8 @@ impl Consumer {
             RingMemory::Spsc { slots, producer, consumer, .. } => {
                 End::Spsc(spsc::ConsumerEnd::new(slots, consumer, producer, geometry)?)
             }
-            RingMemory::Mpmc { ring, .. } => {
-                End::Mpmc(mpmc::ConsumerEnd::new(ring, geometry, handle)?)
+            RingMemory::Mpmc { control, ring } => {
+                End::Mpmc(mpmc::ConsumerEnd::new(control, ring, geometry, handle)?)
             }
         };
         let line = memory.line(Role::Consume, handle);
@@ -178,6 +178,16 @@ impl Consumer {
             counters: Counters::default(),
             slots,
         })
+    }
+
+    /// Lets this handle claim without exchanges while the daemon biases its side of an mpmc ring towards it, see [`super::bias`].
+    /// Only for a process that takes part in the membarriers of the daemon.
+    #[must_use]
+    pub fn with_bias(mut self) -> Self {
+        if let End::Mpmc(end) = &mut self.end {
+            end.allow_bias();
+        }
+        self
     }
 
     /// For whoever has other rings to look at: a consumer that has caught up with a stream of messages does not look away for a

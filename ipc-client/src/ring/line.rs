@@ -4,8 +4,8 @@ use super::region::Region;
 use crate::layout::handle_line;
 use crate::sync::atomic::Ordering;
 
-/// One handle's line. All accesses are Relaxed: the fields are for people and for wakers that read them after the
-/// handle's sleeper bit; nothing else depends on them.
+/// One handle's line. The accesses are Relaxed but for the flag of [`super::bias`]: the fields are for people and for wakers that
+/// read them after the handle's sleeper bit; nothing else depends on them.
 #[derive(Debug, Clone)]
 pub struct HandleLine {
     region: Region,
@@ -61,7 +61,7 @@ impl HandleLine {
 
     /// Everything zero: a handle's first act and, after its death, the daemon's.
     pub fn clear(&self) {
-        for field in (0..handle_line::BYTES).step_by(8).take(5) {
+        for field in (0..handle_line::BYTES).step_by(8).take(6) {
             self.set(field, 0);
         }
     }
@@ -77,6 +77,12 @@ impl HandleLine {
     pub fn set_waiting(&self, position: u64, since_ns: u64) {
         self.set(handle_line::WAITING_AT, position);
         self.set(handle_line::WAITING_SINCE_NS, since_ns);
+    }
+
+    /// Whether the handle is in the middle of a claim without exchanges, see [`super::bias`].
+    pub(super) fn inside(&self) -> bool {
+        // Acquire: partner of the Release in `bias::Own::leave`, or of `clear` after a death, whose own partner is the proof of it.
+        self.region.u64_at(self.offset + handle_line::INSIDE).load(Ordering::Acquire) != 0
     }
 
     /// The handle no longer waits.

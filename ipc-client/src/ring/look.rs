@@ -17,8 +17,8 @@ pub(super) fn end_look() {
 /// So many messages without an empty look in between make a stream.
 const STREAM_MESSAGES: u32 = 16;
 
-/// How long a consumer leaves a stream alone that it has caught up with: 0.1 to 0.4 microseconds, by the processor.
-const PAUSES: u32 = 8;
+/// How long a consumer leaves a stream alone that it has caught up with: 0.5 to 2 microseconds, by the processor.
+const PAUSES: u32 = 48;
 
 /// What a consumer has taken since it last found nothing.
 ///

@@ -1,9 +1,10 @@
 //! The rings: algorithms over the shared-memory layout, without system calls and without allocation.
 //!
 //! [`Producer`] and [`Consumer`] are what both kinds have in common: lengths, headers, bodies, batches, counters. The kinds
-//! differ in how slots are claimed and given back (`spsc.rs`, `mpmc.rs`). [`park`] has the rules of sleeping and waking,
+//! differ in how slots are claimed and given back (`spsc.rs`, `mpmc.rs`; [`bias`] for a side with one handle). [`park`] has the rules of sleeping and waking,
 //! [`repair`] what the daemon does after a death.
 
+pub mod bias;
 mod consumer;
 mod copy;
 mod end;
@@ -124,8 +125,8 @@ fn closed_state(page: &Region) -> Option<Closed> {
 
 /// An unknown rule is that of a later daemon: the producer waits, which loses nothing.
 fn overflow_rule(page: &Region) -> Overflow {
-    // Relaxed: a late view only delays the rule.
-    match page.u64_at(control::OVERFLOW).load(Ordering::Relaxed) {
+    // Acquire: partner of the Release in `repair::set_overflow`.
+    match page.u64_at(control::OVERFLOW).load(Ordering::Acquire) {
         control::OVERFLOW_REJECT => Overflow::Reject,
         control::OVERFLOW_DROP_OLDEST => Overflow::DropOldest,
         _ => Overflow::Block,

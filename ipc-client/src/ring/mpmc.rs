@@ -28,19 +28,24 @@
 
 mod overflow;
 
+use super::bias::Own;
 use super::end::{Claim, ReceiveEnd, SendEnd};
 use super::error::{Fault, Invariant, TryReceiveError, TrySendError};
 use super::look::{Stream, end_look};
 use super::region::Region;
 use super::slots::Slots;
 use crate::layout::{Geometry, State, Word, mpmc};
-use crate::sync::atomic::{AtomicU64, Ordering};
+use crate::protocol::Role;
+use crate::sync::atomic::{AtomicU64, Ordering, store_beside_exchanges};
 use crate::sync::canary::{Canary, planted};
 
 /// Attempts before an operation is taken for a victim of random writes rather than of contention. Each failed attempt
 /// means that some other member completed a step, so honest members never come near it; tombstones that a consumer
 /// frees are no failures.
 const ATTEMPTS_MAX: u32 = 1 << 20;
+
+/// How many slots ahead a biased producer asks for the lines that it will write.
+const AHEAD: u64 = 8;
 
 /// The shared state of one ring and the words of its slots. The region is at least as long as the header.
 #[derive(Debug, Clone)]
@@ -54,6 +59,7 @@ pub(super) struct Ring {
 pub(super) struct ProducerEnd {
     ring: Ring,
     owner: u8,
+    bias: Own,
     dropping: overflow::Dropping,
 }
 
@@ -62,15 +68,30 @@ pub(super) struct ProducerEnd {
 pub(super) struct ConsumerEnd {
     ring: Ring,
     owner: u8,
+    bias: Own,
     /// Slot at which the search for messages of dead consumers goes on.
     scan_from: u64,
     stream: Stream,
 }
 
 impl ProducerEnd {
-    pub(super) fn new(ring: &Region, geometry: Geometry, owner: u8) -> Result<Self, Fault> {
-        let dropping = overflow::Dropping::default();
-        Ok(Self { ring: Ring::new(ring, geometry)?, owner, dropping })
+    pub(super) fn new(
+        control: &Region,
+        ring: &Region,
+        geometry: Geometry,
+        owner: u8,
+    ) -> Result<Self, Fault> {
+        Ok(Self {
+            bias: Own::new(control, ring, Role::Produce, owner),
+            ring: Ring::new(ring, geometry)?,
+            owner,
+            dropping: overflow::Dropping::default(),
+        })
+    }
+
+    /// As [`super::Producer::with_bias`].
+    pub(super) fn allow_bias(&mut self) {
+        self.bias.allow();
     }
 }
 
@@ -89,7 +110,14 @@ impl SendEnd for ProducerEnd {
     #[inline(always)]
     fn claim(&mut self, n: u32) -> Result<Claim, TrySendError> {
         self.ring.refuse_faulty()?;
-        match self.ring.claim(n, self.owner) {
+        let biased = self.bias.enter();
+        let claimed = self.ring.claim(n, self.owner, biased);
+        if biased {
+            self.bias.leave();
+            // No exchange has to wait until its line is there, so lines can be on their way while others are written.
+            self.ring.slots.prefetch_run(self.ring.tail_position().wrapping_add(AHEAD), 1);
+        }
+        match claimed {
             Err(error) => self.not_claimed(n, error),
             claimed => claimed,
         }
@@ -113,13 +141,24 @@ impl SendEnd for ProducerEnd {
 }
 
 impl ConsumerEnd {
-    pub(super) fn new(ring: &Region, geometry: Geometry, owner: u8) -> Result<Self, Fault> {
+    pub(super) fn new(
+        control: &Region,
+        ring: &Region,
+        geometry: Geometry,
+        owner: u8,
+    ) -> Result<Self, Fault> {
         Ok(Self {
+            bias: Own::new(control, ring, Role::Consume, owner),
             ring: Ring::new(ring, geometry)?,
             owner,
             scan_from: 0,
             stream: Stream::default(),
         })
+    }
+
+    /// As [`super::Consumer::with_bias`].
+    pub(super) fn allow_bias(&mut self) {
+        self.bias.allow();
     }
 
     /// As [`Ring::dropped`].
@@ -137,7 +176,11 @@ impl ReceiveEnd for ConsumerEnd {
     #[inline(always)]
     fn take(&mut self) -> Result<(Claim, bool), TryReceiveError> {
         self.ring.refuse_faulty()?;
-        let taken = self.ring.take(self.owner, &mut self.scan_from);
+        let biased = self.bias.enter();
+        let taken = self.ring.take(self.owner, &mut self.scan_from, biased);
+        if biased {
+            self.bias.leave();
+        }
         match &taken {
             Ok(_) => self.stream.took(1),
             Err(TryReceiveError::Empty) => self.stream.ended(),
@@ -241,9 +284,18 @@ impl Ring {
         let _ = end.compare_exchange(claim.position, next, Ordering::AcqRel, Ordering::Relaxed);
     }
 
-    /// Claims `n` slots (1 to a quarter of the ring) for writing.
+    /// What [`Self::advance`] does, by the handle that the side is biased towards, past its own claim: the others that may move
+    /// this end move it past this claim, too, and no further.
     #[inline(always)]
-    fn claim(&self, n: u32, owner: u8) -> Result<Claim, TrySendError> {
+    fn advance_alone(&self, end: &AtomicU64, claim: Claim) {
+        // Release: as `advance`.
+        let next = claim.position.wrapping_add(u64::from(claim.n));
+        store_beside_exchanges(end, next, Ordering::Release);
+    }
+
+    /// Claims `n` slots (1 to a quarter of the ring) for writing. `biased`: no other producer claims meanwhile.
+    #[inline(always)]
+    fn claim(&self, n: u32, owner: u8, biased: bool) -> Result<Claim, TrySendError> {
         for _ in 0..ATTEMPTS_MAX {
             // Acquire: partner of `advance`.
             let tail = self.tail().load(Ordering::Acquire);
@@ -259,6 +311,13 @@ impl Ring {
                 Found::Ready
             };
             match found {
+                Found::Ready if biased => {
+                    // Nobody else changes a word that is free.
+                    slot.store(writing);
+                    let claim = Claim { position: tail, n };
+                    self.advance_alone(self.tail(), claim);
+                    return Ok(claim);
+                }
                 Found::Ready if slot.exchange(free, writing) => {
                     let claim = Claim { position: tail, n };
                     self.advance(self.tail(), claim);
@@ -302,8 +361,14 @@ impl Ring {
     }
 
     /// Takes the next message: one that a dead consumer left, else the one at the head. And whether it is the former.
+    /// `biased`: nobody else takes meanwhile.
     #[inline(always)]
-    fn take(&self, owner: u8, scan_from: &mut u64) -> Result<(Claim, bool), TryReceiveError> {
+    fn take(
+        &self,
+        owner: u8,
+        scan_from: &mut u64,
+        biased: bool,
+    ) -> Result<(Claim, bool), TryReceiveError> {
         // Acquire: partner of the Release in `hint_returned`.
         let hint = self.field(mpmc::RETURNED).load(Ordering::Acquire);
         if hint & 1 != 0
@@ -339,6 +404,12 @@ impl Ring {
             let claim = Claim { position: head, n: self.slots.claim_length(head, word)? };
             if planted(Canary::HeadBeforeUse) {
                 self.advance(self.head(), claim);
+            }
+            if biased {
+                // Nobody else changes a word that is published.
+                slot.store(word.with(owner, State::Held));
+                self.advance_alone(self.head(), claim);
+                return Ok((claim, false));
             }
             if slot.exchange(word, word.with(owner, State::Held)) {
                 self.advance(self.head(), claim);

@@ -146,8 +146,8 @@ impl Producer {
             RingMemory::Spsc { slots, producer, consumer, .. } => {
                 End::Spsc(spsc::ProducerEnd::new(slots, producer, consumer, geometry)?)
             }
-            RingMemory::Mpmc { ring, .. } => {
-                End::Mpmc(mpmc::ProducerEnd::new(ring, geometry, handle)?)
+            RingMemory::Mpmc { control, ring } => {
+                End::Mpmc(mpmc::ProducerEnd::new(control, ring, geometry, handle)?)
             }
         };
         let line = memory.line(Role::Produce, handle);
@@ -156,6 +156,16 @@ impl Producer {
         let peer_park = memory.park(Role::Consume);
         let control = memory.control().clone();
         Ok(Self { control, end, handle, own_park, peer_park, line, counters: Counters::default() })
+    }
+
+    /// Lets this handle claim without exchanges while the daemon biases its side of an mpmc ring towards it, see [`super::bias`].
+    /// Only for a process that takes part in the membarriers of the daemon.
+    #[must_use]
+    pub fn with_bias(mut self) -> Self {
+        if let End::Mpmc(end) = &mut self.end {
+            end.allow_bias();
+        }
+        self
     }
 
     #[inline(always)]

@@ -351,8 +351,8 @@ pub fn set_overflow(page: &Region, overflow: Overflow) {
         Overflow::Reject => control::OVERFLOW_REJECT,
         Overflow::DropOldest => control::OVERFLOW_DROP_OLDEST,
     };
-    // Relaxed: a late view only delays the rule.
-    page.u64_at(control::OVERFLOW).store(value, Ordering::Relaxed);
+    // Release: partner of the Acquire in `overflow_rule`. Who sees that it may drop sees that no consumer is biased.
+    page.u64_at(control::OVERFLOW).store(value, Ordering::Release);
 }
 
 /// Closes a queue with one of the `CLOSED_*` values of [`control`]. The caller wakes everybody afterwards.

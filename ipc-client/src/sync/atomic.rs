@@ -20,6 +20,17 @@ pub fn compiler_fence(order: Ordering) {
     fence(order);
 }
 
+/// Stores a value that others may replace by compare and exchange. The modification order has the store behind every exchange of a
+/// value that the storing thread had seen or written before, because nothing comes between what an exchange reads and what it
+/// writes. loom does not know that and lets the thread read such an exchange after its own store, so the store is a swap there.
+#[inline(always)]
+pub(crate) fn store_beside_exchanges(atomic: &AtomicU64, value: u64, order: Ordering) {
+    #[cfg(loom)]
+    atomic.swap(value, order);
+    #[cfg(not(loom))]
+    atomic.store(value, order);
+}
+
 #[cfg(all(not(loom), feature = "steps"))]
 mod stepped {
     //! Atomics of the same size and meaning that count every access first.

@@ -22,11 +22,15 @@ pub enum Canary {
     HeadBeforeUse,
     /// A producer drops a message without counting it.
     DropWithoutCounting,
+    /// A biased handle does not look again whether it still is, when it is inside.
+    BiasLookedAtOnce,
+    /// Nobody waits for a handle that has lost its bias in the middle of a claim.
+    HoldoutIgnored,
 }
 
 impl Canary {
     /// All of them, with the names that the environment variable takes.
-    pub const ALL: [(Canary, &'static str); 8] = [
+    pub const ALL: [(Canary, &'static str); 10] = [
         (Canary::NoRecheck, "no-recheck"),
         (Canary::WakerClearsFlag, "waker-clears-flag"),
         (Canary::PublishBeforeCopy, "publish-before-copy"),
@@ -35,6 +39,8 @@ impl Canary {
         (Canary::RepairWithoutProof, "repair-without-proof"),
         (Canary::HeadBeforeUse, "head-before-use"),
         (Canary::DropWithoutCounting, "drop-without-counting"),
+        (Canary::BiasLookedAtOnce, "bias-looked-at-once"),
+        (Canary::HoldoutIgnored, "holdout-ignored"),
     ];
 }
 

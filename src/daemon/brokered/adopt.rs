@@ -7,10 +7,10 @@ use std::collections::BTreeMap;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
-use ringmain_client::layout::LAYOUT_VERSION;
 use ringmain_client::protocol::HandleKey;
 use ringmain_client::sys::eventfd::EventFd;
 
+use super::super::adopt::check_layout;
 use super::super::broker::Broker;
 use super::super::connections::Failure;
 use super::super::entries::{
@@ -77,12 +77,7 @@ impl Broker {
         own: Vec<OwnedFd>,
     ) -> Result<(), String> {
         let entry: BrokeredHandleEntry = decode(bytes)?;
-        if entry.layout_version != LAYOUT_VERSION {
-            return Err(format!(
-                "layout version {}, this version knows {LAYOUT_VERSION}",
-                entry.layout_version
-            ));
-        }
+        check_layout(entry.layout_version)?;
         let [client, shard] = exactly(own)?;
         let geometry = entry.size.geometry().map_err(|error| error.to_string())?;
         let memory = PairMemory::map(geometry, &PairFiles { client, shard })

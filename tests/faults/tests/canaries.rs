@@ -23,6 +23,7 @@ fn catchers(canary: Canary) -> &'static [(&'static str, &'static str)] {
         Canary::RepairWithoutProof => &[("kill-sweep", "mpmc::one::Receive::Bystanders")],
         Canary::HeadBeforeUse => &[("kill-sweep", "mpmc::one::Receive::Short")],
         Canary::DropWithoutCounting => &[("kill-sweep", "mpmc::one::SendDropping(20, 0)::Full")],
+        Canary::BiasLookedAtOnce | Canary::HoldoutIgnored => &[], // see `BY_MODELS`
     }
 }
 
@@ -58,6 +59,9 @@ fn check(canary: Canary) {
     }
 }
 
+/// They show in an interleaving of a few nanoseconds, which `scripts/models` looks into.
+const BY_MODELS: [Canary; 2] = [Canary::BiasLookedAtOnce, Canary::HoldoutIgnored];
+
 macro_rules! canaries {
     ($($test:ident: $canary:ident,)*) => {
         $(
@@ -69,7 +73,7 @@ macro_rules! canaries {
 
         #[test]
         fn all_canaries_have_a_test() {
-            assert_eq!([$(Canary::$canary),*].len(), Canary::ALL.len());
+            assert_eq!([$(Canary::$canary),*].len() + BY_MODELS.len(), Canary::ALL.len());
         }
     };
 }

@@ -84,7 +84,7 @@ impl Ring {
             let tail = self.tail().load(Ordering::Acquire);
             match self.make_room(tail, n, owner, freed)? {
                 Room::None => break,
-                Room::Likely => match self.claim(n, owner) {
+                Room::Likely => match self.claim(n, owner, false) {
                     Err(TrySendError::Full) => {}
                     claimed => return claimed,
                 },
