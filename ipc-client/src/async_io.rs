@@ -19,6 +19,7 @@
 //! ```
 
 mod brokered;
+mod request;
 
 use std::future::poll_fn;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
@@ -37,6 +38,7 @@ use crate::sys::clock::monotonic_ns;
 use crate::{ClientError, Closed, Consumer, Guard, Producer, ReceiveError, Received, SendError};
 
 pub use brokered::{AsyncBrokeredConsumer, AsyncBrokeredProducer};
+pub use request::{AsyncReplier, AsyncRequester};
 
 /// How often a process that may not issue membarrier looks at its ring.
 const POLL: Duration = Duration::from_millis(1);
@@ -62,6 +64,14 @@ impl AsRawFd for Alarm {
     fn as_raw_fd(&self) -> RawFd {
         self.0.as_fd().as_raw_fd()
     }
+}
+
+fn new_alarm() -> Result<AsyncFd<Alarm>, ClientError> {
+    let flags = TimerFlags::TFD_CLOEXEC | TimerFlags::TFD_NONBLOCK;
+    let timer = TimerFd::new(ClockId::CLOCK_MONOTONIC, flags).map_err(std::io::Error::from)?;
+    // SAFETY: an owned descriptor is open until it is dropped, always the same one; the timer owns it, and the `AsyncFd` the timer.
+    let alarm = unsafe { AsyncFd::register_with_interest(Alarm(timer), Interest::READABLE) };
+    Ok(alarm.map_err(std::io::Error::from)?)
 }
 
 /// One handle's doorbell, as the runtime waits for it.
@@ -102,11 +112,7 @@ impl Bell {
         let drained =
             unsafe { AsyncFd::register_with_interest(place.drained()?, Interest::READABLE) }
                 .map_err(std::io::Error::from)?;
-        let flags = TimerFlags::TFD_CLOEXEC | TimerFlags::TFD_NONBLOCK;
-        let timer = TimerFd::new(ClockId::CLOCK_MONOTONIC, flags).map_err(std::io::Error::from)?;
-        // SAFETY: as above; the timer owns its descriptor.
-        let alarm = unsafe { AsyncFd::register_with_interest(Alarm(timer), Interest::READABLE) }
-            .map_err(std::io::Error::from)?;
+        let alarm = new_alarm()?;
         let bell = Self { place, doorbell, readable, drained, alarm, ticking: false, armed: false };
         bell.set_doorbell(ring);
         Ok(bell)

@@ -4,9 +4,11 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use crate::brokered::{BrokeredConsumer, BrokeredProducer, ConsumerOptions, ProducerOptions};
+use crate::brokered::{
+    BrokeredConsumer, BrokeredProducer, ConsumerOptions, Delivery, ProducerOptions,
+};
 use crate::client::internal::random_number;
-use crate::client::{Client, ClientError, Consumer, Producer, ReceiveError, SendError};
+use crate::client::{Client, ClientError, Consumer, Guard, Producer, ReceiveError, SendError};
 use crate::layout::Geometry;
 use crate::layout::metadata::Metadata;
 use crate::protocol::{DeliverySpec, Plane, QueueInfo, QueueSpec};
@@ -88,6 +90,19 @@ pub struct Reply {
 }
 
 impl Reply {
+    /// `None`: the metadata cannot be read.
+    pub(crate) fn of_guard(guard: &Guard<'_>) -> Result<Option<Self>, ReceiveError> {
+        let mut payload = Vec::new();
+        guard.copy_to(&mut payload)?;
+        Ok(guard.metadata().ok().map(|metadata| Self { payload, metadata }))
+    }
+
+    /// As [`Self::of_guard`].
+    pub(crate) fn of_delivery(delivery: Delivery) -> Option<Self> {
+        let metadata = delivery.metadata().ok()?;
+        Some(Self { payload: delivery.into_payload(), metadata })
+    }
+
     /// The payload.
     #[must_use]
     pub fn payload(&self) -> &[u8] {
@@ -111,13 +126,13 @@ impl Reply {
 // There are few of them, and each has rings behind it.
 #[allow(clippy::large_enum_variant)]
 #[derive(Debug)]
-enum Sender {
+pub(crate) enum Sender {
     Direct(Producer),
     Brokered(BrokeredProducer),
 }
 
 impl Sender {
-    fn attach(client: &Client, queue: &str, plane: Plane) -> Result<Self, ClientError> {
+    pub(crate) fn attach(client: &Client, queue: &str, plane: Plane) -> Result<Self, ClientError> {
         Ok(match plane {
             Plane::Direct => Self::Direct(client.producer(queue)?),
             Plane::Brokered => {
@@ -146,7 +161,7 @@ impl Sender {
 /// A receiving handle of either plane.
 #[allow(clippy::large_enum_variant)]
 #[derive(Debug)]
-enum Receiver {
+pub(crate) enum Receiver {
     Direct(Consumer),
     Brokered(BrokeredConsumer),
 }
@@ -155,18 +170,12 @@ impl Receiver {
     /// The next message, done with. `None`: its metadata cannot be read, so it is nothing that was waited for.
     fn receive(&mut self, timeout: Duration) -> Result<Option<Reply>, ReceiveError> {
         match self {
-            Self::Direct(consumer) => {
-                let guard = consumer.take_timeout(timeout)?;
-                let mut payload = Vec::new();
-                guard.copy_to(&mut payload)?;
-                Ok(guard.metadata().ok().map(|metadata| Reply { payload, metadata }))
-            }
+            Self::Direct(consumer) => Reply::of_guard(&consumer.take_timeout(timeout)?),
             Self::Brokered(consumer) => {
                 let delivery = consumer.receive_timeout(timeout)?;
                 // If it cannot be acknowledged it comes again, and nobody waits for it then.
                 let _ = consumer.ack(&delivery);
-                let metadata = delivery.metadata().ok();
-                Ok(metadata.map(|metadata| Reply { payload: delivery.into_payload(), metadata }))
+                Ok(Reply::of_delivery(delivery))
             }
         }
     }
@@ -179,12 +188,49 @@ impl Receiver {
 /// Replies are told apart by a number that starts at random.
 #[derive(Debug)]
 pub struct Requester {
-    sender: Sender,
-    receiver: Receiver,
+    // Deleted before its consumer goes.
+    pub(crate) exchange: Exchange,
+    pub(crate) sender: Sender,
+    pub(crate) receiver: Receiver,
+}
+
+/// The reply queue, and the numbers of the requests whose replies it takes.
+#[derive(Debug)]
+pub(crate) struct Exchange {
     client: Client,
     reply_queue: String,
     plane: Plane,
     next: u64,
+}
+
+impl Exchange {
+    /// Number and metadata of the next request.
+    pub(crate) fn begin(&mut self, timeout: Duration) -> (u64, Metadata) {
+        let number = self.next;
+        self.next = number.wrapping_add(1);
+        let metadata = Metadata {
+            reply_to: Some(self.reply_queue.clone()),
+            correlation: Some(number),
+            ttl: (self.plane == Plane::Brokered).then_some(timeout),
+            ..Metadata::default()
+        };
+        (number, metadata)
+    }
+}
+
+impl Drop for Exchange {
+    fn drop(&mut self) {
+        // Otherwise the queue would stay until the process ends. A forked child has no say in it.
+        self.client.inner().delete_within(&self.reply_queue, DELETE_TIMEOUT);
+    }
+}
+
+/// Why a request was not sent.
+pub(crate) fn not_sent(error: SendError) -> RequestError {
+    match error {
+        SendError::Full | SendError::Timeout => RequestError::Timeout,
+        error => RequestError::Send(error),
+    }
 }
 
 impl Requester {
@@ -203,7 +249,8 @@ impl Requester {
         match receiver {
             Ok(receiver) => {
                 let (client, next) = (client.clone(), random_number()?);
-                Ok(Self { sender, receiver, client, reply_queue, plane, next })
+                let exchange = Exchange { client, reply_queue, plane, next };
+                Ok(Self { exchange, sender, receiver })
             }
             Err(error) => {
                 let _ = client.delete_queue(&reply_queue);
@@ -215,7 +262,7 @@ impl Requester {
     /// Name of the queue that takes the replies.
     #[must_use]
     pub fn reply_queue(&self) -> &str {
-        &self.reply_queue
+        &self.exchange.reply_queue
     }
 
     /// Sends a request and waits for its reply, at most this long for both. On a brokered queue a request that no server has taken
@@ -225,18 +272,8 @@ impl Requester {
     /// See [`RequestError`]. After [`RequestError::Timeout`] nobody knows whether the request was carried out.
     pub fn request(&mut self, payload: &[u8], timeout: Duration) -> Result<Reply, RequestError> {
         let start = Instant::now();
-        let number = self.next;
-        self.next = number.wrapping_add(1);
-        let metadata = Metadata {
-            reply_to: Some(self.reply_queue.clone()),
-            correlation: Some(number),
-            ttl: (self.plane == Plane::Brokered).then_some(timeout),
-            ..Metadata::default()
-        };
-        self.sender.send(&metadata, payload, timeout).map_err(|error| match error {
-            SendError::Full | SendError::Timeout => RequestError::Timeout,
-            error => RequestError::Send(error),
-        })?;
+        let (number, metadata) = self.exchange.begin(timeout);
+        self.sender.send(&metadata, payload, timeout).map_err(not_sent)?;
         loop {
             let left = timeout.saturating_sub(start.elapsed());
             match self.receiver.receive(left) {
@@ -249,13 +286,6 @@ impl Requester {
                 Err(error) => return Err(RequestError::Receive(error)),
             }
         }
-    }
-}
-
-impl Drop for Requester {
-    fn drop(&mut self) {
-        // Otherwise it would stay until the process ends. A forked child has no say in it.
-        self.client.inner().delete_within(&self.reply_queue, DELETE_TIMEOUT);
     }
 }
 
@@ -293,15 +323,66 @@ fn reply_spec(requests: &QueueInfo) -> QueueSpec {
 /// Sends replies to whoever asked. It stays attached to the reply queues that it used last.
 #[derive(Debug)]
 pub struct Replier {
-    client: Client,
+    pub(crate) client: Client,
+    targets: Targets<Sender>,
+}
+
+/// The reply queues that were used last.
+#[derive(Debug)]
+pub(crate) struct Targets<S> {
     /// With the turn in which each was used last.
-    targets: BTreeMap<String, (u64, Sender)>,
+    senders: BTreeMap<String, (u64, S)>,
     turn: u64,
+}
+
+impl<S> Targets<S> {
+    pub(crate) const fn new() -> Self {
+        Self { senders: BTreeMap::new(), turn: 0 }
+    }
+
+    pub(crate) fn get(&mut self, queue: &str) -> Option<&mut S> {
+        self.turn += 1;
+        let (turn, sender) = self.senders.get_mut(queue)?;
+        *turn = self.turn;
+        Some(sender)
+    }
+
+    /// In place of the one that was not used for longest, if there are too many.
+    pub(crate) fn keep(&mut self, queue: &str, sender: S) {
+        if self.senders.len() >= TARGETS_MAX {
+            let oldest = self.senders.iter().min_by_key(|(_, (turn, _))| *turn);
+            if let Some(oldest) = oldest.map(|(queue, _)| queue.clone()) {
+                self.senders.remove(&oldest);
+            }
+        }
+        self.senders.insert(queue.to_owned(), (self.turn, sender));
+    }
+
+    /// What became of a reply. Names of reply queues do not come again, so one that cannot be reached is forgotten.
+    pub(crate) fn judge(&mut self, queue: &str, error: SendError) -> ReplyError {
+        match error {
+            SendError::Full | SendError::Timeout | SendError::QueueFull => return ReplyError::Full,
+            SendError::TooLarge { .. } | SendError::UsedAfterFork => {
+                return ReplyError::Send(error);
+            }
+            _ => {}
+        }
+        self.senders.remove(queue);
+        match error {
+            SendError::Closed(Closed::Deleted) | SendError::Lost => ReplyError::Gone,
+            error => ReplyError::Send(error),
+        }
+    }
+}
+
+/// The metadata of a reply.
+pub(crate) fn reply_metadata(to: &ReplyTo) -> Metadata {
+    Metadata { correlation: Some(to.correlation), ..Metadata::default() }
 }
 
 impl Replier {
     pub(crate) fn new(client: &Client) -> Self {
-        Self { client: client.clone(), targets: BTreeMap::new(), turn: 0 }
+        Self { client: client.clone(), targets: Targets::new() }
     }
 
     /// Sends the reply to a request; waits up to a second if the requester's queue is full.
@@ -322,61 +403,28 @@ impl Replier {
         payload: &[u8],
         timeout: Duration,
     ) -> Result<(), ReplyError> {
-        let metadata = Metadata { correlation: Some(to.correlation), ..Metadata::default() };
-        let sent = self.target(&to.queue)?.send(&metadata, payload, timeout);
-        let error = match sent {
-            Ok(()) => return Ok(()),
-            Err(error) => error,
-        };
-        match error {
-            SendError::Full | SendError::Timeout | SendError::QueueFull => {
-                return Err(ReplyError::Full);
-            }
-            SendError::TooLarge { .. } | SendError::UsedAfterFork => {
-                return Err(ReplyError::Send(error));
-            }
-            _ => {}
+        if self.targets.get(&to.queue).is_none() {
+            self.targets.keep(&to.queue, attach_target(&self.client, &to.queue)?);
         }
-        // Of no use any more; names of reply queues do not come again.
-        self.targets.remove(&to.queue);
-        Err(match error {
-            SendError::Closed(Closed::Deleted) | SendError::Lost => ReplyError::Gone,
-            error => ReplyError::Send(error),
-        })
+        let Some(sender) = self.targets.get(&to.queue) else { return Err(ReplyError::Gone) };
+        let sent = sender.send(&reply_metadata(to), payload, timeout);
+        sent.map_err(|error| self.targets.judge(&to.queue, error))
     }
+}
 
-    fn target(&mut self, queue: &str) -> Result<&mut Sender, ReplyError> {
-        self.turn += 1;
-        if !self.targets.contains_key(queue) {
-            let sender = self.attach(queue)?;
-            if self.targets.len() >= TARGETS_MAX {
-                let oldest = self.targets.iter().min_by_key(|(_, (turn, _))| *turn);
-                if let Some(oldest) = oldest.map(|(queue, _)| queue.clone()) {
-                    self.targets.remove(&oldest);
-                }
-            }
-            self.targets.insert(queue.to_owned(), (self.turn, sender));
+/// A sending handle on a reply queue.
+pub(crate) fn attach_target(client: &Client, queue: &str) -> Result<Sender, ReplyError> {
+    let gone = |error: ClientError| {
+        if error.is_not_found() || error.code() == Some(crate::protocol::ErrorCode::Closed) {
+            ReplyError::Gone
+        } else {
+            ReplyError::Client(error)
         }
-        let Some((turn, sender)) = self.targets.get_mut(queue) else {
-            return Err(ReplyError::Gone);
-        };
-        *turn = self.turn;
-        Ok(sender)
+    };
+    let info = client.queue_info(queue).map_err(gone)?;
+    // A request must not make the server write to any queue that only the server may write to.
+    if !info.session {
+        return Err(ReplyError::NoReplyQueue(queue.to_owned()));
     }
-
-    fn attach(&self, queue: &str) -> Result<Sender, ReplyError> {
-        let gone = |error: ClientError| {
-            if error.is_not_found() || error.code() == Some(crate::protocol::ErrorCode::Closed) {
-                ReplyError::Gone
-            } else {
-                ReplyError::Client(error)
-            }
-        };
-        let info = self.client.queue_info(queue).map_err(gone)?;
-        // A request must not make the server write to any queue that only the server may write to.
-        if !info.session {
-            return Err(ReplyError::NoReplyQueue(queue.to_owned()));
-        }
-        Sender::attach(&self.client, queue, info.plane).map_err(gone)
-    }
+    Sender::attach(client, queue, info.plane).map_err(gone)
 }

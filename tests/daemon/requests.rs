@@ -1,9 +1,10 @@
 //! Session queues, requests and replies.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
+use ringmain_client::async_io::{AsyncReplier, AsyncRequester};
 use ringmain_client::protocol::{ErrorCode, Reply as Answer, Request};
 use ringmain_client::{
     Client, DeliverySpec, Plane, QueueSpec, ReceiveError, ReplyError, ReplyTo, RequestError,
@@ -241,4 +242,68 @@ fn replies_that_cannot_arrive_are_typed_errors() {
     let mut replier = client.replier();
     let full = (0..10_000).find_map(|_| replier.reply_timeout(&to, b"x", Duration::ZERO).err());
     assert!(matches!(full, Some(ReplyError::Full)), "{full:?}");
+}
+
+/// A runtime without a clock.
+fn runtime() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_current_thread().enable_io().build().unwrap()
+}
+
+#[test]
+fn requests_and_replies_as_futures() {
+    let daemon = Durable::start();
+    let client = daemon.client();
+    for (number, spec) in planes().into_iter().enumerate() {
+        let queue = format!("q{number}");
+        client.create_queue(&queue, spec).unwrap();
+        let requester = client.requester(&queue).unwrap();
+        let reply_queue = requester.reply_queue().to_owned();
+        let late = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let mut next = next(&client, &queue);
+                runtime().block_on(async {
+                    let mut replier = AsyncReplier::new(client.replier()).unwrap();
+                    loop {
+                        let (to, payload) = next(PATIENCE).unwrap();
+                        assert_eq!(to.queue, reply_queue);
+                        if payload == b"late" {
+                            eventually("the time-out", || {
+                                late.load(Ordering::Acquire).then_some(())
+                            });
+                        }
+                        replier.reply(&to, &[&payload[..], b"!"].concat(), PATIENCE).await.unwrap();
+                        if payload == b"last" {
+                            break;
+                        }
+                    }
+                });
+            });
+            runtime().block_on(async {
+                let mut requester = AsyncRequester::new(requester).unwrap();
+                let (begun, short) = (Instant::now(), Duration::from_millis(200));
+                let error = requester.request(b"late", short).await.unwrap_err();
+                assert!(matches!(error, RequestError::Timeout), "{error:?}");
+                assert!(begun.elapsed() >= short);
+                late.store(true, Ordering::Release);
+                // The reply that comes too late belongs to none of these.
+                for text in ["1", "2", "3", "last"] {
+                    let reply = requester.request(text.as_bytes(), PATIENCE).await.unwrap();
+                    assert_eq!(reply.payload(), format!("{text}!").as_bytes());
+                }
+            });
+        });
+        assert!(!is_there(&client, &reply_queue));
+        runtime().block_on(async {
+            let mut replier = AsyncReplier::new(client.replier()).unwrap();
+            let mut reply = async |queue: &str| {
+                let to = ReplyTo { queue: queue.to_owned(), correlation: 1 };
+                replier.reply(&to, b"x", PATIENCE).await.unwrap_err()
+            };
+            let error = reply(&reply_queue).await;
+            assert!(matches!(error, ReplyError::Gone), "{error:?}");
+            let error = reply(&queue).await;
+            assert!(matches!(error, ReplyError::NoReplyQueue(_)), "{error:?}");
+        });
+    }
 }
