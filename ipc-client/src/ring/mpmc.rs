@@ -114,8 +114,6 @@ impl SendEnd for ProducerEnd {
         let claimed = self.ring.claim(n, self.owner, biased);
         if biased {
             self.bias.leave();
-            // No exchange has to wait until its line is there, so lines can be on their way while others are written.
-            self.ring.slots.prefetch_run(self.ring.tail_position().wrapping_add(AHEAD), 1);
         }
         match claimed {
             Err(error) => self.not_claimed(n, error),
@@ -316,6 +314,8 @@ impl Ring {
                     slot.store(writing);
                     let claim = Claim { position: tail, n };
                     self.advance_alone(self.tail(), claim);
+                    // No exchange waits until its line is there, so lines can be on their way while others are written.
+                    self.slots.prefetch_two_lines(tail.wrapping_add(AHEAD));
                     return Ok(claim);
                 }
                 Found::Ready if slot.exchange(free, writing) => {

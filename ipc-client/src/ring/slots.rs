@@ -200,6 +200,16 @@ impl Slots {
         self.geometry.slots_for(body) == u64::from(n)
     }
 
+    /// Asks for the first two cache lines of a position's slot, as far as it has them, to write them.
+    #[inline(always)]
+    pub(super) fn prefetch_two_lines(&self, position: u64) {
+        let start = self.offset(position);
+        self.region.prefetch(start, true);
+        if self.geometry.slot_size() > 64 {
+            self.region.prefetch(start + 64, true);
+        }
+    }
+
     /// Asks for the lines of `n` slots from this position on, to write them, as far as they come before the end of the ring.
     #[inline(always)]
     pub(super) fn prefetch_run(&self, position: u64, n: usize) {
