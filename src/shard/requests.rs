@@ -112,9 +112,10 @@ impl<D: Disk> Shard<D> {
     fn no_room(&self, lack: &NoRoom) -> String {
         let NoRoom { files, file_bytes, free_bytes, detail } = lack;
         let bytes = files.saturating_mul(*file_bytes);
-        let free = free_bytes.map(|free| format!(", and {free} are free")).unwrap_or_default();
+        let free = free_bytes.map(|free| format!("; {free} bytes are free")).unwrap_or_default();
         let why = detail.as_ref().map(|detail| format!(" ({detail})")).unwrap_or_default();
-        let needs = format!("{bytes} bytes more, {files} files of {file_bytes}{free}{why}");
+        let files = if *files == 1 { "one more file".into() } else { format!("{files} more files") };
+        let needs = format!("{bytes} bytes for {files}{free}{why}");
         match &self.place {
             Some(place) => format!(
                 "no room for the journal in {}: it needs {needs}; free space there, or start the daemon with a smaller \
