@@ -114,7 +114,8 @@ impl<D: Disk> Shard<D> {
         let bytes = files.saturating_mul(*file_bytes);
         let free = free_bytes.map(|free| format!("; {free} bytes are free")).unwrap_or_default();
         let why = detail.as_ref().map(|detail| format!(" ({detail})")).unwrap_or_default();
-        let files = if *files == 1 { "one more file".into() } else { format!("{files} more files") };
+        let files =
+            if *files == 1 { "one more file".into() } else { format!("{files} more files") };
         let needs = format!("{bytes} bytes for {files}{free}{why}");
         match &self.place {
             Some(place) => format!(

@@ -39,7 +39,7 @@ impl Bias {
     }
 
     fn store(self, page: &Region, role: Role) {
-        // Release: partner of the Acquire in `load` and `Own::granted`. What those who have left the side did comes before
+        // Release: partner of the Acquire in `load` and `Own::is_granted`. What those who have left the side did comes before
         // whatever the handle does that has it now.
         page.u64_at(field(role)).store(self.0, Ordering::Release);
     }
@@ -69,6 +69,9 @@ const fn field(role: Role) -> usize {
     }
 }
 
+/// No bias word has this value.
+const NEVER: u64 = u64::MAX;
+
 /// What one handle knows of the bias of its side.
 #[derive(Debug, Clone)]
 pub(super) struct Own {
@@ -77,10 +80,9 @@ pub(super) struct Own {
     ring: Region,
     /// Offset of the flag in the handle's line.
     inside: usize,
-    /// The value that names this handle.
+    handle: u8,
+    /// The value that names this handle, or [`NEVER`] if it may not use its bias.
     me: u64,
-    /// This process takes part in the daemon's membarriers.
-    able: bool,
 }
 
 impl Own {
@@ -93,17 +95,18 @@ impl Own {
             field: field(role),
             ring: ring.clone(),
             inside: line + handle_line::INSIDE,
-            me: u64::from(handle),
-            able: false,
+            handle,
+            me: NEVER,
         }
     }
 
     pub(super) fn allow(&mut self) {
-        self.able = true;
+        self.me = u64::from(self.handle);
     }
 
+    /// Whether the side is biased towards this handle now, and it may use that.
     #[inline(always)]
-    fn granted(&self) -> bool {
+    pub(super) fn is_granted(&self) -> bool {
         // SAFETY: a multiple of eight within the control page, whose length `new` checked.
         let word = unsafe { self.page.u64_at_unchecked(self.field) };
         // Acquire: partner of `Bias::store`.
@@ -119,14 +122,14 @@ impl Own {
     /// Steps 1 to 4: whether the claim may be made by load and store. Then [`Self::leave`] has to follow.
     #[inline(always)]
     pub(super) fn enter(&self) -> bool {
-        if !(self.able && self.granted()) {
+        if !self.is_granted() {
             return false;
         }
         // Relaxed: ordered by the barriers.
         self.set_inside(1, Ordering::Relaxed);
         // The other half is the daemon's heavy barrier.
         compiler_fence(Ordering::SeqCst);
-        if self.granted() || planted(Canary::BiasLookedAtOnce) {
+        if self.is_granted() || planted(Canary::BiasLookedAtOnce) {
             return true;
         }
         self.leave();

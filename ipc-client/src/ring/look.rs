@@ -1,4 +1,4 @@
-//! The pace at which a consumer looks for a message.
+//! The pace at which an end of a ring looks for a message, or for room.
 
 /// Ends a look that found nothing: no load of the next one starts before the loads of this one are done.
 ///
@@ -14,45 +14,61 @@ pub(super) fn end_look() {
     }
 }
 
-/// So many messages without an empty look in between make a stream.
-const STREAM_MESSAGES: u32 = 16;
+/// What a message counts against an empty look.
+const WEIGHT: u32 = 2;
 
-/// How long a consumer leaves a stream alone that it has caught up with: 0.5 to 2 microseconds, by the processor.
-const PAUSES: u32 = 48;
+/// From this count on it is a stream: sixteen messages without an empty look in between, or more with some.
+const STREAM: u32 = 16 * WEIGHT;
 
-/// What a consumer has taken since it last found nothing.
+/// How long an end leaves the other one alone that it has caught up with: 1 to 2 microseconds, by the processor. Less on a
+/// small ring, which would be empty, or full, before that is over.
+const PAUSES_MAX: u64 = 48;
+
+/// Slots of the ring for each pause.
+const SLOTS_A_PAUSE: u64 = 16;
+
+/// What an end has done lately, against the looks that found nothing to do.
 ///
 /// A consumer that is faster than its producer catches up with it, and from then on each message or batch costs a whole round
 /// trip of its line, because the consumer looks at it while it is being written. So whoever catches up with a stream
-/// looks away for a moment, once, and finds several messages then. Who waits for single messages is not delayed, nor is who has
-/// other rings to look at.
-#[derive(Debug, Default)]
+/// looks away for a moment, once, and finds several messages then. Who waits for single messages is not delayed, because it looks in
+/// vain many times between two of them; nor is who has other rings to look at. The same holds for a producer that
+/// finds the ring full, again and again, while the consumer reads what it wants to overwrite.
+#[derive(Debug)]
 pub(super) struct Stream {
-    taken: u32,
-    /// There is other work to do.
-    busy: bool,
+    count: u32,
+    /// 0: there is other work to do.
+    pauses: u32,
 }
 
 impl Stream {
-    /// So many messages were taken.
-    #[inline(always)]
-    pub(super) fn took(&mut self, messages: u32) {
-        self.taken = self.taken.saturating_add(messages);
+    /// On a ring of so many slots.
+    #[allow(clippy::cast_possible_truncation)] // at most `PAUSES_MAX`
+    pub(super) fn new(slots: u64) -> Self {
+        Self { count: 0, pauses: (slots / SLOTS_A_PAUSE).min(PAUSES_MAX) as u32 }
     }
 
-    /// There is no message.
+    /// So many messages were taken, or sent.
+    #[inline(always)]
+    pub(super) fn took(&mut self, messages: u32) {
+        self.count = self.count.saturating_add(messages.saturating_mul(WEIGHT));
+    }
+
+    /// There is no message, or no room.
     #[inline(always)]
     pub(super) fn ended(&mut self) {
-        if self.taken >= STREAM_MESSAGES && !self.busy {
-            for _ in 0..PAUSES {
-                core::hint::spin_loop();
-            }
+        if self.count < STREAM {
+            self.count = self.count.saturating_sub(1);
+            return;
         }
-        self.taken = 0;
+        for _ in 0..self.pauses {
+            core::hint::spin_loop();
+        }
+        self.count = 0;
     }
 
     /// From now on there is other work to do than to wait for this ring.
     pub(super) fn set_busy(&mut self) {
-        self.busy = true;
+        self.pauses = 0;
     }
 }

@@ -60,6 +60,7 @@ pub(super) struct ProducerEnd {
     ring: Ring,
     owner: u8,
     bias: Own,
+    stream: Stream,
     dropping: overflow::Dropping,
 }
 
@@ -85,6 +86,7 @@ impl ProducerEnd {
             bias: Own::new(control, ring, Role::Produce, owner),
             ring: Ring::new(ring, geometry)?,
             owner,
+            stream: Stream::new(geometry.slots()),
             dropping: overflow::Dropping::default(),
         })
     }
@@ -101,9 +103,13 @@ impl SendEnd for ProducerEnd {
         &self.ring.slots
     }
 
-    /// The exchange of the word stops until its line is there; the second line is fetched meanwhile.
+    /// The exchange of the word stops until its line is there; the second line is fetched meanwhile. A biased producer has asked for
+    /// both before.
     #[inline(always)]
     fn prepare_long(&self) {
+        if self.bias.is_granted() {
+            return;
+        }
         self.ring.slots.prefetch_second_line(self.ring.tail_position(), true);
     }
 
@@ -117,7 +123,10 @@ impl SendEnd for ProducerEnd {
         }
         match claimed {
             Err(error) => self.not_claimed(n, error),
-            claimed => claimed,
+            claimed => {
+                self.stream.took(1);
+                claimed
+            }
         }
     }
 
@@ -150,7 +159,7 @@ impl ConsumerEnd {
             ring: Ring::new(ring, geometry)?,
             owner,
             scan_from: 0,
-            stream: Stream::default(),
+            stream: Stream::new(geometry.slots()),
         })
     }
 
@@ -247,6 +256,7 @@ impl Ring {
     }
 
     /// A racy look at the position of the next claim.
+    #[inline(always)]
     pub(super) fn tail_position(&self) -> u64 {
         self.tail().load(Ordering::Relaxed)
     }

@@ -5,7 +5,7 @@ use super::error::{Closed, Fault, TrySendError};
 use super::line::{Counters, HandleLine};
 use super::park::Park;
 use super::region::Region;
-use super::slots::{Header, Slots};
+use super::slots::{Header, Slot, Slots};
 use super::{RingMemory, closed_state, mpmc, overflow_rule, spsc};
 use crate::layout::{Geometry, slot};
 use crate::protocol::{Overflow, Role};
@@ -431,13 +431,30 @@ fn send(
     }
     let claim = end.claim(n)?;
     let published = end.published(claim.position, n);
+    let slots = end.slots();
+    let slot = slots.at(claim.position);
     if planted(Canary::PublishBeforeCopy) {
-        end.slots().store(claim.position, published);
+        slot.store(published);
     }
-    write_message(end.slots(), claim.position, header, metadata, payload);
-    end.slots().store(claim.position, published);
+    if n == 1 && metadata.is_empty() {
+        write_single(slots, slot, header, payload);
+    } else {
+        write_message(slots, claim.position, header, metadata, payload);
+    }
+    slot.store(published);
     end.finish(claim);
     Ok(claim.position)
+}
+
+/// As [`write_message`], of a message without metadata in one slot.
+#[inline(always)]
+fn write_single(slots: &Slots, slot: Slot<'_>, header: u64, payload: &[u8]) {
+    let (first, behind) = payload.split_at(FIRST_LINE_BODY.min(payload.len()));
+    if !behind.is_empty() {
+        slots.write_single(slot.offset, first.len(), behind);
+    }
+    slot.write_header(header);
+    slots.write_single(slot.offset, 0, first);
 }
 
 /// Writes header, metadata and payload. The first cache line, which has the word that a consumer waits on, comes last:

@@ -284,7 +284,8 @@ impl ConsumerEnd {
         // Relaxed: written by a predecessor whose exit the daemon has seen, or by the daemon before this handle existed.
         let redelivered = field(own, spsc_page::REDELIVERED).load(Ordering::Relaxed);
         let redelivered_before = redelivered.min(taken_max(&geometry, tail));
-        Ok(Self { slots, own: own.clone(), next, redelivered_before, stream: Stream::default() })
+        let stream = Stream::new(geometry.slots());
+        Ok(Self { slots, own: own.clone(), next, redelivered_before, stream })
     }
 
     /// Whatever is not a message in one slot.

@@ -61,6 +61,10 @@ impl ProducerEnd {
             TrySendError::Full if self.dropping.on => {
                 self.ring.claim_dropping(n, self.owner, &mut self.dropping.freed)
             }
+            TrySendError::Full => {
+                self.stream.ended();
+                Err(TrySendError::Full)
+            }
             error => Err(error),
         };
         if let Err(TrySendError::Fault(_)) = claimed {
