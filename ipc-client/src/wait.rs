@@ -17,6 +17,10 @@
 //! towards its length, and the budget is [`BUDGET_PER_AVERAGE`] times that average; each wait that ended later halves
 //! the average, because to spin for it would have been in vain. A yield that brought what was waited for, or that kept
 //! the thread off its core for long, halves it as well: then the partner needs this very core.
+//!
+//! A handle that waits for a disk ([`Tuner::set_for_disk`]) spins only while that pays: as soon as the average has come down to
+//! the least it sleeps at once. Whoever has the disk's work to do may need this very core, and a core that falls idle just
+//! when the disk has done is slow to wake.
 
 use std::fmt;
 use std::str::FromStr;
@@ -35,6 +39,9 @@ pub const BUDGET_MAX_NS: u64 = 50_000;
 
 /// The budget is this many times the average wait, so that most waits end within it.
 pub const BUDGET_PER_AVERAGE: u64 = 4;
+
+/// Least average wait, in nanoseconds.
+const AVERAGE_MIN_NS: u64 = BUDGET_MIN_NS / BUDGET_PER_AVERAGE;
 
 /// How often `adaptive` yields its core between spinning and sleeping.
 pub const YIELDS: u32 = 2;
@@ -115,7 +122,7 @@ pub enum Step {
     /// Read the clock and tell it to [`Wait::clock`] as after [`Step::Clock`], let another thread run, then read the
     /// clock again and tell it as well.
     Yield,
-    /// Sleep until woken, then read the clock and tell it to [`Wait::clock`].
+    /// The same around a sleep until woken.
     Sleep,
 }
 
@@ -125,6 +132,8 @@ pub struct Tuner {
     policy: WaitPolicy,
     /// With one CPU the partner runs only while this thread does not.
     alone: bool,
+    /// What it waits for takes a disk write.
+    disk: bool,
     average_ns: u64,
     /// How long `spin` spins before it yields.
     patience_ns: u64,
@@ -146,7 +155,17 @@ impl Tuner {
     /// A handle that has learnt nothing yet, on a host with this many CPUs.
     pub fn new(policy: WaitPolicy, cpus: usize) -> Self {
         let average_ns = BUDGET_MAX_NS / BUDGET_PER_AVERAGE;
-        Self { policy, alone: cpus <= 1, average_ns, patience_ns: SPIN_ALONE_NS }
+        Self { policy, alone: cpus <= 1, disk: false, average_ns, patience_ns: SPIN_ALONE_NS }
+    }
+
+    /// For what takes a disk write: where that is short, spinning may pay all the same.
+    pub fn set_for_disk(&mut self) {
+        self.disk = true;
+    }
+
+    /// Waits have ended late for so long that spinning is not tried. One that is slept through and was short brings it back.
+    fn gives_up(&self) -> bool {
+        self.disk && self.policy == WaitPolicy::Adaptive && self.average_ns <= AVERAGE_MIN_NS
     }
 
     /// Its policy.
@@ -199,7 +218,7 @@ impl Tuner {
 
     fn shrink(&mut self) {
         // Not to nothing, so that a few short waits can bring it back.
-        self.average_ns = (self.average_ns / 2).max(BUDGET_MIN_NS / BUDGET_PER_AVERAGE);
+        self.average_ns = (self.average_ns / 2).max(AVERAGE_MIN_NS);
     }
 }
 
@@ -208,7 +227,8 @@ impl Wait {
     #[inline]
     pub fn next(&mut self, tuner: &Tuner) -> Step {
         self.looks = self.looks.wrapping_add(1);
-        if self.looks <= PLAIN_LOOKS && tuner.policy != WaitPolicy::Park && !tuner.alone {
+        let plain = tuner.policy != WaitPolicy::Park && !tuner.alone && !tuner.gives_up();
+        if self.looks <= PLAIN_LOOKS && plain {
             return Step::Look;
         }
         self.after_plain(tuner)
@@ -237,7 +257,8 @@ impl Wait {
         if self.slept {
             return Step::Sleep;
         }
-        if !tuner.alone && self.yields == 0 {
+        let gives_up = tuner.gives_up();
+        if !tuner.alone && !gives_up && self.yields == 0 {
             if !self.looks.is_multiple_of(LOOKS_PER_ROUND) {
                 return Step::Pause;
             }
@@ -245,7 +266,7 @@ impl Wait {
                 return Step::Clock;
             }
         }
-        if self.yields < YIELDS {
+        if self.yields < YIELDS && !gives_up {
             self.yields += 1;
             return Step::Yield;
         }
@@ -307,6 +328,7 @@ mod tests {
                     now_ns += yield_ns;
                 }
                 Step::Sleep => {
+                    wait.clock(now_ns, Step::Clock, tuner);
                     slept_at.get_or_insert(now_ns - start_ns);
                     now_ns = start_ns + arrival_ns + WAKE_NS;
                 }
@@ -380,6 +402,21 @@ mod tests {
         assert_eq!(tuner.budget_ns(), BUDGET_MAX_NS);
         let (_, slept) = run(&mut tuner, 20_000, 300);
         assert!(slept.is_none(), "a wait of 20 µs is spun through");
+    }
+
+    #[test]
+    fn for_a_disk_nobody_spins_in_vain() {
+        let mut tuner = Tuner::new(WaitPolicy::Adaptive, 2);
+        tuner.set_for_disk();
+        for _ in 0..20 {
+            run(&mut tuner, 120_000, 300);
+        }
+        assert_eq!(run(&mut tuner, 120_000, 300).0, [Step::Sleep]);
+        // It is told that waits are short by those that it has slept through.
+        for _ in 0..40 {
+            run(&mut tuner, 10_000, 300);
+        }
+        assert!(run(&mut tuner, 10_000, 300).1.is_none());
     }
 
     #[test]

@@ -57,14 +57,17 @@ impl Sleeper {
         }
     }
 
-    /// Takes the events so far: whoever comes after this ends the next wait.
-    pub(super) fn drain(&self) {
+    /// Takes the events so far: whoever comes after this ends the next wait. Whether there were any.
+    pub(super) fn drain(&self) -> bool {
         let mut events = [EpollEvent::empty(); 32];
+        let mut found = false;
         while let Ok(count) = self.epoll.wait(&mut events, EpollTimeout::ZERO) {
+            found |= count > 0;
             if count < events.len() {
-                return;
+                break;
             }
         }
+        found
     }
 }
 

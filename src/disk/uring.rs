@@ -409,9 +409,9 @@ impl UringDisk {
                 failure = ring.enter().err();
             }
             if ring.collect(&mut self.completed) {
-                self.sleeper.drain();
-                // The caller may have looked for what it is woken for before that, and not look again.
-                self.woken = true;
+                // The caller may have looked for what it is woken for before that, and not look again. Where nothing is left a
+                // sleep outside of the ring has taken it, after which the caller has looked.
+                self.woken |= self.sleeper.drain();
             }
             if let Some(error) = failure {
                 self.abandon(&error);

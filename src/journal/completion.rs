@@ -80,6 +80,7 @@ impl<D: Disk> Journal<D> {
         self.failure.get_or_insert(failure);
         self.witness_due = None;
         self.retry_at = None;
+        self.surplus_due = None;
     }
 
     fn note_durable(&mut self, written: Written) {

@@ -76,8 +76,10 @@ pub struct Journal<D: Disk> {
     /// Oldest first.
     pub(super) segments: Vec<Segment>,
     pub(super) spares: Vec<Spare>,
-    /// Free files that are of no use.
+    /// Free files beyond those held ready.
     pub(super) surplus: Vec<Spare>,
+    /// When these are removed.
+    pub(super) surplus_due: Option<Instant>,
     /// Free files with the torn beginning of something that was never confirmed.
     pub(super) torn: Torn,
     /// The next segment file must have this many bytes at least.
@@ -140,6 +142,7 @@ impl<D: Disk> Journal<D> {
             segments: start.segments,
             spares: start.spares,
             surplus: start.surplus,
+            surplus_due: None,
             torn: start.torn,
             wanted_bytes: config.segment_bytes,
             no_space: None,
@@ -428,7 +431,8 @@ impl<D: Disk> Journal<D> {
 
     /// When `submit` has something to do although nothing happens.
     pub fn next_deadline(&self) -> Option<Instant> {
-        [self.witness_due, self.retry_at, self.cleaner.due].into_iter().flatten().min()
+        let dues = [self.witness_due, self.retry_at, self.cleaner.due, self.surplus_due];
+        dues.into_iter().flatten().min()
     }
 
     /// Messages of this queue below this sequence will not be asked for again; `u64::MAX` for a deleted queue.

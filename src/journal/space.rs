@@ -16,6 +16,8 @@ use crate::disk::{BLOCK_BYTES, Buffer, Disk, Durability, FileId, Operation, errn
 
 /// How long after a failed attempt a segment file is asked for again.
 const RETRY: Duration = Duration::from_secs(1);
+/// For how long after a segment was begun last freed files are kept that are not held ready.
+const KEEP: Duration = Duration::from_secs(10);
 /// The least that a power cut leaves whole.
 const SECTOR_BYTES: usize = 512;
 
@@ -240,6 +242,7 @@ impl<D: Disk> Journal<D> {
             }
         }
         self.next_epoch += 1;
+        self.surplus_due = None;
         self.figures.checkpoints += 1;
         self.closed.extend(sealed);
         self.look_for_free = true;
@@ -411,7 +414,7 @@ impl<D: Disk> Journal<D> {
         tasks.any(|task| matches!(task, Task::Footer { epoch: other, .. } if *other == epoch))
     }
 
-    /// Makes files ready ahead of need, and removes what is too much.
+    /// Makes files ready ahead of need: freed ones, and new ones if there are none.
     pub(super) fn keep_spares(&mut self, now: Instant) {
         let fits = |spare: &Spare, wanted: u64| spare.bytes >= wanted;
         while self.spares.len() < self.config.spares.max(1) || self.wants_longer() {
@@ -433,13 +436,25 @@ impl<D: Disk> Journal<D> {
             self.no_space = None;
             self.retry_at = None;
         }
+        self.drop_surplus(now);
+    }
+
+    /// Removes freed files that are too many, and all of them when no segment was begun for long.
+    fn drop_surplus(&mut self, now: Instant) {
+        let is_due = self.surplus_due.is_some_and(|due| due <= now);
+        let most = if is_due { 0 } else { self.config.kept };
         // Before that the free files may still tell something to a recovery.
         if self.checkpoint_is_durable() && self.spares.len() >= self.config.spares {
-            while let Some(spare) = self.surplus.pop() {
+            for Spare { file, .. } in self.surplus.split_off(most.min(self.surplus.len())) {
                 let ticket = self.ticket(Task::Remove);
-                self.disk.submit(ticket, Operation::Remove { file: spare.file });
+                self.disk.submit(ticket, Operation::Remove { file });
             }
         }
+        self.surplus_due = match self.surplus_due {
+            _ if self.surplus.is_empty() => None,
+            Some(due) if !is_due => Some(due),
+            _ => Some(now + KEEP),
+        };
     }
 
     /// A segment is to be begun and no file is long enough.

@@ -105,8 +105,11 @@ pub struct Config {
     pub frontier_delay: Duration,
     /// Memory for batches that were written or read lately, in bytes.
     pub cache_bytes: usize,
-    /// Segment files held ready. One more is made whenever there are fewer; freed files beyond it are removed.
+    /// Segment files held ready. One more is made whenever there are fewer; see [`Self::kept`].
     pub spares: usize,
+    /// Freed files that are kept beside those, for use again, until no segment was begun for 10 s: to fill a new one with zeros is
+    /// as much writing as to fill it with messages.
+    pub kept: usize,
     /// Number of the shard, written into each batch.
     pub shard: u32,
     /// Id of a new journal; 0 for a random one.
@@ -152,6 +155,7 @@ impl Default for Config {
             frontier_delay: Duration::from_millis(10),
             cache_bytes: 64 << 20,
             spares: 3,
+            kept: 8,
             shard: 0,
             journal_id: 0,
         }

@@ -380,19 +380,23 @@ impl Handle {
         }
     }
 
-    /// Wakes its client if that sleeps and there is a reason.
-    pub(super) fn wake(&mut self) {
+    /// Wakes its client if that sleeps and there is a reason; whether it did.
+    pub(super) fn wake(&mut self) -> bool {
         let (up, down) = (std::mem::take(&mut self.wake_up), std::mem::take(&mut self.wake_down));
         if !up && !down {
-            return;
+            return false;
         }
         self.kernel.light_barrier();
+        let mut woke = false;
         if down && self.down.peer_park().any_sleeper() {
             self.wake_sleeper(Side::Down);
+            woke = true;
         }
         if up && self.up.peer_park().any_sleeper() {
             self.wake_sleeper(Side::Up);
+            woke = true;
         }
+        woke
     }
 
     fn wake_sleeper(&mut self, side: Side) {

@@ -1,4 +1,4 @@
-//! Whether it pays to look on for a moment before a sleep.
+//! Whether it pays to look on for a moment before a sleep, or to let those run who were just woken.
 
 use ringmain_client::sys::affinity::online_cpus;
 use ringmain_client::sys::clock::monotonic_ns;
@@ -56,6 +56,47 @@ impl Spin {
     }
 }
 
+/// A yield that took longer than this in nanoseconds ran somebody who has other things to do.
+const LONG_NS: u64 = 50_000;
+/// While it does not pay, it is tried again after at most so many sleeps.
+const YIELDED_EVERY: u32 = 1024;
+
+/// A client that was woken on this very processor runs when this thread sleeps. If it sends again at once, to let it run first spares
+/// both the sleep and the wake. Where it runs elsewhere, or does something else, that is soon not tried any more.
+#[derive(Debug, Default)]
+pub(super) struct Courtesy {
+    sleeps: u32,
+    every: u32,
+}
+
+impl Courtesy {
+    /// Lets others run; whether there was something afterwards.
+    pub(super) fn yields(&mut self, found: impl FnOnce() -> bool) -> bool {
+        self.yields_with(found, || {
+            let begun_ns = monotonic_ns();
+            std::thread::yield_now();
+            monotonic_ns().saturating_sub(begun_ns)
+        })
+    }
+
+    fn yields_with(
+        &mut self,
+        found: impl FnOnce() -> bool,
+        yield_now: impl FnOnce() -> u64,
+    ) -> bool {
+        self.sleeps += 1;
+        if self.sleeps < self.every {
+            return false;
+        }
+        self.sleeps = 0;
+        let took_ns = yield_now();
+        let found = found();
+        let pays = found && took_ns <= LONG_NS;
+        self.every = if pays { 0 } else { (self.every * 2).clamp(2, YIELDED_EVERY) };
+        found
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -70,5 +111,27 @@ mod tests {
         // Every now and then it is tried again, and pays.
         assert!((0..TRIED_EVERY).any(|_| spin.look(|| true)));
         assert!(spin.budget_ns >= SHORTEST_NS && spin.look(|| true));
+    }
+
+    #[test]
+    fn a_courtesy_that_does_not_pay_becomes_rare() {
+        let mut courtesy = Courtesy::default();
+        let mut yields = |found, took_ns| {
+            let mut yielded = 0;
+            for _ in 0..8 * YIELDED_EVERY {
+                courtesy.yields_with(
+                    || found,
+                    || {
+                        yielded += 1;
+                        took_ns
+                    },
+                );
+            }
+            yielded
+        };
+        assert_eq!(yields(true, 2_000), 8 * YIELDED_EVERY);
+        assert!(yields(true, 1_000_000) < 20, "somebody else had work to do");
+        assert!(yields(false, 300) < 20, "nobody was there");
+        assert!(yields(true, 2_000) > 6 * YIELDED_EVERY);
     }
 }

@@ -27,7 +27,7 @@ use super::handle::Handle;
 use super::handles::Handles;
 use super::logic::{Logic, Lsn, Now};
 use super::memory::PageMemory;
-use super::spin::Spin;
+use super::spin::{Courtesy, Spin};
 use super::take::Taken;
 use crate::disk::Disk;
 use crate::journal::{Journal, Ready};
@@ -81,6 +81,9 @@ pub(super) struct Shard<D: Disk> {
     /// A wait failed, and that was logged.
     is_sleepless: bool,
     spin: Spin,
+    courtesy: Courtesy,
+    /// Clients that were woken since the last look.
+    woke: u32,
     far: FarShare,
     /// Messages that came out of lanes in this turn.
     pub(super) published: u32,
@@ -142,6 +145,8 @@ impl<D: Disk> Shard<D> {
             stopping: None,
             is_sleepless: false,
             spin: Spin::new(),
+            courtesy: Courtesy::default(),
+            woke: 0,
             far: FarShare::default(),
             published: 0,
             is_flush_wanted: false,
@@ -392,7 +397,7 @@ impl<D: Disk> Shard<D> {
             self.logic.released(key, handle.released_position());
         }
         let is_open = !handle.has_waiting() && !handle.is_blocked();
-        handle.wake();
+        self.woke += u32::from(handle.wake());
         ring_doorbells(&self.outbox, handle);
         if handle.fault.is_some() {
             self.end_faulty(place);
@@ -449,6 +454,12 @@ impl<D: Disk> Shard<D> {
 
     /// Nothing to do: looks on for a moment if that has paid lately, then sleeps.
     fn idle(&mut self) {
+        let woke = std::mem::take(&mut self.woke);
+        // Of several one is elsewhere, or will be.
+        if woke == 1 && self.stopping.is_none() && self.courtesy.yields(|| self.handles.is_ready())
+        {
+            return;
+        }
         if self.stopping.is_none() && self.spin.look(|| self.handles.is_ready()) {
             return;
         }

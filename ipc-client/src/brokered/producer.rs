@@ -60,7 +60,10 @@ impl BrokeredProducer {
         let asked = AttachOptions { producer: name.to_owned(), ..AttachOptions::default() };
         let opened = open(client, queue, Role::Produce, asked, options.wait)?;
         let Opened { up, down, shard, shard_number, durable, max_message, .. } = opened;
-        let (named, attachment) = (opened.named, opened.attachment);
+        let (named, mut attachment) = (opened.named, opened.attachment);
+        if durable {
+            attachment.tuner.set_for_disk();
+        }
         if named.is_none() && !name.is_empty() {
             return Err(ClientError::Protocol("a handle without the name".to_owned()));
         }

@@ -33,9 +33,10 @@ const WORK_BYTES: u64 = 64 << 20;
 const STUCK_BYTES: u64 = 32 << 20;
 const STUCK_EACH: u64 = 1000;
 
-/// Length of a segment file, and files beside those whose messages are needed: what the cleaner allows, spares, the raw file.
+/// Length of a segment file, and files beside those whose messages are needed: what the cleaner allows, spares, freed ones that are
+/// kept for a while, the raw file.
 const SEGMENT_BYTES: u64 = 64 << 20;
-const OTHER_FILES: u64 = 9;
+const OTHER_FILES: u64 = 17;
 
 /// One stretch of publishing and of raw writes, and the part of it for raw writes.
 const ROUND: Duration = Duration::from_secs(2);

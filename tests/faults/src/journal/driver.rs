@@ -20,6 +20,7 @@ pub fn config() -> Config {
         cache_bytes: 48 << 10,
         journal_id: 0x0123_4567_89ab_cdee,
         spares: 2,
+        kept: 0,
         ..Config::default()
     }
 }
@@ -61,6 +62,7 @@ impl Driver {
             // nothing was left but batches behind a torn beginning.
             journal_id: config().journal_id + u128::from(seed),
             spares: if seed.is_multiple_of(2) { Config::default().spares } else { config().spares },
+            kept: if seed.is_multiple_of(4) { Config::default().kept } else { config().kept },
             ..config()
         };
         let (journal, report) = Journal::open(simulation.disk(), config, &mut owner)?;

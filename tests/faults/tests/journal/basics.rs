@@ -108,6 +108,48 @@ fn space_comes_back_when_everything_is_acknowledged() {
     assert_eq!(again.state(), owner.state());
 }
 
+/// What is acknowledged in one go leaves files that the next burst finds; after a pause only those that are held ready.
+#[test]
+fn freed_files_are_used_again_and_given_back() {
+    let simulation = Simulation::new();
+    let (mut journal, mut owner) = open(&simulation);
+    let mut burst = |journal: &mut Journal<SimulatedDisk>| {
+        let mut sequences = Vec::new();
+        for number in 0..500 {
+            sequences.push(owner.publish(journal, 1, &[5; 200]).expect("there is room"));
+            if number % 20 == 0 {
+                settle(journal, &owner);
+            }
+        }
+        settle(journal, &owner);
+        for some in sequences.chunks(50) {
+            for sequence in some {
+                owner.acknowledge(journal, 1, *sequence).expect("there is room");
+            }
+            settle(journal, &owner);
+        }
+        settle_witnessed(journal, &owner);
+        let names = simulation.files().into_iter().map(|(name, _)| name);
+        names.collect::<std::collections::BTreeSet<_>>()
+    };
+    settle(&mut journal, &Owner::default());
+    let first = burst(&mut journal);
+    for _ in 0..3 {
+        assert_eq!(burst(&mut journal), first);
+    }
+    assert!(journal.statistics().freed > 15, "{:?}", journal.statistics());
+    let mut now = Instant::now();
+    for _ in 0..3 {
+        now += Duration::from_secs(10);
+        journal.submit(&owner, now);
+        journal.reap();
+    }
+    assert_eq!(journal.next_deadline(), None);
+    let figures = journal.statistics();
+    assert_eq!(figures.spares, config().spares);
+    assert_eq!(simulation.files().len(), figures.spares + figures.segments);
+}
+
 fn settle_witnessed(journal: &mut Journal<SimulatedDisk>, owner: &Owner) {
     let mut now = Instant::now();
     for _ in 0..6 {

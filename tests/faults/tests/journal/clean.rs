@@ -218,6 +218,8 @@ fn copies_are_grouped_by_queue() {
     let mut process = Process::open(&simulation);
     let before = sparse(&mut process, &[5, 6, 7]);
     process.turns(40, 20);
+    // What was freed is given back.
+    process.turns(4, 10_000);
     let figures = process.journal.statistics();
     assert!(figures.cleaned > 0 && (figures.segments as u64) < before, "{before}: {figures:?}");
     // Neighbours in one batch are one run.
