@@ -78,8 +78,9 @@ pub struct Journal<D: Disk> {
     pub(super) spares: Vec<Spare>,
     /// Free files beyond those held ready.
     pub(super) surplus: Vec<Spare>,
-    /// When these are removed.
+    /// When the next of these are removed, and how many there were at least since the last time.
     pub(super) surplus_due: Option<Instant>,
+    pub(super) surplus_least: usize,
     /// Free files with the torn beginning of something that was never confirmed.
     pub(super) torn: Torn,
     /// The next segment file must have this many bytes at least.
@@ -143,6 +144,7 @@ impl<D: Disk> Journal<D> {
             spares: start.spares,
             surplus: start.surplus,
             surplus_due: None,
+            surplus_least: 0,
             torn: start.torn,
             wanted_bytes: config.segment_bytes,
             no_space: None,

@@ -16,7 +16,7 @@ use crate::disk::{BLOCK_BYTES, Buffer, Disk, Durability, FileId, Operation, errn
 
 /// How long after a failed attempt a segment file is asked for again.
 const RETRY: Duration = Duration::from_secs(1);
-/// For how long after a segment was begun last freed files are kept that are not held ready.
+/// A freed file that is not held ready and was not needed for so long is removed.
 const KEEP: Duration = Duration::from_secs(10);
 /// The least that a power cut leaves whole.
 const SECTOR_BYTES: usize = 512;
@@ -242,7 +242,6 @@ impl<D: Disk> Journal<D> {
             }
         }
         self.next_epoch += 1;
-        self.surplus_due = None;
         self.figures.checkpoints += 1;
         self.closed.extend(sealed);
         self.look_for_free = true;
@@ -439,22 +438,26 @@ impl<D: Disk> Journal<D> {
         self.drop_surplus(now);
     }
 
-    /// Removes freed files that are too many, and all of them when no segment was begun for long.
+    /// Removes freed files that are too many, and every so often those that were not needed since the last time: as many as there
+    /// were at least.
     fn drop_surplus(&mut self, now: Instant) {
+        self.surplus_least = self.surplus_least.min(self.surplus.len());
         let is_due = self.surplus_due.is_some_and(|due| due <= now);
-        let most = if is_due { 0 } else { self.config.kept };
+        let idle = if is_due { self.surplus_least } else { 0 };
+        let most = self.config.kept.min(self.surplus.len() - idle);
         // Before that the free files may still tell something to a recovery.
         if self.checkpoint_is_durable() && self.spares.len() >= self.config.spares {
-            for Spare { file, .. } in self.surplus.split_off(most.min(self.surplus.len())) {
+            for Spare { file, .. } in self.surplus.split_off(most) {
                 let ticket = self.ticket(Task::Remove);
                 self.disk.submit(ticket, Operation::Remove { file });
             }
         }
-        self.surplus_due = match self.surplus_due {
-            _ if self.surplus.is_empty() => None,
-            Some(due) if !is_due => Some(due),
-            _ => Some(now + KEEP),
-        };
+        if self.surplus.is_empty() {
+            self.surplus_due = None;
+        } else if is_due || self.surplus_due.is_none() {
+            self.surplus_due = Some(now + KEEP);
+            self.surplus_least = self.surplus.len();
+        }
     }
 
     /// A segment is to be begun and no file is long enough.
