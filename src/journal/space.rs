@@ -17,7 +17,7 @@ use crate::disk::{BLOCK_BYTES, Buffer, Disk, Durability, FileId, Operation, errn
 /// How long after a failed attempt a segment file is asked for again.
 const RETRY: Duration = Duration::from_secs(1);
 /// A freed file that is not held ready and was not needed for so long is removed.
-const KEEP: Duration = Duration::from_secs(10);
+const KEEP: Duration = Duration::from_secs(1);
 /// The least that a power cut leaves whole.
 const SECTOR_BYTES: usize = 512;
 

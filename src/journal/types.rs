@@ -107,7 +107,7 @@ pub struct Config {
     pub cache_bytes: usize,
     /// Segment files held ready. One more is made whenever there are fewer; see [`Self::kept`].
     pub spares: usize,
-    /// Freed files that are kept beside those at most, for use again, as long as they are needed within 10 s: to fill a new one with zeros
+    /// Freed files that are kept beside those at most, for use again, as long as they are needed within a second: to fill a new one with zeros
     /// is as much writing as to fill it with messages.
     pub kept: usize,
     /// Number of the shard, written into each batch.
