@@ -10,6 +10,8 @@ mod brokered_support;
 #[path = "support/mounted.rs"]
 mod mounted;
 
+#[path = "daemon/bias.rs"]
+mod bias;
 #[path = "daemon/brokered_deaths.rs"]
 mod brokered_deaths;
 #[path = "daemon/brokered_disks.rs"]

@@ -12,19 +12,24 @@ use ringmain_client::layout::Geometry;
 use ringmain_client::protocol::{Kind, Role};
 use ringmain_client::ring::{
     Body, Consumer, Fill, Park, Producer, RingMemory, TryReceiveError, TrySendError, View, Visit,
-    progress, repair,
+    bias, progress, repair,
 };
 use support::ring_memory;
 
 const SLOTS: usize = 64;
-const KINDS: [Kind; 2] = [Kind::Spsc, Kind::Mpmc];
+/// The kinds, and whether the handles have their sides to themselves.
+const RINGS: [(Kind, bool); 3] = [(Kind::Spsc, false), (Kind::Mpmc, false), (Kind::Mpmc, true)];
 
-fn ring(kind: Kind) -> (RingMemory, Geometry, Producer, Consumer) {
+fn ring((kind, biased): (Kind, bool)) -> (RingMemory, Geometry, Producer, Consumer) {
     let slots = u32::try_from(SLOTS).expect("small");
     let geometry = Geometry::new(Some(slots), Some(80), Some(64)).expect("valid geometry");
     let memory = ring_memory(kind, &geometry);
-    let producer = Producer::new(memory.clone(), geometry, 1).expect("producer");
-    let consumer = Consumer::new(memory.clone(), geometry, 2).expect("consumer");
+    let producer = Producer::new(memory.clone(), geometry, 1).expect("producer").with_bias();
+    let consumer = Consumer::new(memory.clone(), geometry, 2).expect("consumer").with_bias();
+    if biased {
+        bias::grant(&memory, Role::Produce, 1);
+        bias::grant(&memory, Role::Consume, 2);
+    }
     (memory, geometry, producer, consumer)
 }
 
@@ -98,9 +103,9 @@ proptest! {
     #[test]
     fn what_goes_in_comes_out(
         steps in prop::collection::vec((any::<bool>(), 0..40usize, 0..65usize), 1..200),
-        spsc in any::<bool>(),
+        which in 0..RINGS.len(),
     ) {
-        let (_, _, mut producer, mut consumer) = ring(KINDS[usize::from(!spsc)]);
+        let (_, _, mut producer, mut consumer) = ring(RINGS[which]);
         let mut model = VecDeque::new();
         let mut next = 0u64;
         for (sends, count, length) in steps {
@@ -137,11 +142,11 @@ proptest! {
 
 #[test]
 fn a_batch_whose_writer_panics_is_not_sent() {
-    for kind in KINDS {
+    for which in RINGS {
         for panics_at in [0, 1, 5, 15] {
             // Also at the end of the ring.
             for before in [0, 60] {
-                let (_, _, mut producer, mut consumer) = ring(kind);
+                let (_, _, mut producer, mut consumer) = ring(which);
                 for n in 0..before {
                     send(&mut producer, n, 1, 8).expect("room");
                     consumer.try_visit(1, &mut Seen::default()).expect("one");
@@ -171,8 +176,8 @@ fn a_batch_whose_writer_panics_is_not_sent() {
 
 #[test]
 fn a_message_whose_visitor_panics_counts_as_received() {
-    for kind in KINDS {
-        let (_, _, mut producer, mut consumer) = ring(kind);
+    for which in RINGS {
+        let (_, _, mut producer, mut consumer) = ring(which);
         for first in [0, 16] {
             send(&mut producer, first, 16, 8).expect("room");
         }
@@ -212,7 +217,7 @@ impl Visit for Dies {
 #[test]
 fn a_consumer_that_dies_in_a_batch_has_left_word_by_word_how_far_it_came() {
     for shown in 1..20usize {
-        let (memory, geometry, mut producer, mut consumer) = ring(Kind::Spsc);
+        let (memory, geometry, mut producer, mut consumer) = ring(RINGS[0]);
         for first in [0, 16] {
             send(&mut producer, first, 16, 8).expect("room");
         }

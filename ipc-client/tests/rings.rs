@@ -9,7 +9,8 @@ use proptest::prelude::*;
 use ringmain_client::layout::{Geometry, spsc_page};
 use ringmain_client::protocol::{Kind, Role};
 use ringmain_client::ring::{
-    Closed, Consumer, Producer, Region, RingMemory, Taken, TryReceiveError, TrySendError, repair,
+    Closed, Consumer, Producer, Region, RingMemory, Taken, TryReceiveError, TrySendError, bias,
+    repair,
 };
 use ringmain_client::sync::atomic::Ordering;
 use support::ring_memory;
@@ -97,16 +98,30 @@ struct World {
     filler: u8,
 }
 
+fn new_producer(memory: &RingMemory, geometry: Geometry, handle: u8) -> Producer {
+    Producer::new(memory.clone(), geometry, handle).expect("producer").with_bias()
+}
+
+fn new_consumer(memory: &RingMemory, geometry: Geometry, handle: u8) -> Consumer {
+    Consumer::new(memory.clone(), geometry, handle).expect("consumer").with_bias()
+}
+
 impl World {
     fn new(kind: Kind, geometry: Geometry, offset: u64) -> Self {
+        Self::with_handles(kind, geometry, offset, if kind == Kind::Spsc { 1 } else { 3 })
+    }
+
+    /// One of each role has its side to itself.
+    fn with_handles(kind: Kind, geometry: Geometry, offset: u64, handles: u8) -> Self {
         let memory = ring_memory(kind, &geometry);
-        let handles = if kind == Kind::Spsc { 1 } else { 3 };
-        let producers = (0..handles)
-            .map(|index| Producer::new(memory.clone(), geometry, 1 + index).expect("producer"))
-            .collect();
-        let consumers = (0..handles)
-            .map(|index| Consumer::new(memory.clone(), geometry, 11 + index).expect("consumer"))
-            .collect();
+        if handles == 1 {
+            bias::grant(&memory, Role::Produce, 1);
+            bias::grant(&memory, Role::Consume, 11);
+        }
+        let producers =
+            (0..handles).map(|index| new_producer(&memory, geometry, 1 + index)).collect();
+        let consumers =
+            (0..handles).map(|index| new_consumer(&memory, geometry, 11 + index)).collect();
         let held = (0..handles).map(|_| VecDeque::new()).collect();
         let mut world = Self {
             kind,
@@ -367,8 +382,7 @@ impl World {
             }
         }
         self.repair(handle, Role::Produce);
-        self.producers[producer] =
-            Producer::new(self.memory.clone(), self.geometry, handle).expect("successor");
+        self.producers[producer] = new_producer(&self.memory, self.geometry, handle);
     }
 
     fn kill_consumer(&mut self, consumer: usize) {
@@ -377,8 +391,7 @@ impl World {
         let left: Vec<Message> =
             std::mem::take(&mut self.held[consumer]).into_iter().map(|(_, m)| m).collect();
         let report = self.repair(handle, Role::Consume);
-        self.consumers[consumer] =
-            Consumer::new(self.memory.clone(), self.geometry, handle).expect("successor");
+        self.consumers[consumer] = new_consumer(&self.memory, self.geometry, handle);
         if self.kind == Kind::Mpmc {
             assert_eq!(report.returned as usize, left.len());
             self.returned.extend(left);
@@ -442,9 +455,9 @@ impl World {
     }
 }
 
-fn check(kind: Kind, slot_size: u32, offset: u64, steps: Vec<Step>) {
+fn check(kind: Kind, handles: u8, slot_size: u32, offset: u64, steps: Vec<Step>) {
     let geometry = Geometry::new(Some(64), Some(slot_size), None).expect("valid");
-    let mut world = World::new(kind, geometry, offset);
+    let mut world = World::with_handles(kind, geometry, offset, handles);
     for step in steps {
         world.run(step);
     }
@@ -460,16 +473,17 @@ proptest! {
         offset in 0..130u64,
         steps in prop::collection::vec(step(), 0..300),
     ) {
-        check(Kind::Spsc, slot_size, offset, steps);
+        check(Kind::Spsc, 1, slot_size, offset, steps);
     }
 
     #[test]
     fn mpmc_is_a_queue(
+        handles in prop::sample::select(vec![1, 3]),
         slot_size in prop::sample::select(vec![64, 80, 128, 256]),
         offset in 0..130u64,
         steps in prop::collection::vec(step(), 0..300),
     ) {
-        check(Kind::Mpmc, slot_size, offset, steps);
+        check(Kind::Mpmc, handles, slot_size, offset, steps);
     }
 }
 

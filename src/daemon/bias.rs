@@ -5,20 +5,25 @@ use std::time::{Duration, Instant};
 
 use ringmain_client::layout::LAYOUT_VERSION;
 use ringmain_client::protocol::{ErrorCode, Kind, Role, WakeMode};
+use ringmain_client::sys::membarrier;
 
-use super::broker::Broker;
+use super::broker::{Broker, bug};
 use super::connections::{Failure, refuse};
 use super::queues::Queue;
 
-/// How long the control thread waits for a consumer to end a claim that has begun. It takes nanoseconds, unless it is stopped.
-const HOLDOUT_TIME_MAX: Duration = Duration::from_millis(2);
+/// How long the control thread waits for a consumer to end a claim that has begun, and how often it looks. A claim takes
+/// nanoseconds, but its process may have lost its processor to others in them.
+const HOLDOUT_TIME_MAX: Duration = Duration::from_millis(100);
+const HOLDOUT_POLL: Duration = Duration::from_micros(50);
 
 impl Queue {
-    /// A ring of an earlier layout may be taken over by an earlier daemon, which knows nothing of this.
+    /// A ring of an earlier layout may be taken over by an earlier daemon, which knows nothing of this. What a daemon cannot take
+    /// back it does not give.
     fn may_be_biased(&self) -> bool {
         self.entry.kind == Kind::Mpmc
             && self.entry.wake_mode == WakeMode::Membarrier
             && self.entry.layout_version == LAYOUT_VERSION
+            && membarrier::supported()
     }
 
     fn members(&self, role: Role) -> Vec<u8> {
@@ -28,8 +33,12 @@ impl Queue {
 
     /// After handles have come or gone, their repair included.
     pub(super) fn settle_bias(&self, role: Role) {
-        if self.may_be_biased() {
-            self.memory.settle_bias(role, &self.members(role));
+        let members = self.members(role);
+        self.memory.forget_bias_of_others(role, &members);
+        if let [handle] = members.as_slice()
+            && self.may_be_biased()
+        {
+            self.memory.grant_bias(role, *handle);
         }
     }
 
@@ -44,9 +53,10 @@ impl Queue {
         }
     }
 
-    /// Before a second handle of the role is given out, or the daemon takes messages itself.
+    /// Before a second handle of the role is given out, or the daemon takes messages itself. After an error everything is as before.
     pub(super) fn revoke_bias(&self, role: Role) -> Result<(), Failure> {
         self.memory.revoke_bias(role).or_else(|()| {
+            self.settle_bias(role);
             refuse(
                 ErrorCode::Io,
                 format!(
@@ -60,23 +70,45 @@ impl Queue {
 }
 
 impl Broker {
-    /// Before the daemon or producers take messages of a queue: no consumer is in the middle of a take that expects to be the only one.
-    pub(super) fn stop_biased_takes(&self, queue: &Queue) -> Result<(), Failure> {
-        queue.revoke_bias(Role::Consume)?;
+    /// Before the daemon or producers take messages of a queue: no consumer is in the middle of a take that expects to be the
+    /// only one, or begins one. After an error everything is as before.
+    pub(super) fn stop_biased_takes(&mut self, id: u64) -> Result<(), Failure> {
         let begun = Instant::now();
-        while let Some(index) = queue.memory.holdout(Role::Consume) {
-            if begun.elapsed() > HOLDOUT_TIME_MAX {
-                let session = queue.handles.get(&index).map(|handle| handle.session);
-                let session = session.and_then(|number| self.sessions.get(&number));
-                let pid = session.map_or(0, |session| session.pid);
-                let text = format!(
-                    "queue {}: process {pid} is stopped in the middle of a take: continue or end it, and try again",
-                    queue.entry.name
-                );
-                return refuse(ErrorCode::Busy, text);
-            }
-            std::thread::yield_now();
+        loop {
+            let Some(queue) = self.queues.get(&id) else {
+                return Err(bug("queue without entry").into());
+            };
+            queue.revoke_bias(Role::Consume)?;
+            let Some(index) = await_holdout(queue, begun) else {
+                return Ok(());
+            };
+            let Some(session) = queue.handles.get(&index).map(|handle| handle.session) else {
+                // The word names nobody who is left, and is put right.
+                queue.settle_bias(Role::Consume);
+                continue;
+            };
+            // It may be dead, and that not noticed yet. Its repair may then bias the side towards another one: revoked once more.
+            self.look_at(session)?;
+            let Some(found) = self.sessions.get(&session) else { continue };
+            let pid = found.pid;
+            let Some(queue) = self.queues.get(&id) else { continue };
+            queue.settle_bias(Role::Consume);
+            let text = format!(
+                "queue {}: process {pid} is stopped in the middle of a take: continue or end it, and try again",
+                queue.entry.name
+            );
+            return refuse(ErrorCode::Busy, text);
         }
-        Ok(())
+    }
+}
+
+/// Whoever is in the middle of a take at the end of the time for it.
+fn await_holdout(queue: &Queue, begun: Instant) -> Option<u8> {
+    loop {
+        let index = queue.memory.holdout(Role::Consume)?;
+        if begun.elapsed() > HOLDOUT_TIME_MAX {
+            return Some(index);
+        }
+        std::thread::sleep(HOLDOUT_POLL);
     }
 }

@@ -42,12 +42,18 @@ impl Broker {
         };
         let overflow = check(queue.entry.kind, asked)
             .or_else(|text| refuse(ErrorCode::Invalid, format!("queue {name}: {text}")))?;
+        if overflow == Some(Overflow::DropOldest) {
+            // Producers that drop take messages, so no consumer has its side to itself.
+            self.stop_biased_takes(id)?;
+        }
+        let Some(queue) = self.queues.get(&id) else {
+            return Err(bug("queue without entry").into());
+        };
         if let Some(overflow) = overflow {
             if overflow == Overflow::DropOldest {
-                // Producers that drop take messages, so no consumer has its side to itself. Also not when the rule is another one
-                // again: a producer may be stopped in the middle of a drop for as long as it likes.
+                // Also not when the rule is another one again: a producer may be stopped in the middle of a drop for as long as it
+                // likes.
                 queue.memory.bar_bias(Role::Consume);
-                self.stop_biased_takes(queue)?;
             }
             queue.memory.set_overflow(overflow);
             self.wake(queue);

@@ -428,10 +428,7 @@ impl Broker {
             );
             return refuse(ErrorCode::Busy, text);
         }
-        if let Err(failure) = self.stop_biased_takes(queue) {
-            queue.settle_bias(Role::Consume);
-            return Err(failure);
-        }
+        self.stop_biased_takes(id)?;
         let Some(queue) = self.queues.get_mut(&id) else {
             return Err(bug("queue without entry").into());
         };

@@ -205,11 +205,13 @@ impl QueueMemory {
     }
 
     /// See [`bias`]. `members`: all handles of this role.
-    pub(super) fn settle_bias(&self, role: Role, members: &[u8]) {
+    pub(super) fn forget_bias_of_others(&self, role: Role, members: &[u8]) {
         bias::forget_others(&self.ring, role, members);
-        if let [handle] = members {
-            bias::grant(&self.ring, role, *handle);
-        }
+    }
+
+    /// See [`bias`].
+    pub(super) fn grant_bias(&self, role: Role, handle: u8) {
+        bias::grant(&self.ring, role, handle);
     }
 
     /// See [`bias`]. An error: the kernel refuses membarrier, and nobody but the handle that had the bias may claim.

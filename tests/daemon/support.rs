@@ -11,13 +11,14 @@ use nix::sys::socket::sockopt::{ReceiveTimeout, SendTimeout};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, setsockopt, socket};
 use nix::sys::time::TimeVal;
 use nix::unistd::Pid;
-use ringmain_client::layout::Geometry;
+use ringmain_client::layout::{Geometry, handle_line, mpmc as mpmc_layout};
 use ringmain_client::protocol::frame::CONTROL;
 use ringmain_client::protocol::{
     Attached, ErrorCode, FRAME_BYTES_MAX, HandleKey, Kind, Memory, QueueInfo, QueueSpec, Reply,
     Request, Role, Status,
 };
 use ringmain_client::ring::{Consumer, Producer, Region, RingMemory};
+use ringmain_client::sync::atomic::Ordering;
 use ringmain_client::sys::map::{Access, Mapping, Populate};
 use ringmain_client::sys::memory::verify_sealed;
 use ringmain_client::sys::packet::{Blocking, receive_packet, send_packet};
@@ -374,6 +375,13 @@ impl Attachment {
     }
 }
 
+/// What a handle says about itself that is stopped in the middle of a claim without exchanges.
+pub(crate) fn set_inside(memory: &RingMemory, handle: u8, inside: bool) {
+    let RingMemory::Mpmc { ring, .. } = memory else { panic!("an mpmc ring") };
+    let line = mpmc_layout::HANDLE_LINES + usize::from(handle) * handle_line::BYTES;
+    ring.u64_at(line + handle_line::INSIDE).store(u64::from(inside), Ordering::Release);
+}
+
 pub(crate) fn geometry(attached: &Attached) -> Geometry {
     let Attached { slots, slot_size, max_message, .. } = *attached;
     Geometry::new(Some(slots), Some(slot_size), Some(max_message)).unwrap()
@@ -460,6 +468,14 @@ pub(crate) mod child {
         match words.as_slice() {
             // Attaches, and then takes or claims something that it never lets go.
             ["hold", name, role] => hold(&socket, name, role),
+            // Attaches as a consumer that is in the middle of a take without exchanges.
+            ["inside", name] => {
+                let mut raw = Raw::hello(&socket, 1);
+                let attachment = raw.attach(name, Role::Consume);
+                set_inside(&attachment.memory(), attachment.key().handle, true);
+                say("ready");
+                wait_for_end();
+            }
             // Attaches if it may.
             ["join", name] => {
                 let mut raw = Raw::hello(&socket, 1);

@@ -10,7 +10,7 @@ use super::doorbell::PeerDoorbell;
 use super::error::ClientError;
 use crate::layout::{Geometry, LAYOUT_VERSION, LAYOUT_VERSION_MIN, PAGE_BYTES};
 use crate::protocol::{Attached, ErrorCode, HandleKey, Kind, Memory, Plane, Request, Role};
-use crate::ring::{Fault, Kernel, Park, Region, RingMemory, bias, wake_sleepers};
+use crate::ring::{Closed, Fault, Kernel, Park, Region, RingMemory, bias, wake_sleepers};
 use crate::sys::affinity::online_cpus;
 use crate::sys::clock::monotonic_ns;
 use crate::sys::fork::ForkMark;
@@ -140,6 +140,10 @@ impl Attachment {
     ) -> Result<(), ClientError> {
         let begun = monotonic_ns();
         while let Some(handle) = bias::holdout(memory, role) {
+            // There is nothing to claim any more, and no repair of whoever died in the middle of a claim may come.
+            if memory.closed().is_some_and(|closed| closed != Closed::Draining) {
+                return Ok(());
+            }
             if Duration::from_nanos(monotonic_ns() - begun) > HOLDOUT_TIME_MAX {
                 let message = format!(
                     "queue {}: handle {handle} is stopped in the middle of a claim: continue or end its process, see \

@@ -61,9 +61,11 @@ impl HandleLine {
 
     /// Everything zero: a handle's first act and, after its death, the daemon's.
     pub fn clear(&self) {
-        for field in (0..handle_line::BYTES).step_by(8).take(6) {
+        for field in (0..handle_line::INSIDE).step_by(8) {
             self.set(field, 0);
         }
+        // Release: partner of the Acquire in `inside`. Who sees it after a death sees the repair.
+        self.region.u64_at(self.offset + handle_line::INSIDE).store(0, Ordering::Release);
     }
 
     /// Tells the counters.
@@ -81,7 +83,7 @@ impl HandleLine {
 
     /// Whether the handle is in the middle of a claim without exchanges, see [`super::bias`].
     pub(super) fn inside(&self) -> bool {
-        // Acquire: partner of the Release in `bias::Own::leave`, or of `clear` after a death, whose own partner is the proof of it.
+        // Acquire: partner of the Release in `bias::Own::leave`, and of that in `clear` after a death.
         self.region.u64_at(self.offset + handle_line::INSIDE).load(Ordering::Acquire) != 0
     }
 

@@ -96,6 +96,11 @@ impl Child {
         self.reap(0).expect("a blocking wait reaps the child")
     }
 
+    /// Waits until it stops (then there is no end) or ends.
+    pub fn wait_for_stop(&mut self) -> Option<End> {
+        self.reap(libc::WUNTRACED)
+    }
+
     /// Its end, if it has come.
     pub fn try_wait(&mut self) -> Option<End> {
         self.reap(libc::WNOHANG)
@@ -128,6 +133,9 @@ impl Child {
             }
             let error = std::io::Error::last_os_error();
             assert_eq!(error.raw_os_error(), Some(libc::EINTR), "waitpid: {error}");
+        }
+        if libc::WIFSTOPPED(status) {
+            return None;
         }
         self.reaped = true;
         Some(if libc::WIFSIGNALED(status) {

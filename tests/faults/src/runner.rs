@@ -69,6 +69,11 @@ impl Tally {
         }
     }
 
+    /// Units that failed.
+    pub fn failures(&self) -> u64 {
+        self.failures
+    }
+
     /// Whether a case should go on: after many failures it need not.
     pub fn worth_going_on(&self) -> bool {
         self.failures < 50

@@ -1,6 +1,7 @@
 //! Whether the words of a ring that nobody is working on fit together.
 
 use ringmain_client::layout::{State, Word, mpmc, slot, spsc_page};
+use ringmain_client::protocol::Role;
 use ringmain_client::ring::{Region, RingMemory};
 use ringmain_client::sync::atomic::Ordering;
 
@@ -52,6 +53,18 @@ pub fn next_claim(arena: &Arena) -> u64 {
     } else {
         tail
     }
+}
+
+/// Whether a handle of an mpmc ring has changed the word at its end of the ring and not moved that end.
+pub fn is_half_claimed(arena: &Arena, handle: u8, role: Role) -> bool {
+    let (head, tail) = ends(arena);
+    let end = if role == Role::Produce { tail } else { head };
+    let word = word(arena, end);
+    let owned = match role {
+        Role::Produce => word.is(State::Writing),
+        Role::Consume => word.is(State::Held) || word.is(State::Skipping),
+    };
+    owned && word.lap() == lap(arena, end) && word.owner() == handle
 }
 
 /// Checks every word. `live` are the handles that may own slots.

@@ -9,7 +9,7 @@ use ringmain_client::layout::{HANDLE_DAEMON, mpmc};
 use ringmain_client::protocol::Role;
 use ringmain_client::ring::{
     Consumer, Fault, Invariant, Kernel, Producer, Reserved, RingMemory, Taken, TryReceiveError,
-    TrySendError, repair, sleep_once, wake_sleepers,
+    TrySendError, bias, repair, sleep_once, wake_sleepers,
 };
 use ringmain_client::sync::atomic::AtomicU32;
 use ringmain_client::sync::step;
@@ -108,11 +108,15 @@ impl<'a> Honest<'a> {
         let (arena, geometry) = (self.arena, self.arena.geometry);
         if self.attacker != Attacker::Producer {
             let attached = Producer::new(arena.producer.clone(), geometry, 2);
-            self.producer = attached.map_err(|fault| count(self.outbox, fault)).ok();
+            let attached = attached.map_err(|fault| count(self.outbox, fault)).ok();
+            self.producer = attached.map(Producer::with_bias);
+            bias::grant(&arena.daemon, Role::Produce, 2);
         }
         if self.attacker != Attacker::Consumer {
             let attached = Consumer::new(arena.consumer.clone(), geometry, 3);
-            self.consumer = attached.map_err(|fault| count(self.outbox, fault)).ok();
+            let attached = attached.map_err(|fault| count(self.outbox, fault)).ok();
+            self.consumer = attached.map(Consumer::with_bias);
+            bias::grant(&arena.daemon, Role::Consume, 3);
         }
         step::disarm();
     }
@@ -124,7 +128,7 @@ impl<'a> Honest<'a> {
             1..9 => self.produce(random),
             9..17 => self.consume(random),
             17 => self.sleep_and_wake(),
-            _ => self.look(),
+            _ => self.look(random),
         }
         step::disarm();
     }
@@ -253,10 +257,17 @@ impl<'a> Honest<'a> {
         }
     }
 
-    fn look(&self) {
+    fn look(&self, random: &mut Random) {
         start(self.outbox, 14);
         let memory = &self.arena.daemon;
-        for role in [Role::Produce, Role::Consume] {
+        for (role, handle) in [(Role::Produce, 2), (Role::Consume, 3)] {
+            // The daemon takes a bias back or gives it, whatever the attacker says about who is in the middle of a claim.
+            match random.below(4) {
+                0 => _ = bias::revoke(memory, role),
+                1 => bias::grant(memory, role, handle),
+                _ => {}
+            }
+            assert!(bias::holdout(memory, role).is_none_or(|held_out_by| held_out_by == handle));
             let park = memory.park(role);
             let sleepers: Vec<u8> = park.sleepers().collect();
             assert!(sleepers.len() <= 256);

@@ -128,6 +128,11 @@ fn place(arena: &Arena, attacker: Attacker, random: &mut Random) -> (What, usize
                 ];
                 (What::RingField, random.pick(&fields))
             }
+            _ if random.below(2) == 0 => {
+                // Of the honest handles: whether they are in the middle of a claim without exchanges.
+                let line = mpmc::HANDLE_LINES + handle_line::BYTES * (2 + random.below(2));
+                (What::Line, line + handle_line::INSIDE)
+            }
             _ => {
                 let line = mpmc::HANDLE_LINES + handle_line::BYTES * random.below(HANDLES);
                 (What::Line, line + 8 * random.below(handle_line::BYTES / 8))

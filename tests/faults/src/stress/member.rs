@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use ringmain_client::protocol::{Kind, Role};
 use ringmain_client::ring::{
-    Closed, Consumer, Kernel, Producer, Taken, TryReceiveError, TrySendError, sleep_once,
+    Closed, Consumer, Kernel, Producer, Taken, TryReceiveError, TrySendError, bias, sleep_once,
     wake_sleepers,
 };
 use ringmain_client::sync::atomic::AtomicU32;
@@ -22,6 +22,9 @@ use crate::runner::Tally;
 
 /// Longest sleep. Who sleeps so long and then finds something was not woken: others never pause so long.
 const SLEEP_MAX: Duration = Duration::from_secs(3);
+
+/// Longest wait for another handle to end its claim: none is stopped so long.
+const HOLDOUT_MAX: Duration = Duration::from_secs(10);
 
 /// What a process is to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,6 +43,7 @@ const MESSAGES_MAX: usize = 1 << 22;
 
 const NEXT: usize = 0;
 const STOP: usize = 1;
+const LEAVE: usize = 2;
 const COMPLAINT: usize = 8;
 const COMPLAINT_BYTES: usize = 400;
 const FIRST: usize = 64;
@@ -63,6 +67,25 @@ impl Ledger {
 
     pub(super) fn stop(&self) {
         self.0.word(STOP).store(1, Order::SeqCst);
+    }
+
+    /// Whether the handle with this index is to leave; indexes are below 64.
+    pub(super) fn set_leaving(&self, handle: u8, leaving: bool) {
+        let bit = 1 << handle;
+        if leaving {
+            self.0.word(LEAVE).fetch_or(bit, Order::SeqCst);
+        } else {
+            self.0.word(LEAVE).fetch_and(!bit, Order::SeqCst);
+        }
+    }
+
+    fn is_leaving(&self, handle: u8) -> bool {
+        self.0.word(LEAVE).load(Order::Relaxed) >> handle & 1 == 1
+    }
+
+    /// Whether there is no room for the number of another message.
+    pub(super) fn is_full(&self) -> bool {
+        self.0.word(NEXT).load(Order::Relaxed) >= MESSAGES_MAX as u64
     }
 
     fn stopped(&self) -> bool {
@@ -148,6 +171,10 @@ pub(super) struct Watching<'a> {
 impl<'a> Watching<'a> {
     pub(super) fn new(host: &'a HostKernel) -> Self {
         Self { host, timed_out: Cell::new(false) }
+    }
+
+    fn may_be_biased(&self) -> bool {
+        self.host.is_membarrier() && self.host.may_park()
     }
 }
 
@@ -269,6 +296,18 @@ impl Pace {
     }
 }
 
+/// As a new handle of the client does: the handle that had the side to itself may be in the middle of a claim.
+fn wait_for_holdout(arena: &Arena, role: Role) -> Result<(), String> {
+    let begun = std::time::Instant::now();
+    while let Some(handle) = bias::holdout(&arena.daemon, role) {
+        if begun.elapsed() > HOLDOUT_MAX {
+            return Err(format!("handle {handle} does not end its claim"));
+        }
+        std::thread::sleep(Duration::from_micros(50));
+    }
+    Ok(())
+}
+
 fn produce(
     arena: &Arena,
     ledger: &Ledger,
@@ -277,12 +316,17 @@ fn produce(
     mut random: Random,
     pace: &mut Pace,
 ) -> Result<(), String> {
+    wait_for_holdout(arena, job.role)?;
     let mut producer = Producer::new(arena.producer.clone(), arena.geometry, job.handle)
         .map_err(|fault| format!("attach: {fault}"))?;
+    if kernel.may_be_biased() {
+        producer = producer.with_bias();
+    }
+    let leaves = || ledger.stopped() || ledger.is_leaving(job.handle);
     let most = arena.geometry.max_message() - PREFIX;
     let mut payload = Vec::new();
     let mut sent = 0;
-    while sent < job.messages && !ledger.stopped() {
+    while sent < job.messages && !leaves() {
         let Some(number) = ledger.begin() else {
             return Ok(());
         };
@@ -293,7 +337,7 @@ fn produce(
         loop {
             match send(&mut producer, &payload, way) {
                 Ok(_) => break,
-                Err(TrySendError::Full) if ledger.stopped() => return Ok(()),
+                Err(TrySendError::Full) if leaves() => return Ok(()),
                 Err(TrySendError::Full) => {}
                 Err(error) => return Err(format!("send: {error:?}")),
             }
@@ -369,11 +413,15 @@ fn consume(
     mut random: Random,
     pace: &mut Pace,
 ) -> Result<(), String> {
+    wait_for_holdout(arena, job.role)?;
     let mut consumer = Consumer::new(arena.consumer.clone(), arena.geometry, job.handle)
         .map_err(|fault| format!("attach: {fault}"))?;
+    if kernel.may_be_biased() {
+        consumer = consumer.with_bias();
+    }
     let mut next = 0;
     let mut payload = Vec::new();
-    loop {
+    while !ledger.is_leaving(job.handle) {
         let taken = match consumer.try_take() {
             Err(TryReceiveError::Empty) => match pace.spin(|| not_empty(consumer.try_take())) {
                 Some(taken) => taken,
@@ -398,6 +446,7 @@ fn consume(
             wake_sleepers(consumer.peer_park(), kernel, u32::MAX);
         }
     }
+    Ok(())
 }
 
 pub(super) type Answer = Result<Taken, TryReceiveError>;

@@ -4,6 +4,7 @@
 //! What is checked: every message whose send returned arrives, unaltered, once (or again, marked as redelivered, after its
 //! consumer died); each consumer sees each producer's messages in order; nobody sleeps through a wake.
 
+mod biased;
 mod member;
 mod ping_pong;
 
@@ -80,6 +81,27 @@ pub fn run(arguments: impl Iterator<Item = String>) -> i32 {
         };
         let name = format!("crowd::mpmc::8p8c::{mode:?}::adaptive").to_lowercase();
         runner.case(&name, |tally| stress(tally, &arena, plan));
+    }
+    for (slots, slot_size) in [(64, 64), (256, 256)] {
+        let geometry = Geometry::new(Some(slots), Some(slot_size), None).expect("valid sizes");
+        let arena = Arena::new(Kind::Mpmc, geometry);
+        for wait in [None, Some(WaitPolicy::Adaptive)] {
+            let plan = Plan {
+                mode: WakeMode::Membarrier,
+                producers: 1,
+                consumers: 1,
+                messages: u64::MAX,
+                kills: 300,
+                seed,
+                wait,
+            };
+            let pace = if wait.is_some() { "adaptive" } else { "dawdling" };
+            runner.case(&format!("biased::{slots}x{slot_size}::{pace}"), |tally| {
+                for round in 0..size.choose(1, 30) {
+                    biased::run(tally, &arena, Plan { seed: seed.wrapping_add(round), ..plan });
+                }
+            });
+        }
     }
     for kind in [Kind::Spsc, Kind::Mpmc] {
         for mode in [WakeMode::Membarrier, WakeMode::Fence] {

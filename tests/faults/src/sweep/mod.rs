@@ -6,6 +6,7 @@
 //! together, and the ring must take and give two whole laps.
 
 pub mod operation;
+mod stopped;
 pub mod world;
 
 use ringmain_client::layout::{HANDLE_DAEMON, Word};
@@ -47,6 +48,8 @@ pub fn run(arguments: impl Iterator<Item = String>) -> i32 {
         pairs(&mut runner, size, kind);
         repairs(&mut runner, size, kind);
     }
+    biased(&mut runner, size);
+    stopped::run(&mut runner, size);
     runner.finish()
 }
 
@@ -116,8 +119,9 @@ fn singles(runner: &mut Runner, size: Size, kind: Kind) {
         for fill in fills {
             let case = format!("{}::one::{operation:?}::{fill:?}", name(kind));
             runner.case(&case, |tally| {
+                let how = How { fill: *fill, biased: false, meanwhile: false };
                 for start in starts(size, every_slot) {
-                    sweep_one(tally, &arena, &outbox, start, (*fill, false), operation);
+                    sweep_one(tally, &arena, &outbox, start, how, operation);
                 }
             });
             // The same, and the survivors go on before the repair.
@@ -125,29 +129,43 @@ fn singles(runner: &mut Runner, size: Size, kind: Kind) {
                 continue;
             }
             runner.case(&format!("{case}::meanwhile"), |tally| {
+                let how = How { fill: *fill, biased: false, meanwhile: true };
                 for start in starts(size, false) {
-                    sweep_one(tally, &arena, &outbox, start, (*fill, true), operation);
+                    sweep_one(tally, &arena, &outbox, start, how, operation);
                 }
             });
         }
     }
 }
 
+/// In which state victims die.
+#[derive(Debug, Clone, Copy)]
+struct How {
+    fill: Fill,
+    /// They have their sides of the ring to themselves.
+    biased: bool,
+    /// The survivors go on before the repair.
+    meanwhile: bool,
+}
+
+/// Returns how many victims died in the middle of a claim without exchanges.
 fn sweep_one(
     tally: &mut Tally,
     arena: &Arena,
     outbox: &Outbox,
     start: (u64, u64),
-    (fill, meanwhile): (Fill, bool),
+    How { fill, biased, meanwhile }: How,
     operation: Operation,
-) {
+) -> u64 {
+    let mut inside = 0;
     for steps in 0..STEPS_MAX {
         if !tally.worth_going_on() {
-            return;
+            return inside;
         }
         let mut done = false;
         let result = guarded(|| {
             let mut world = World::start(arena, outbox, start.0, start.1, fill)?;
+            world.biased = biased;
             match operation {
                 Operation::SendAndWake => world.fall_asleep(Role::Consume),
                 Operation::ReceiveAndWake => world.fall_asleep(Role::Produce),
@@ -155,20 +173,106 @@ fn sweep_one(
             }
             done = operation.die(&mut world, VICTIM, steps)?;
             let dead = corpse(operation, VICTIM);
+            let held_out = biased && world.is_held_out(dead, operation.drops())?;
+            inside += u64::from(held_out);
             if meanwhile {
-                world.go_on(&[dead])?;
+                world.go_on(&[dead], held_out)?;
             }
             world.repair(dead.0, dead.1)?;
+            world.check_bias_is_over(&[dead])?;
             world.wake_everybody();
             world.verify(&[dead])
         });
         let failed = result.is_err();
         tally.check(|| format!("lap {} slot {} step {steps}", start.0, start.1), result);
         if done || (failed && steps > 200) {
-            return;
+            return inside;
         }
     }
     tally.check(|| format!("slot {}", start.1), Err("the operation never ends".into()));
+    inside
+}
+
+/// Victims that have their sides of an mpmc ring to themselves and claim without exchanges.
+fn biased(runner: &mut Runner, size: Size) {
+    use Operation as O;
+    const SENDS: &[Fill] = &[Fill::Short, Fill::Empty, Fill::Full, Fill::Holding];
+    const TAKES: &[Fill] = &[
+        Fill::Short,
+        Fill::Empty,
+        Fill::Long,
+        Fill::Full,
+        Fill::Reserving,
+        Fill::Returned,
+        Fill::Tombstones,
+    ];
+    const DROPS: &[Fill] = &[Fill::Full, Fill::FullHeld, Fill::FullReturned];
+    const FEW: &[Fill] = &[Fill::Short];
+    let arena = Arena::new(Kind::Mpmc, world::geometry());
+    let outbox = Outbox::new();
+    let sends =
+        [O::Send(ONE, 0), O::Send(THREE, 0), O::Batch, O::BatchInPlace, O::Commit, O::Abort];
+    let drops = [O::SendDropping(ONE, 0), O::SendDropping(THREE, 0)];
+    let takes = [O::Receive, O::ReceiveBatch, O::Visit, O::Hold];
+    let mut list: Vec<(O, &[Fill])> = sends.map(|send| (send, SENDS)).to_vec();
+    list.extend(takes.map(|take| (take, TAKES)));
+    list.extend(drops.map(|drop| (drop, DROPS)));
+    list.extend([O::Detach(Role::Produce), O::Detach(Role::Consume)].map(|end| (end, FEW)));
+    list.push((O::Park(Role::Consume), FEW));
+    for (operation, fills) in list {
+        for fill in fills {
+            let case = format!("biased::one::{operation:?}::{fill:?}");
+            let detaches = matches!(operation, O::Detach(_));
+            runner.case(&case, |tally| {
+                let mut inside = 0;
+                let how = How { fill: *fill, biased: true, meanwhile: false };
+                for start in starts(size, *fill == fills[0] && !detaches) {
+                    inside += sweep_one(tally, &arena, &outbox, start, how, operation);
+                }
+                if inside == 0 && !detaches {
+                    let error = "nobody died in the middle of a claim without exchanges";
+                    tally.check(|| "all".into(), Err(error.into()));
+                }
+            });
+            // A live handle of the victim's role would have ended the bias; and see `singles`.
+            if matches!(fill, Fill::Holding | Fill::Reserving | Fill::FullHeld) {
+                continue;
+            }
+            runner.case(&format!("{case}::meanwhile"), |tally| {
+                let how = How { fill: *fill, biased: true, meanwhile: true };
+                for start in starts(size, false) {
+                    sweep_one(tally, &arena, &outbox, start, how, operation);
+                }
+            });
+        }
+    }
+    let offsets: &[u64] = size.choose(&[62], &[0, 31, 61, 62, 63]);
+    for send in [O::Send(ONE, 0), O::Send(THREE, 0), O::Batch] {
+        for take in [O::Receive, O::Hold] {
+            for (first, second) in [(send, take), (take, send)] {
+                runner.case(&format!("biased::two::{first:?}::{second:?}::Long"), |tally| {
+                    let how = How { fill: Fill::Long, biased: true, meanwhile: false };
+                    for offset in offsets {
+                        sweep_two(tally, &arena, &outbox, *offset, how, (first, second));
+                    }
+                });
+            }
+        }
+    }
+    for (operation, fill) in [
+        (O::Send(THREE, 0), Fill::Short),
+        (O::Batch, Fill::Empty),
+        (O::Receive, Fill::Long),
+        (O::Receive, Fill::Tombstones),
+    ] {
+        runner.case(&format!("biased::daemon::Repair::{operation:?}::{fill:?}"), |tally| {
+            let how = How { fill, biased: true, meanwhile: false };
+            for offset in offsets {
+                let start = (*offset, how);
+                sweep_daemon(tally, &arena, &outbox, start, operation, Daemon::Repair, size);
+            }
+        });
+    }
 }
 
 /// Who is dead after an operation.
@@ -225,8 +329,9 @@ fn pairs(runner: &mut Runner, size: Size, kind: Kind) {
     for ((first, second), fill) in cases {
         let case = format!("{}::two::{first:?}::{second:?}::{fill:?}", name(kind));
         runner.case(&case, |tally| {
+            let how = How { fill, biased: false, meanwhile: false };
             for offset in offsets {
-                sweep_two(tally, &arena, &outbox, *offset, fill, (first, second));
+                sweep_two(tally, &arena, &outbox, *offset, how, (first, second));
             }
         });
     }
@@ -237,7 +342,7 @@ fn sweep_two(
     arena: &Arena,
     outbox: &Outbox,
     offset: u64,
-    fill: Fill,
+    how: How,
     (first, second): (Operation, Operation),
 ) {
     let (mut first_done, mut first_steps) = (false, 0);
@@ -245,16 +350,22 @@ fn sweep_two(
         let (mut second_done, mut second_steps) = (false, 0);
         while !second_done && second_steps < STEPS_MAX && tally.worth_going_on() {
             let result = guarded(|| {
-                let mut world = World::start(arena, outbox, 0, offset, fill)?;
+                let mut world = World::start(arena, outbox, 0, offset, how.fill)?;
+                world.biased = how.biased;
                 first_done = first.die(&mut world, VICTIM, first_steps)?;
                 second_done = second.die(&mut world, SECOND, second_steps)?;
                 let mut dead = [corpse(first, VICTIM), corpse(second, SECOND)];
                 if (first_steps + second_steps) % 2 == 1 {
                     dead.reverse();
                 }
+                if how.biased {
+                    world.is_held_out(corpse(first, VICTIM), first.drops())?;
+                    world.is_held_out(corpse(second, SECOND), second.drops())?;
+                }
                 for (handle, role) in dead {
                     world.repair(handle, role)?;
                 }
+                world.check_bias_is_over(&dead)?;
                 world.wake_everybody();
                 world.verify(&dead)
             });
@@ -317,7 +428,8 @@ fn repairs(runner: &mut Runner, size: Size, kind: Kind) {
             let case = format!("{}::daemon::{daemon:?}::{operation:?}::{fill:?}", name(kind));
             runner.case(&case, |tally| {
                 for offset in offsets {
-                    let start = (*offset, fill);
+                    let how = How { fill, biased: false, meanwhile: false };
+                    let start = (*offset, how);
                     sweep_daemon(tally, &arena, &outbox, start, operation, daemon, size);
                 }
             });
@@ -329,7 +441,7 @@ fn sweep_daemon(
     tally: &mut Tally,
     arena: &Arena,
     outbox: &Outbox,
-    (offset, fill): (u64, Fill),
+    (offset, how): (u64, How),
     operation: Operation,
     daemon: Daemon,
     size: Size,
@@ -339,7 +451,8 @@ fn sweep_daemon(
     while !done && steps < STEPS_MAX && tally.worth_going_on() {
         let label = || format!("slot {offset} step {steps}");
         let prepared = guarded(|| {
-            let mut world = World::start(arena, outbox, 0, offset, fill)?;
+            let mut world = World::start(arena, outbox, 0, offset, how.fill)?;
+            world.biased = how.biased;
             done = operation.die(&mut world, VICTIM, steps)?;
             Ok(world)
         });
@@ -395,6 +508,7 @@ fn sweep_daemon_steps(
                 return Err("looking at a ring changed it".into());
             }
             world.repair(dead.0, dead.1)?;
+            world.check_bias_is_over(&[dead])?;
             world.wake_everybody();
             world.verify(&[dead])
         });

@@ -6,7 +6,7 @@ use ringmain_client::layout::{State, Word};
 use ringmain_client::protocol::{Kind, Role};
 use ringmain_client::ring::{
     Body, Consumer, Fill, Kernel, Park, Producer, Progress, RingMemory, TryReceiveError,
-    TrySendError, View, Visit, progress, repair, sleep_once, wake_sleepers,
+    TrySendError, View, Visit, bias, progress, repair, sleep_once, wake_sleepers,
 };
 use ringmain_client::sync::atomic::{AtomicU32, Ordering};
 use ringmain_client::sync::step;
@@ -182,6 +182,11 @@ impl Operation {
         }
     }
 
+    /// Whether it may drop messages.
+    pub fn drops(self) -> bool {
+        matches!(self, Self::SendDropping(..) | Self::BatchDropping)
+    }
+
     /// What it would send.
     fn candidates(self, world: &mut World) -> Vec<Message> {
         let lengths: &[(usize, usize)] = match self {
@@ -213,6 +218,9 @@ impl Operation {
         world.outbox.word(DONE).store(0, Order::Relaxed);
         world.outbox.word(ENTRIES).store(0, Order::Relaxed);
         let dropped = world.arena.daemon.dropped();
+        if world.biased {
+            bias::grant(&world.arena.daemon, self.role(), handle);
+        }
         child::run(|| {
             self.run(world, handle, &candidates, steps);
             step::disarm();
@@ -240,14 +248,20 @@ impl Operation {
                 new_consumer(world.arena, handle).expect("attach");
             }
             (_, Role::Produce) => {
-                let mut other = (!spsc).then(|| new_producer(world.arena, handle).expect("attach"));
+                let mut other = (!spsc).then(|| {
+                    let producer = new_producer(world.arena, handle).expect("attach");
+                    if world.biased { producer.with_bias() } else { producer }
+                });
                 let outbox = world.outbox;
                 let producer = other.as_mut().unwrap_or(&mut world.producer);
                 step::arm(steps);
                 self.produce(producer, outbox, candidates);
             }
             (_, Role::Consume) => {
-                let mut other = (!spsc).then(|| new_consumer(world.arena, handle).expect("attach"));
+                let mut other = (!spsc).then(|| {
+                    let consumer = new_consumer(world.arena, handle).expect("attach");
+                    if world.biased { consumer.with_bias() } else { consumer }
+                });
                 let (outbox, queue) = (world.outbox, &world.queue);
                 let consumer = other.as_mut().unwrap_or(&mut world.consumer);
                 step::arm(steps);
@@ -372,7 +386,7 @@ impl Operation {
     ) -> Result<(), String> {
         let entries = entries(world.outbox);
         let copied = |position| entries.contains(&Entry::Copied(position));
-        let drops = matches!(self, Self::SendDropping(..) | Self::BatchDropping);
+        let drops = self.drops();
         let unread = drops || self == Self::Purge;
         let (mut released, mut taken) = (0, 0);
         let mut left = Vec::new();

@@ -4,7 +4,7 @@ use ringmain_client::layout::{Geometry, State, Word, mpmc, slot, spsc_page};
 use ringmain_client::protocol::{Kind, Role};
 use ringmain_client::ring::{
     Consumer, Producer, Region, Reserved, RingMemory, Taken, TryReceiveError, TrySendError, View,
-    repair,
+    bias, repair,
 };
 use ringmain_client::sync::atomic::Ordering;
 
@@ -41,6 +41,10 @@ pub enum Fill {
     Full,
     /// As `Short`; a live consumer holds a message and (mpmc) a live producer has a reservation.
     Bystanders,
+    /// As `Short`; a live consumer holds a message.
+    Holding,
+    /// As `Short`; a live producer has a reservation (mpmc).
+    Reserving,
     /// Messages that another dead consumer held, in one and three slots, and one that it did not reach.
     Returned,
     /// Tombstones of one and three slots in front of a message.
@@ -77,6 +81,8 @@ pub struct World<'a> {
     pub asleep: Option<(Role, u32)>,
     /// Number of the next message.
     pub next_id: u64,
+    /// Each victim has its side of the ring to itself.
+    pub biased: bool,
 }
 
 /// The producer with a handle index.
@@ -140,6 +146,7 @@ impl<'a> World<'a> {
             reserved: None,
             asleep: None,
             next_id: 1,
+            biased: false,
         };
         for _ in 0..offset {
             world.send(ONE, 0)?;
@@ -168,13 +175,18 @@ impl<'a> World<'a> {
                 self.send_all(&short)?;
                 self.hold_one()?;
                 if self.arena.kind == Kind::Mpmc {
-                    let mut message = self.message(ONE, 0);
-                    message.position = structure::next_claim(self.arena);
-                    let reserved =
-                        self.producer.try_reserve(ONE).map_err(|e| format!("reserve: {e:?}"))?;
-                    self.reserved = Some((reserved, message));
+                    self.reserve_one()?;
                     self.send_all(&short)?;
                 }
+            }
+            Fill::Holding => {
+                self.send_all(&short)?;
+                self.hold_one()?;
+            }
+            Fill::Reserving => {
+                self.send_all(&short)?;
+                self.reserve_one()?;
+                self.send_all(&short)?;
             }
             Fill::Returned => {
                 self.send_all(&[ONE, THREE, ONE])?;
@@ -209,6 +221,15 @@ impl<'a> World<'a> {
         let message = self.queue.remove(0);
         compare(&self.consumer, &taken, &message)?;
         self.held = Some((taken, message));
+        Ok(())
+    }
+
+    /// The surviving producer reserves the next slot.
+    fn reserve_one(&mut self) -> Result<(), String> {
+        let mut message = self.message(ONE, 0);
+        message.position = structure::next_claim(self.arena);
+        let reserved = self.producer.try_reserve(ONE).map_err(|e| format!("reserve: {e:?}"))?;
+        self.reserved = Some((reserved, message));
         Ok(())
     }
 
@@ -346,6 +367,35 @@ impl<'a> World<'a> {
         }
     }
 
+    /// Takes the bias of a dead handle back, before its repair: whether a newcomer has to wait for that. `drops`: the handle may
+    /// have claimed what it made free, and does that by exchanges.
+    pub fn is_held_out(&self, (handle, role): (u8, Role), drops: bool) -> Result<bool, String> {
+        if !bias::revoke(&self.arena.daemon, role) {
+            return Err(format!("handle {handle} had no bias"));
+        }
+        let held_out = match bias::holdout(&self.arena.daemon, role) {
+            None => false,
+            Some(found) if found == handle => true,
+            Some(other) => return Err(format!("a newcomer waits for handle {other}")),
+        };
+        if !held_out && !drops && structure::is_half_claimed(self.arena, handle, role) {
+            return Err("a newcomer would not wait for the end of a claim".into());
+        }
+        Ok(held_out)
+    }
+
+    /// After the repair of handles that were biased nobody has to wait for them.
+    pub fn check_bias_is_over(&self, dead: &[(u8, Role)]) -> Result<(), String> {
+        for (_, role) in dead {
+            let _ = bias::revoke(&self.arena.daemon, *role);
+            if let Some(handle) = bias::holdout(&self.arena.daemon, *role) {
+                return Err(format!("a newcomer waits for handle {handle}, which is repaired"));
+            }
+            bias::forget_others(&self.arena.daemon, *role, &[]);
+        }
+        Ok(())
+    }
+
     /// After all repairs: bystanders finish, everything arrives, and two laps go through the ring.
     pub fn verify(&mut self, dead: &[(u8, Role)]) -> Result<(), String> {
         self.check_sleepers(dead)?;
@@ -458,10 +508,11 @@ impl<'a> World<'a> {
         Ok(())
     }
 
-    /// Survivors go on while a corpse lies in the ring and nobody has repaired it: what they may do is done in full.
-    pub fn go_on(&mut self, dead: &[(u8, Role)]) -> Result<(), String> {
-        let spsc = self.arena.kind == Kind::Spsc;
-        let lives = |role| !spsc || dead.iter().all(|(_, other)| *other != role);
+    /// Survivors go on while a corpse lies in the ring and nobody has repaired it: what they may do is done in full. `held_out`:
+    /// those of the dead handle's role have to wait.
+    pub fn go_on(&mut self, dead: &[(u8, Role)], held_out: bool) -> Result<(), String> {
+        let alone = held_out || self.arena.kind == Kind::Spsc;
+        let lives = |role| !alone || dead.iter().all(|(_, other)| *other != role);
         if lives(Role::Consume) {
             loop {
                 match self.consumer.try_take() {
