@@ -12,8 +12,8 @@ use super::connections::{Failure, refuse};
 use super::queues::Queue;
 
 /// How long the control thread waits for a consumer to end a claim that has begun, and how often it looks. A claim takes
-/// nanoseconds, but its process may have lost its processor to others in them.
-const HOLDOUT_TIME_MAX: Duration = Duration::from_millis(100);
+/// nanoseconds, but its process may have lost its processor to others in them. Repairs of other queues wait meanwhile.
+const HOLDOUT_TIME_MAX: Duration = Duration::from_millis(10);
 const HOLDOUT_POLL: Duration = Duration::from_micros(50);
 
 impl Queue {
