@@ -18,8 +18,8 @@ impl<D: Disk> Journal<D> {
                 self.retry_at = None;
                 Room::Enough
             }
-            // The file that is being made has taken a part of what is missing.
-            Some(_) if self.is_making_file() => Room::Unclear,
+            // The file that is being made has taken a part of what is missing, or one that has just become free is it.
+            Some(_) if self.is_making_file() || self.is_freeing() => Room::Unclear,
             None if self.no_space.is_none() => Room::Enough,
             Some(_) | None => Room::Lacking(lack),
         }
@@ -46,6 +46,12 @@ impl<D: Disk> Journal<D> {
             free_bytes: self.disk.free_bytes(),
             detail: self.no_space.as_ref().map(|(_, detail)| detail.clone()),
         }
+    }
+
+    /// Whether a file will soon be free that is long enough: what says so is on its way to the disk.
+    fn is_freeing(&self) -> bool {
+        let mut segments = self.segments.iter();
+        segments.any(|one| one.freed.is_some() && one.bytes >= self.wanted_bytes)
     }
 
     pub(super) fn is_making_file(&self) -> bool {
