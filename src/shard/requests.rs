@@ -116,7 +116,7 @@ impl<D: Disk> Shard<D> {
         let why = detail.as_ref().map(|detail| format!(" ({detail})")).unwrap_or_default();
         let files =
             if *files == 1 { "one more file".into() } else { format!("{files} more files") };
-        let needs = format!("{bytes} bytes for {files}{free}{why}");
+        let needs = format!("{bytes} bytes for {files} of {file_bytes}{free}{why}");
         match &self.place {
             Some(place) => format!(
                 "no room for the journal in {}: it needs {needs}; free space there, or start the daemon with a smaller \
