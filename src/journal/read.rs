@@ -112,11 +112,6 @@ impl<D: Disk> Journal<D> {
         self.has_refused_far
     }
 
-    /// Whether somebody goes through messages of this queue that come from the disk.
-    pub fn is_read_far(&self, queue: u64) -> bool {
-        self.index.has_readers(queue)
-    }
-
     /// A durable message.
     pub fn message(&mut self, queue: u64, sequence: u64) -> Fetch<'_> {
         self.fetch(queue, sequence, false)

@@ -2,17 +2,16 @@
 //!
 //! Whoever replays a backlog from the disk asks for all that there is. What he gets makes the turn longer, and everybody who waits
 //! for a confirmation waits for the end of the turn, for the disk and for a processor. So while somebody publishes, he gets a
-//! small part of the time, or a little more than is published in his queue, so that he comes nearer; else as much as a turn may take.
-//! Those who are near are not counted: they cannot ask for more than is published.
+//! small part of the time, or a little more than is published, so that he comes nearer; else as much as a turn may take. Those who
+//! are near are not counted: they cannot ask for more than is published.
 
 /// Messages in a turn at most: some tens of microseconds.
 const MESSAGES_MAX: u32 = 512;
 /// While somebody publishes: few more would make the turn long, fewer would have a consumer woken for each few.
 const MESSAGES_BESIDE: u32 = 256;
-/// While somebody publishes, the pause behind them is so much longer than what giving them out took. That is the least of what they
-/// cost: their acknowledgements are written and the consumer is woken in the same thread, and the disk reads for them.
-const PAUSE: u64 = 60;
-/// For this many messages published where he reads he may have one more than they are, without a pause.
+/// While somebody publishes, the pause behind them is so much longer than what they took.
+const PAUSE: u64 = 15;
+/// For this many published messages he may have one more than they are, without a pause.
 const CATCH_UP: u32 = 8;
 /// Somebody publishes until so many nanoseconds after the last message.
 const BESIDE_NS: u64 = 5_000_000;
@@ -27,10 +26,10 @@ pub(super) struct FarShare {
 }
 
 impl FarShare {
-    /// Messages came in, so many of them in queues that somebody is far behind in.
-    pub(super) fn published(&mut self, behind: u32, now_ns: u64) {
+    /// So many messages came in.
+    pub(super) fn published(&mut self, messages: u32, now_ns: u64) {
         self.published_at_ns = Some(now_ns);
-        let earned = behind.saturating_add(behind.div_ceil(CATCH_UP));
+        let earned = messages.saturating_add(messages.div_ceil(CATCH_UP));
         self.earned = self.earned.saturating_add(earned).min(2 * MESSAGES_MAX);
     }
 
@@ -82,7 +81,7 @@ mod tests {
         assert_eq!(share.allowed(1), MESSAGES_MAX);
         share.given(MESSAGES_MAX, 1, 1_001);
         assert_eq!((share.allowed(1_001), share.opens_at_ns(1_001)), (MESSAGES_MAX, 1_001));
-        share.published(0, 2_000);
+        share.published(1, 2_000);
         share.given(MESSAGES_BESIDE, 2_000, 12_000);
         let opens_at_ns = share.opens_at_ns(12_000);
         assert_eq!(opens_at_ns, 12_000 + PAUSE * 10_000);
@@ -94,7 +93,7 @@ mod tests {
     #[test]
     fn a_turn_that_was_interrupted_makes_no_long_pause() {
         let mut share = FarShare::default();
-        share.published(0, 1_000_000_000);
+        share.published(1, 1_000_000_000);
         share.given(MESSAGES_BESIDE, 1_000_000, 1_001_000_000);
         let opens_at_ns = share.opens_at_ns(1_001_000_000);
         assert_eq!(opens_at_ns, 1_000_000_000 + BESIDE_NS);
@@ -102,7 +101,7 @@ mod tests {
     }
 
     #[test]
-    fn whoever_is_behind_comes_nearer_whatever_is_published_in_his_queue() {
+    fn whoever_is_behind_comes_nearer_whatever_is_published() {
         let mut share = FarShare::default();
         let (mut published, mut given) = (0, 0);
         for turn in 0..1000 {

@@ -41,29 +41,11 @@ impl<D: Disk> Shard<D> {
         for _ in 0..self.handles.listed(role) {
             let Some(place) = self.handles.next_listed(role) else { return };
             let mut taken = std::mem::take(&mut self.taken);
-            let before = self.handles.get(place).map(|handle| (handle.key.queue, handle.messages));
             let more = self.take_from(place, role, &mut taken, now);
             self.taken = taken;
-            if role == Role::Produce
-                && let Some((queue, before)) = before
-            {
-                self.note_published(place, queue, before);
-            }
             self.handles.touch(place);
             if more {
                 self.handles.list(place);
-            }
-        }
-    }
-
-    /// What came out of a lane since it had given so many messages.
-    fn note_published(&mut self, place: usize, queue: u64, before: u64) {
-        let messages = self.handles.get(place).map_or(0, |handle| handle.messages - before);
-        if messages > 0 {
-            self.has_published = true;
-            if self.journal.is_read_far(queue) {
-                let messages = u32::try_from(messages).unwrap_or(u32::MAX);
-                self.published_behind = self.published_behind.saturating_add(messages);
             }
         }
     }
@@ -145,6 +127,7 @@ impl<D: Disk> Shard<D> {
             Ok(()) => {
                 handle.messages += 1;
                 handle.bytes += payload.len() as u64;
+                self.published += 1;
                 Next::Took(payload.len() + metadata.len())
             }
             Err(Refusal::Full | Refusal::JournalFailed(_)) => {

@@ -85,10 +85,8 @@ pub(super) struct Shard<D: Disk> {
     /// Clients that were woken since the last look.
     woke: u32,
     far: FarShare,
-    /// Messages came out of lanes in this turn.
-    pub(super) has_published: bool,
-    /// How many of them in queues that somebody is far behind in.
-    pub(super) published_behind: u32,
+    /// Messages that came out of lanes in this turn.
+    pub(super) published: u32,
     /// A consumer waits until its submissions are stored.
     pub(super) is_flush_wanted: bool,
     /// Since when acknowledgements wait for other records, in nanoseconds.
@@ -150,8 +148,7 @@ impl<D: Disk> Shard<D> {
             courtesy: Courtesy::default(),
             woke: 0,
             far: FarShare::default(),
-            has_published: false,
-            published_behind: 0,
+            published: 0,
             is_flush_wanted: false,
             patient_since_ns: None,
             taken: Taken::default(),
@@ -188,9 +185,9 @@ impl<D: Disk> Shard<D> {
         self.is_journal_full = !self.is_journal_ready();
         self.take_all(Role::Consume, now);
         self.take_all(Role::Produce, now);
-        let behind = std::mem::take(&mut self.published_behind);
-        if std::mem::take(&mut self.has_published) {
-            self.far.published(behind, now.monotonic_ns);
+        let published = std::mem::take(&mut self.published);
+        if published > 0 {
+            self.far.published(published, now.monotonic_ns);
         }
         if self.logic.next_deadline().is_some_and(|due| due <= now.monotonic_ns) {
             self.logic.on_time(&mut self.handles, now);
