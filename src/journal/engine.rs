@@ -11,7 +11,7 @@ use super::clean::Cleaner;
 use super::format::{self, CLEAN, FRONTIER, Header};
 use super::frontier::Frontier;
 use super::index::{Index, Run};
-use super::read::WaitingReads;
+use super::read::{FarTurn, WaitingReads};
 use super::space::{Head, Segment, Spare, Torn};
 use super::types::{
     AppendError, Config, Damage, Failure, JournalStatistics, Location, Lsn, Ready, RecordRef,
@@ -95,9 +95,7 @@ pub struct Journal<D: Disk> {
     pub(super) witness_due: Option<Instant>,
     pub(super) reads_done: u32,
     pub(super) waiting_reads: WaitingReads,
-    /// Far messages that may still be given out.
-    pub(super) far_allowed: u32,
-    pub(super) has_refused_far: bool,
+    pub(super) far: FarTurn,
     /// Bytes that had been read when readers were last looked at for silent ones.
     pub(super) readers_looked_at: u64,
     pub(super) unflushed: bool,
@@ -157,8 +155,7 @@ impl<D: Disk> Journal<D> {
             witness_due: None,
             reads_done: 0,
             waiting_reads: WaitingReads::default(),
-            far_allowed: u32::MAX,
-            has_refused_far: false,
+            far: FarTurn::UNLIMITED,
             readers_looked_at: 0,
             unflushed: false,
             look_for_free: true,

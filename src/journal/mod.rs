@@ -42,6 +42,7 @@ mod verify;
 mod tests;
 
 pub use engine::Journal;
+pub use read::FarTurn;
 pub use repair::{RepairReport, repair};
 pub use types::{
     AppendError, Config, Damage, FLAG_COPY, FLAG_MESSAGE, Failure, Fetch, JournalStatistics,

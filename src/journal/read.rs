@@ -64,6 +64,45 @@ impl WaitingReads {
     }
 }
 
+/// How many messages from the disk may be given out before this is set anew.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FarTurn {
+    /// To all together.
+    pub all: u32,
+    /// Of these, to those who have earned none.
+    pub unearned: u32,
+    /// Somebody who has earned one was refused.
+    pub refused_earned: bool,
+    /// Somebody who has not was refused.
+    pub refused_unearned: bool,
+}
+
+impl FarTurn {
+    pub(super) const UNLIMITED: Self = Self::new(u32::MAX, u32::MAX);
+
+    /// Nobody was refused.
+    #[must_use]
+    pub const fn new(all: u32, unearned: u32) -> Self {
+        Self { all, unearned, refused_earned: false, refused_unearned: false }
+    }
+
+    /// Takes one message off for somebody; `false`: refused.
+    fn admits(&mut self, earned: &mut u32) -> bool {
+        let (limit, refused) = if *earned > 0 {
+            (&mut *earned, &mut self.refused_earned)
+        } else {
+            (&mut self.unearned, &mut self.refused_unearned)
+        };
+        if self.all == 0 || *limit == 0 {
+            *refused = true;
+            return false;
+        }
+        *limit -= 1;
+        self.all -= 1;
+        true
+    }
+}
+
 /// Places of a record in a batch that is in memory, and its number.
 struct Spot {
     offset: usize,
@@ -95,35 +134,28 @@ fn walk(bytes: &[u8], from: Place, queue: u64, sequence: u64) -> Option<Spot> {
 }
 
 impl<D: Disk> Journal<D> {
-    /// From now on [`Self::message_for_reader`] gives out so many messages that come from the disk, and no more before this is called
-    /// again. Without a call any number.
-    pub fn allow_far(&mut self, messages: u32) {
-        self.far_allowed = messages;
-        self.has_refused_far = false;
+    /// What [`Self::message_for_reader`] gives out from now on of messages that come from the disk. Without a call any number.
+    pub fn allow_far(&mut self, turn: FarTurn) {
+        self.far = turn;
     }
 
-    /// How many of those are left.
-    pub fn far_allowed(&self) -> u32 {
-        self.far_allowed
-    }
-
-    /// Whether a message was refused since, because none was left.
-    pub fn has_refused_far(&self) -> bool {
-        self.has_refused_far
+    /// What is left of that, and what was refused since.
+    pub fn far(&self) -> FarTurn {
+        self.far
     }
 
     /// A durable message.
     pub fn message(&mut self, queue: u64, sequence: u64) -> Fetch<'_> {
-        self.fetch(queue, sequence, false)
+        self.fetch(queue, sequence, None)
     }
 
-    /// As [`Self::message`], for somebody who goes through many: also [`Fetch::Pending`] if it comes from the disk, and as many as
-    /// [`Self::allow_far`] allows have been given out.
-    pub fn message_for_reader(&mut self, queue: u64, sequence: u64) -> Fetch<'_> {
-        self.fetch(queue, sequence, true)
+    /// As [`Self::message`], for somebody who goes through many: also [`Fetch::Pending`] if it comes from the disk, and neither
+    /// [`Self::allow_far`] nor what he has earned allows it. What he has earned becomes less by what he gets from the disk.
+    pub fn message_for_reader(&mut self, queue: u64, sequence: u64, earned: &mut u32) -> Fetch<'_> {
+        self.fetch(queue, sequence, Some(earned))
     }
 
-    fn fetch(&mut self, queue: u64, sequence: u64, for_reader: bool) -> Fetch<'_> {
+    fn fetch(&mut self, queue: u64, sequence: u64, earned: Option<&mut u32>) -> Fetch<'_> {
         let Some((run, place)) = self.index.find(queue, sequence) else { return Fetch::Missing };
         let (segment, batch) = (run.location.segment, run.location.batch);
         // The first message of a batch that is asked for: the reads ahead go on.
@@ -135,13 +167,12 @@ impl<D: Disk> Journal<D> {
         }
         let found = self.cache.find(segment, batch);
         let found = found.map(|(bytes, from)| (walk(bytes, place, queue, sequence), from));
-        let Some((found, from)) = found else { return self.far(queue, sequence, &run) };
-        if for_reader && from == Origin::Read {
-            let Some(left) = self.far_allowed.checked_sub(1) else {
-                self.has_refused_far = true;
-                return Fetch::Pending;
-            };
-            self.far_allowed = left;
+        let Some((found, from)) = found else { return self.read_far(queue, sequence, &run) };
+        if let Some(earned) = earned
+            && from == Origin::Read
+            && !self.far.admits(earned)
+        {
+            return Fetch::Pending;
         }
         let Some(spot) = found else {
             return Fetch::Failed(self.damage(
@@ -192,7 +223,7 @@ impl<D: Disk> Journal<D> {
     }
 
     /// Begins to read a message and what lies behind it.
-    fn far(&mut self, queue: u64, sequence: u64, run: &Run) -> Fetch<'_> {
+    fn read_far(&mut self, queue: u64, sequence: u64, run: &Run) -> Fetch<'_> {
         let (segment, batch) = (run.location.segment, run.location.batch);
         if self.damaged.contains_key(&(segment, batch)) || self.is_being_read(segment, batch) {
             return self.read_if_whole(segment, batch, run.lsn, READ_BYTES);

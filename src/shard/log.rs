@@ -29,8 +29,8 @@ impl<D: Disk> Log for Journal<D> {
         fetched(Journal::message(self, queue, sequence), queue, sequence)
     }
 
-    fn message_for_reader(&mut self, queue: u64, sequence: u64) -> Message<'_> {
-        fetched(Journal::message_for_reader(self, queue, sequence), queue, sequence)
+    fn message_for_reader(&mut self, queue: u64, sequence: u64, earned: &mut u32) -> Message<'_> {
+        fetched(Journal::message_for_reader(self, queue, sequence, earned), queue, sequence)
     }
 
     fn forget(&mut self, queue: u64, below: u64) {

@@ -127,7 +127,7 @@ impl<D: Disk> Shard<D> {
             Ok(()) => {
                 handle.messages += 1;
                 handle.bytes += payload.len() as u64;
-                self.published += 1;
+                self.has_published = true;
                 Next::Took(payload.len() + metadata.len())
             }
             Err(Refusal::Full | Refusal::JournalFailed(_)) => {

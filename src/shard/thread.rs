@@ -30,7 +30,7 @@ use super::memory::PageMemory;
 use super::spin::{Courtesy, Spin};
 use super::take::Taken;
 use crate::disk::Disk;
-use crate::journal::{Journal, Ready};
+use crate::journal::{FarTurn, Journal, Ready};
 use ringmain_client::layout::control;
 use ringmain_client::protocol::{HandleKey, Role, WakeMode};
 use ringmain_client::ring::Kernel;
@@ -85,8 +85,8 @@ pub(super) struct Shard<D: Disk> {
     /// Clients that were woken since the last look.
     woke: u32,
     far: FarShare,
-    /// Messages that came out of lanes in this turn.
-    pub(super) published: u32,
+    /// Messages came out of lanes in this turn.
+    pub(super) has_published: bool,
     /// A consumer waits until its submissions are stored.
     pub(super) is_flush_wanted: bool,
     /// Since when acknowledgements wait for other records, in nanoseconds.
@@ -148,7 +148,7 @@ impl<D: Disk> Shard<D> {
             courtesy: Courtesy::default(),
             woke: 0,
             far: FarShare::default(),
-            published: 0,
+            has_published: false,
             is_flush_wanted: false,
             patient_since_ns: None,
             taken: Taken::default(),
@@ -185,22 +185,21 @@ impl<D: Disk> Shard<D> {
         self.is_journal_full = !self.is_journal_ready();
         self.take_all(Role::Consume, now);
         self.take_all(Role::Produce, now);
-        let published = std::mem::take(&mut self.published);
-        if published > 0 {
-            self.far.published(published, now.monotonic_ns);
+        if std::mem::take(&mut self.has_published) {
+            self.far.published(now.monotonic_ns);
         }
         if self.logic.next_deadline().is_some_and(|due| due <= now.monotonic_ns) {
             self.logic.on_time(&mut self.handles, now);
         }
         // Those who are far behind come when what was published is on its way.
-        self.dispatch(now, 0);
+        self.dispatch(now, FarTurn::new(0, 0));
         self.flush(now);
         if self.stopping.is_some() {
             self.journal.rest();
         }
         self.journal.submit(&self.logic, Instant::now());
         busy |= self.reap(now);
-        busy |= self.dispatch(now, self.far.allowed(now.monotonic_ns));
+        busy |= self.dispatch(now, self.far.turn(now.monotonic_ns));
         self.flush(now);
         self.journal.submit(&self.logic, Instant::now());
         busy |= self.far_may_go_on();
@@ -241,9 +240,9 @@ impl<D: Disk> Shard<D> {
     }
 
     /// Gives messages out, of those that come from the disk at most so many; whether there is more to give out at once.
-    fn dispatch(&mut self, now: Now, far: u32) -> bool {
+    fn dispatch(&mut self, now: Now, far: FarTurn) -> bool {
         self.journal.allow_far(far);
-        let begun_ns = if far > 0 { monotonic_ns() } else { 0 };
+        let begun_ns = if far.unearned > 0 { monotonic_ns() } else { 0 };
         let mut more = true;
         for _ in 0..DISPATCHES_AT_ONCE {
             more = self.logic.dispatch(&mut self.journal, &mut self.handles, now);
@@ -251,9 +250,12 @@ impl<D: Disk> Shard<D> {
                 break;
             }
         }
-        let given = far - self.journal.far_allowed();
-        if given > 0 {
-            self.far.given(given, begun_ns, monotonic_ns());
+        let left = self.journal.far();
+        let unearned = far.unearned - left.unearned;
+        if unearned > 0 {
+            let took_ns = monotonic_ns().saturating_sub(begun_ns);
+            let of_these_ns = took_ns * u64::from(unearned) / u64::from(far.all - left.all);
+            self.far.given(of_these_ns, begun_ns + took_ns);
         }
         more
     }
@@ -284,8 +286,12 @@ impl<D: Disk> Shard<D> {
 
     /// Whether somebody who is far behind was refused a message that he may have now.
     fn far_may_go_on(&self) -> bool {
+        let far = self.journal.far();
+        if far.refused_earned {
+            return true;
+        }
         let now_ns = monotonic_ns();
-        self.journal.has_refused_far() && self.far.opens_at_ns(now_ns) <= now_ns
+        far.refused_unearned && self.far.opens_at_ns(now_ns) <= now_ns
     }
 
     /// Takes what the disk has done; whether there was anything.
@@ -489,7 +495,7 @@ impl<D: Disk> Shard<D> {
             .next_deadline()
             .filter(|_| self.is_started)
             .map(|due| Duration::from_nanos(due.saturating_sub(monotonic_ns())));
-        let far = self.journal.has_refused_far().then(|| {
+        let far = self.journal.far().refused_unearned.then(|| {
             let now_ns = monotonic_ns();
             Duration::from_nanos(self.far.opens_at_ns(now_ns).saturating_sub(now_ns))
         });

@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 
 use super::canary;
+use super::earned::Earned;
 use super::expiry::{NEVER_NS, UNKNOWN_NS};
 use super::types::{HandleId, Port};
 
@@ -48,6 +49,8 @@ pub(super) struct Browser {
     /// Messages in front of `next` that were not acknowledged when it began.
     pub(super) open: VecDeque<u64>,
     pub(super) next: u64,
+    /// Messages from the disk that it may have.
+    pub(super) earned: Earned,
 }
 
 #[derive(Debug)]

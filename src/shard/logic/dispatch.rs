@@ -138,6 +138,25 @@ impl Logic {
         port: &mut dyn Port,
         budget: &mut u32,
     ) -> Step {
+        let Some(queue) = self.queues.get_mut(index) else { return Step::Done };
+        let (end, is_waited_for) = (queue.next_sequence, queue.is_waited_for());
+        let mut earned = queue.groups[group_index].earned.look(end, is_waited_for);
+        let step = self.give_out_earned(index, group_index, log, port, budget, &mut earned);
+        if let Some(queue) = self.queues.get_mut(index) {
+            queue.groups[group_index].earned.leave(earned);
+        }
+        step
+    }
+
+    fn give_out_earned(
+        &mut self,
+        index: u32,
+        group_index: usize,
+        log: &mut dyn Log,
+        port: &mut dyn Port,
+        budget: &mut u32,
+        earned: &mut u32,
+    ) -> Step {
         let now = self.now;
         loop {
             let Some(queue) = self.queues.get_mut(index) else { return Step::Done };
@@ -165,7 +184,8 @@ impl Logic {
             }
             *budget -= 1;
             let consumers = &mut self.consumers;
-            match give(queue, consumers, number, (sequence, count), log, port, now) {
+            match give(queue, consumers, (number, &mut *earned), (sequence, count), log, port, now)
+            {
                 Given::To(number, deadline_ns) => {
                     let group = &mut queue.groups[group_index];
                     let again = canary::planted(canary::Canary::DeliverTwice) && sequence % 7 == 3;
@@ -275,11 +295,11 @@ fn next_consumer(group: &mut super::group::Group, consumers: &Slab<Consumer>) ->
     None
 }
 
-/// One message to one consumer. The lease is in the table before the message is in the ring.
+/// One message to one consumer, whose group has earned so many from the disk. The lease is in the table before the message is in the ring.
 fn give(
     queue: &Queue,
     consumers: &mut Slab<Consumer>,
-    number: u32,
+    (number, earned): (u32, &mut u32),
     (sequence, count): (u64, u32),
     log: &mut dyn Log,
     port: &mut dyn Port,
@@ -289,7 +309,7 @@ fn give(
     let lost = |what: &str| {
         Given::Lost(format!("message {sequence} of queue {}: {what}", definition.name))
     };
-    let body = match log.message_for_reader(definition.id, sequence) {
+    let body = match log.message_for_reader(definition.id, sequence, earned) {
         Message::Pending => return Given::Later,
         Message::Lost(what) => return lost(&what),
         Message::Ready(body) => match MessageBody::parse(body) {
@@ -353,14 +373,15 @@ fn show(
         return Step::Done;
     }
     let Some(browser) = &mut consumer.browser else { return Step::Done };
-    loop {
+    let mut earned = browser.earned.look(queue.next_sequence, false);
+    let step = loop {
         let sequence = match browser.open.front() {
             Some(&sequence) => sequence,
             None if browser.next < queue.durable_end => browser.next,
-            None => break,
+            None => break Step::Done,
         };
         if *budget == 0 {
-            return Step::More;
+            break Step::More;
         }
         *budget -= 1;
         // What was purged meanwhile is not shown, nor what cannot be read.
@@ -372,12 +393,12 @@ fn show(
         let message = if gone {
             Message::Lost(String::new())
         } else {
-            log.message_for_reader(queue.definition.id, sequence)
+            log.message_for_reader(queue.definition.id, sequence, &mut earned)
         };
         match message {
             Message::Pending => {
                 *budget += 1;
-                return Step::Later;
+                break Step::Later;
             }
             Message::Lost(_) => {}
             Message::Ready(body) => {
@@ -397,6 +418,7 @@ fn show(
                     }
                     if given == Delivered::Full {
                         consumer.blocked = true;
+                        browser.earned.leave(earned);
                         return Step::Done;
                     }
                 }
@@ -405,10 +427,11 @@ fn show(
         if browser.open.pop_front().is_none() {
             browser.next += 1;
         }
-    }
-    if consumer.drained_wanted {
+    };
+    browser.earned.leave(earned);
+    if step == Step::Done && consumer.drained_wanted {
         consumer.drained_wanted = false;
         port.drained(handle);
     }
-    Step::Done
+    step
 }

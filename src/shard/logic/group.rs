@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::earned::Earned;
 use super::types::Lsn;
 
 /// Of a message that is set aside until something changes: it fits into no consumer's ring.
@@ -75,6 +76,8 @@ pub(super) struct Group {
     pub(super) deleted: bool,
     /// Messages that a limit discarded before they were acknowledged.
     pub(super) skipped: u64,
+    /// Messages from the disk that it may have.
+    pub(super) earned: Earned,
     /// Expired messages too far behind `fresh` to be taken out: first and last.
     pub(super) beyond: Option<(u64, u64)>,
 }

@@ -3,6 +3,7 @@
 use std::collections::{BTreeSet, VecDeque};
 
 use super::consumer::{Browser, Consumer};
+use super::earned::Earned;
 use super::group::{ASIDE_NS, Group};
 use super::record::{self, GroupCreated, kind};
 use super::types::{ConsumerSpec, GROUPS_MAX, HandleId, Lsn, Now, Port, RecordRef, Refusal};
@@ -290,7 +291,7 @@ impl Logic {
 
     fn browser(&self, index: u32, from: u64) -> Browser {
         let (open, next) = self.there(index, from);
-        Browser { open: open.into_iter().collect(), next }
+        Browser { open: open.into_iter().collect(), next, earned: Earned::default() }
     }
 
     /// The handle is gone, or given back: its leases return at once. Everything in its lane and its submissions was taken before.

@@ -27,8 +27,10 @@ pub trait Log {
     fn abort(&mut self);
     /// A durable message that was appended earlier.
     fn message(&mut self, queue: u64, sequence: u64) -> Message<'_>;
-    /// The same, to be given out: the log may say [`Message::Pending`] of one that has to be read when it has given out many.
-    fn message_for_reader(&mut self, queue: u64, sequence: u64) -> Message<'_> {
+    /// The same, to be given out: of those that have to be read the log may say [`Message::Pending`] to who has earned none, and
+    /// takes those that it gives off what he has earned.
+    fn message_for_reader(&mut self, queue: u64, sequence: u64, earned: &mut u32) -> Message<'_> {
+        let _ = earned;
         self.message(queue, sequence)
     }
     /// Messages of this queue below this sequence are never asked for again, not even after a restart.

@@ -23,6 +23,7 @@ mod consumer;
 mod control;
 mod dead_letter;
 mod dispatch;
+mod earned;
 mod effects;
 mod expiry;
 mod gather;
