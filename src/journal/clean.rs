@@ -30,6 +30,8 @@ const CHUNK_BYTES_MIN: usize = 64 << 10;
 const CHUNK_RATIO: usize = 3;
 /// A segment of which only this part is needed, in 1024ths, is cleaned as soon as that may be copied.
 const CHEAP: u64 = 256;
+/// Nothing is cleaned of which more than this part is needed, in 1024ths.
+pub(super) const SHARE_MAX: u64 = 512;
 /// Others wait until this part of a segment may be copied in one go: a half.
 const ROUND: u64 = 2;
 /// Steps of a turn: a question to the owner, a run or a message.
@@ -239,13 +241,13 @@ impl<D: Disk> Journal<D> {
             return (State::Waiting, false);
         }
         match self.find_victim() {
-            Some(epoch) => (State::Copying(Box::new(Victim::new(epoch))), true),
+            Some(victim) => (State::Copying(Box::new(victim)), true),
             None => (State::Waiting, false),
         }
     }
 
     /// The segment of which least is needed, if too much of the disk is taken and it may be copied now.
-    fn find_victim(&mut self) -> Option<u64> {
+    fn find_victim(&mut self) -> Option<Victim> {
         let (durable, unit) = (self.durable(), self.config.segment_bytes);
         let used = self.segments.iter().filter(|one| one.freed.is_none() && one.copied.is_none());
         let excess: i64 = used
@@ -257,11 +259,13 @@ impl<D: Disk> Journal<D> {
             })
             .sum();
         let exceeds = |segments: u64| u64::try_from(excess).is_ok_and(|one| one > segments * unit);
+        let records = |one: &Segment| one.live.map_or(0, |live| live.record_bytes);
         let worth = used.filter(|one| {
             let sealed = one.entry.end_lsn <= durable + 1;
-            sealed && !one.unreadable && share(one).is_some_and(|share| share <= 512)
+            let is_too_much = self.no_space.is_some() && self.takes_files(records(one));
+            let is_sparse = share(one).is_some_and(|share| share <= SHARE_MAX);
+            sealed && !one.unreadable && is_sparse && !is_too_much
         });
-        let records = |one: &Segment| one.live.map_or(0, |live| live.record_bytes);
         let all: u64 = worth.clone().map(records).sum();
         let best = worth.min_by_key(|one| share(one));
         let best = best.map(|one| (one.entry.epoch, records(one), share(one)));
@@ -271,8 +275,7 @@ impl<D: Disk> Journal<D> {
             return None;
         };
         self.cleaner.urgent = exceeds(URGENT_SEGMENTS);
-        // Acks need the last one, also if this is not finished.
-        if self.spares.len() < self.config.spares.min(2) {
+        if !self.may_copy(live) {
             return None;
         }
         if !self.is_idle() {
@@ -287,7 +290,7 @@ impl<D: Disk> Journal<D> {
             }
         }
         self.cleaner.in_round = true;
-        Some(epoch)
+        Some(Victim::new(epoch, live))
     }
 
     /// Goes on with asking how much of each segment is needed.

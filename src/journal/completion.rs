@@ -47,7 +47,9 @@ impl<D: Disk> Journal<D> {
             (Task::Batch { header, file_number, .. }, Err(error)) => {
                 self.fail(header.first_lsn, file_number, header.offset, &error);
             }
-            (Task::Footer { .. }, Ok(_)) | (Task::Remove, _) => {}
+            (Task::Footer { .. }, Ok(_)) => {}
+            // On a full disk that is room.
+            (Task::Remove, _) => self.retry_at = None,
             (Task::Footer { epoch, offset }, Err(error)) => {
                 let number = self.file_of(epoch).map_or(0, |(_, number)| number);
                 self.fail(self.frontier.durable() + 1, number, offset, &error);

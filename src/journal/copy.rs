@@ -39,6 +39,8 @@ struct Copy {
 #[derive(Debug)]
 pub(super) struct Victim {
     epoch: u64,
+    /// Of the records that are needed, when it was chosen.
+    bytes: u64,
     /// Where listing goes on: extent, and sequence in it.
     extent: usize,
     next: u64,
@@ -69,9 +71,10 @@ pub(super) enum Progress {
 }
 
 impl Victim {
-    pub(super) fn new(epoch: u64) -> Self {
+    pub(super) fn new(epoch: u64, bytes: u64) -> Self {
         Self {
             epoch,
+            bytes,
             extent: 0,
             next: 0,
             is_listed: false,
@@ -273,9 +276,17 @@ impl<D: Disk> Journal<D> {
     fn store(&mut self, victim: &mut Victim) -> Progress {
         // One batch with copies at a time, and that one mostly on its own.
         let has_room =
-            self.staging.as_ref().is_some_and(|one| one.bytes() < self.config.batch_bytes);
+            self.staging.as_ref().is_some_and(|one| one.bytes() < self.limits().batch_bytes);
         if self.cleaner.copied > self.durable() || !has_room || self.is_hindered(victim.epoch) {
             return Progress::Waits;
+        }
+        if self.takes_files(victim.bytes) {
+            if self.no_space.is_some() {
+                return Progress::GivenUp;
+            }
+            if !self.may_copy(victim.bytes) {
+                return Progress::Waits;
+            }
         }
         victim.gathered.sort_unstable_by_key(|copy| (copy.queue, copy.sequence));
         let mut stored = 0;

@@ -12,6 +12,7 @@ use super::format::{self, CLEAN, FRONTIER, Header};
 use super::frontier::Frontier;
 use super::index::{Index, Run};
 use super::read::{FarTurn, WaitingReads};
+use super::short::Limits;
 use super::space::{Head, Segment, Spare, Torn};
 use super::types::{
     AppendError, Config, Damage, Failure, JournalStatistics, Location, Lsn, Ready, RecordRef,
@@ -85,6 +86,8 @@ pub struct Journal<D: Disk> {
     pub(super) torn: Torn,
     /// The next segment file must have this many bytes at least.
     pub(super) wanted_bytes: u64,
+    /// The same of a segment that is begun on a full disk.
+    pub(super) least_bytes: u64,
     pub(super) no_space: Option<(i32, String)>,
     pub(super) retry_at: Option<Instant>,
     pub(super) index: Index,
@@ -145,6 +148,7 @@ impl<D: Disk> Journal<D> {
             surplus_least: 0,
             torn: start.torn,
             wanted_bytes: config.segment_bytes,
+            least_bytes: Config::SEGMENT_BYTES_MIN,
             no_space: None,
             retry_at: None,
             index: start.index,
@@ -175,36 +179,32 @@ impl<D: Disk> Journal<D> {
         }
         // Messages may be in the last segment already when it shows that the disk is full. Acks, of which each may take a block
         // and which free nothing for long, then go into two more by turns: whichever is full holds nothing but acks.
-        let reserve = self.config.spares.min(RESERVE);
         if let Some((errno, detail)) = &self.no_space
-            && self.spares.len() < reserve
+            && (!self.has_reserve() || self.is_head_short())
         {
             return Ready::NoSpace { errno: *errno, detail: detail.clone() };
         }
         // After a start on a full disk that does not show before the first attempt to make a file.
-        if !self.segments.is_empty() && self.spares.len() + 1 < reserve {
+        let reserve = self.config.spares.min(RESERVE);
+        if self.is_head_short() || !self.segments.is_empty() && self.spares.len() + 1 < reserve {
             return Ready::Full;
         }
         match &self.staging {
-            Some(staging) if staging.bytes() < self.config.batch_bytes => Ready::Ready,
+            Some(staging) if staging.bytes() < self.limits().batch_bytes => Ready::Ready,
             _ => Ready::Full,
         }
     }
 
-    /// Whether a group of the greatest length could be appended now.
+    /// Whether a group of the greatest length could be appended now. On a disk with no room for segments of the full length that may be less
+    /// than [`Self::group_bytes_max`]; what is longer waits.
     pub fn has_room(&self) -> bool {
-        let most = self.batch_bytes_max() - self.config.group_bytes_max();
+        let most = self.limits().batch_bytes;
         self.failure.is_none() && self.staging.as_ref().is_some_and(|one| one.bytes() <= most)
     }
 
     /// Longest group of records in bytes, each with its header.
     pub fn group_bytes_max(&self) -> usize {
         self.config.group_bytes_max()
-    }
-
-    /// Bytes that a batch may come to have: it takes a whole group as long as it has not reached its target.
-    pub(super) fn batch_bytes_max(&self) -> usize {
-        self.config.batch_bytes + self.config.group_bytes_max()
     }
 
     /// Begins a group: the records up to `commit` are there all or not at all. Groups do not nest.
@@ -233,8 +233,9 @@ impl<D: Disk> Journal<D> {
         if let Some(failure) = &self.failure {
             return Err(AppendError::Failed { errno: failure.errno });
         }
-        let most = self.batch_bytes_max();
         let limit_bytes = self.config.group_bytes_max();
+        let Limits { group_bytes, .. } = self.limits();
+        let most = self.limits().batch_bytes_max();
         let Some(staging) = &mut self.staging else { return Err(AppendError::Full) };
         let body: usize = record.parts.iter().map(|part| part.len()).sum();
         let bytes = format::record_bytes(body.min(limit_bytes));
@@ -242,7 +243,8 @@ impl<D: Disk> Journal<D> {
         let Some(length) = length.filter(|_| staging.group_bytes() + bytes <= limit_bytes) else {
             return Err(AppendError::TooLarge { limit_bytes });
         };
-        if staging.bytes() + bytes > most {
+        // A short segment takes shorter groups: it waits for a longer one.
+        if staging.bytes() + bytes > most || staging.group_bytes() + bytes > group_bytes {
             return Err(AppendError::Full);
         }
         Ok(staging.append(&record, length))
@@ -299,7 +301,7 @@ impl<D: Disk> Journal<D> {
     fn close_batch(&mut self) {
         let Some(staging) = &self.staging else { return };
         let busy = self.busy();
-        let enough = staging.bytes() >= self.config.batch_bytes.min(self.closed_bytes);
+        let enough = staging.bytes() >= self.limits().batch_bytes.min(self.closed_bytes);
         if !staging.is_empty() && (busy == 0 || enough && busy < self.config.depth) {
             self.close_staged(0);
         }
@@ -343,9 +345,8 @@ impl<D: Disk> Journal<D> {
 
     /// Begins a batch at the end of the segment, if there is room for a long one.
     pub(super) fn stage(&mut self) {
-        let most = self.batch_bytes_max().next_multiple_of(BLOCK_BYTES) as u64;
         let Some(head) = &self.head else { return };
-        if head.next_offset + most + TAIL_BYTES > head.bytes {
+        if head.next_offset + head.limits.room_bytes() > head.bytes {
             return;
         }
         let (epoch, offset) = (head.epoch, head.next_offset);

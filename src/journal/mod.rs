@@ -33,6 +33,7 @@ mod recovery;
 mod repair;
 mod room;
 mod scan;
+mod short;
 mod space;
 mod table;
 mod types;

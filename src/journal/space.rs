@@ -7,11 +7,12 @@ use std::time::{Duration, Instant};
 use super::batch::{Batch, Sealed};
 use super::canary::{Canary, planted};
 use super::contents::Contents;
-use super::engine::{Journal, TAIL_BYTES, Task};
+use super::engine::{Journal, Task};
 use super::footer::{Footer, footer_bytes};
 use super::format::{Header, RECORD_HEADER_BYTES, SNAPSHOT, SNAPSHOT_END, record_bytes};
+use super::short::Limits;
 use super::table::{Entry, KIND_FREED, KIND_SEGMENT, file_name};
-use super::types::{Lsn, RecordRef, Snapshot};
+use super::types::{Config, Lsn, RecordRef, Snapshot};
 use crate::disk::{BLOCK_BYTES, Buffer, Disk, Durability, FileId, Operation, errno};
 
 /// How long after a failed attempt a segment file is asked for again.
@@ -28,6 +29,9 @@ pub(super) struct Head {
     pub(super) file: FileId,
     pub(super) file_number: u64,
     pub(super) bytes: u64,
+    pub(super) limits: Limits,
+    /// See [`Journal::is_head_short`].
+    pub(super) is_short: bool,
     pub(super) first_lsn: Lsn,
     /// Where the batch after the last closed one goes.
     pub(super) next_offset: u64,
@@ -118,7 +122,7 @@ impl Torn {
         self.files.insert(file, Some(block));
     }
 
-    fn has(&self, file: FileId) -> bool {
+    pub(super) fn has(&self, file: FileId) -> bool {
         self.files.contains_key(&file) && !planted(Canary::CompleteTorn)
     }
 
@@ -188,40 +192,56 @@ impl<D: Disk> Writer<'_, D> {
 impl<D: Disk> Journal<D> {
     /// Begins a segment if the last one is full, or there is none yet.
     pub(super) fn begin_segment(&mut self, snapshot: &dyn Snapshot) {
-        if self.staging.is_some() {
+        if !self.is_segment_due() {
             return;
         }
         // With the last file it must be known what is free: else nobody could write that down if this process died.
-        if self.head.is_some() && self.spares.len() == 1 && self.busy() > 0 {
+        let is_last = match self.spares.len() {
+            0 => self.usable_files().count() == 1,
+            spares => spares == 1,
+        };
+        if self.head.is_some() && is_last && self.busy() > 0 {
             return;
         }
         self.take_recovered();
         if self.checkpoint_is_durable() {
             self.torn.forget();
         }
-        let fits = |spare: &Spare| spare.bytes >= self.wanted_bytes && !self.torn.has(spare.file);
-        let Some(at) = self.spares.iter().position(fits) else {
+        let Some(spare) = self.next_free_file() else {
             self.void_torn();
             return;
         };
-        let spare = self.spares[at];
+        // Empty, if there is one.
+        self.staging = None;
         let (lsn, chain) = (self.next_lsn, self.chain);
         let useless = self.useless_segments(snapshot);
         let sealed = self.write_checkpoint(snapshot, spare.bytes, &useless);
         let end = sealed.last().map_or(0, |sealed| sealed.header.end_offset());
-        let most = self.batch_bytes_max().next_multiple_of(BLOCK_BYTES) as u64;
-        if end + most + TAIL_BYTES > spare.bytes {
+        let is_short = spare.bytes < self.wanted_bytes;
+        let choices = Limits::in_file(&self.config, spare.bytes, is_short);
+        let fitting = choices.iter().find(|one| end + one.room_bytes() <= spare.bytes);
+        let Some(limits) = fitting.copied() else {
             // The state needs a longer file.
-            self.wanted_bytes =
-                (end + 2 * most + TAIL_BYTES).next_multiple_of(self.config.segment_bytes);
+            if is_short {
+                self.least_bytes = end + choices[1].room_bytes();
+            } else {
+                let most = choices[0].batch_bytes_max().next_multiple_of(BLOCK_BYTES) as u64;
+                let wanted = end + choices[0].room_bytes() + most;
+                self.wanted_bytes = wanted.next_multiple_of(self.config.segment_bytes);
+            }
             (self.next_lsn, self.chain) = (lsn, chain);
             for Sealed { buffer, .. } in sealed {
                 self.cache.recycle(buffer);
             }
+            self.stage();
             return;
+        };
+        self.least_bytes = Config::SEGMENT_BYTES_MIN;
+        if !is_short {
+            self.wanted_bytes = self.config.segment_bytes;
         }
-        self.wanted_bytes = self.config.segment_bytes;
-        self.spares.remove(at);
+        self.spares.retain(|other| other.file != spare.file);
+        self.surplus.retain(|other| other.file != spare.file);
         if let Some((entry, head)) = self.head_entry(lsn, chain).zip(self.head.take()) {
             let Head { file, bytes, contents, .. } = head;
             self.segments.push(Segment::new(entry, file, bytes, contents));
@@ -231,6 +251,8 @@ impl<D: Disk> Journal<D> {
             file: spare.file,
             file_number: spare.number,
             bytes: spare.bytes,
+            limits,
+            is_short,
             first_lsn: lsn,
             next_offset: end,
             checkpoint_lsn: self.next_lsn - 1,
@@ -249,11 +271,25 @@ impl<D: Disk> Journal<D> {
         self.stage();
     }
 
+    /// Whether the last segment is full or there is none, or a short one can be left for a long one.
+    fn is_segment_due(&self) -> bool {
+        match &self.staging {
+            None => true,
+            Some(staging) => {
+                let is_long = |spare: &Spare| spare.bytes >= self.wanted_bytes;
+                self.is_head_short()
+                    && staging.is_empty()
+                    && self.has_reserve()
+                    && self.spares.iter().any(is_long)
+            }
+        }
+    }
+
     /// There is no free file but those with torn beginnings: takes the first one's away.
     fn void_torn(&mut self) {
-        let wanted = self.wanted_bytes;
-        let long = self.spares.iter().filter(|spare| spare.bytes >= wanted);
-        let block = long.copied().find_map(|Spare { file, number, .. }| {
+        let is_torn = |spare: &&Spare| self.torn.files.contains_key(&spare.file);
+        let torn = self.usable_files().find(is_torn).copied();
+        let block = torn.and_then(|Spare { file, number, .. }| {
             let block = self.torn.files.get_mut(&file)?;
             Some((file, number, block.take()))
         });
@@ -285,17 +321,19 @@ impl<D: Disk> Journal<D> {
     /// After a start without a free file: one that the journal said was free. That lacks a witness, which only a new segment could
     /// bring; but it was made durable before it was read, so that every recovery finds it.
     fn take_recovered(&mut self) {
-        let (durable, wanted) = (self.durable(), self.wanted_bytes);
+        let (durable, usable) = (self.durable(), self.usable_bytes());
         let is_free = |segment: &Segment| {
-            segment.freed.is_some_and(|lsn| lsn <= durable) && segment.bytes >= wanted
+            segment.freed.is_some_and(|lsn| lsn <= durable) && segment.bytes >= usable
         };
         if self.head.is_none()
-            && self.spares.iter().all(|spare| spare.bytes < wanted)
+            && self.usable_files().next().is_none()
             && let Some(at) = self.segments.iter().position(is_free)
         {
             let Segment { entry, file, bytes, .. } = self.segments.remove(at);
             self.figures.freed += 1;
-            self.spares.push(Spare { file, number: entry.file_number, bytes });
+            let spare = Spare { file, number: entry.file_number, bytes };
+            if bytes >= self.wanted_bytes { &mut self.spares } else { &mut self.surplus }
+                .push(spare);
         }
     }
 
@@ -441,16 +479,14 @@ impl<D: Disk> Journal<D> {
     /// Removes freed files that are too many, and every so often those that were not needed since the last time: as many as there
     /// were at least.
     fn drop_surplus(&mut self, now: Instant) {
+        self.give_back_short();
         self.surplus_least = self.surplus_least.min(self.surplus.len());
         let is_due = self.surplus_due.is_some_and(|due| due <= now);
         let idle = if is_due { self.surplus_least } else { 0 };
         let most = self.config.kept.min(self.surplus.len() - idle);
         // Before that the free files may still tell something to a recovery.
         if self.checkpoint_is_durable() && self.spares.len() >= self.config.spares {
-            for Spare { file, .. } in self.surplus.split_off(most) {
-                let ticket = self.ticket(Task::Remove);
-                self.disk.submit(ticket, Operation::Remove { file });
-            }
+            self.remove_surplus(most);
         }
         if self.surplus.is_empty() {
             self.surplus_due = None;
@@ -460,9 +496,10 @@ impl<D: Disk> Journal<D> {
         }
     }
 
-    /// A segment is to be begun and no file is long enough.
+    /// A segment is to be begun and no file is long enough for messages.
     pub(super) fn wants_longer(&self) -> bool {
-        self.staging.is_none() && self.spares.iter().all(|spare| spare.bytes < self.wanted_bytes)
+        let is_due = self.staging.is_none() || self.is_head_short();
+        is_due && self.spares.iter().all(|spare| spare.bytes < self.wanted_bytes)
     }
 
     /// A segment file could not be made: that is no failure.

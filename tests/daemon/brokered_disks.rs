@@ -184,6 +184,43 @@ fn a_full_disk_does_not_lock_up() {
     }
 }
 
+/// Acknowledgements go into the files that are there, and make room for longer ones.
+#[test]
+fn segments_of_another_length_on_a_full_disk_do_not_lock_up() {
+    let Some(mounted) = Mounted::tmpfs(1 << 20) else { return };
+    let (mut next, mut stored) = (0, 0);
+    for (length, ending) in
+        [("64KiB", Signal::SIGTERM), ("192KiB", Signal::SIGKILL), ("64KiB", Signal::SIGTERM)]
+    {
+        let mut daemon = serve(mounted.path(), &["--segment-size", length]);
+        let client = connect(&daemon);
+        if next == 0 {
+            client.create_queue("q", durable()).unwrap();
+        }
+        assert_eq!(inside(&client, "q").messages, stored as u64);
+        drain(&client, next - stored, next);
+        eventually("room", || client.status().unwrap().troubles.is_empty().then_some(()));
+        let mut sending = producer(&client, "q");
+        let end = fill(&mut sending, next);
+        assert!(end > next + 100, "{length}: {next} to {end}");
+        let troubles = client.status().unwrap().troubles;
+        assert!(troubles.len() == 1 && troubles[0].contains("no room"), "{troubles:?}");
+        // What is still in the lane goes with the daemon.
+        stored = usize::try_from(inside(&client, "q").messages).unwrap();
+        next += stored;
+        drop((sending, client));
+        let broker = daemon.status().broker_pid;
+        if ending == Signal::SIGKILL {
+            signal(broker, Signal::SIGSTOP);
+            daemon.end(ending);
+            signal(broker, ending);
+            eventually("the end of the broker", || (!is_alive(broker)).then_some(()));
+        } else {
+            daemon.end(ending);
+        }
+    }
+}
+
 #[test]
 fn a_broker_that_crashes_on_a_full_disk_leaves_room_for_acknowledgements() {
     let Some(mounted) = Mounted::tmpfs(1 << 20) else { return };

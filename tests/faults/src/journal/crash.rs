@@ -1,8 +1,9 @@
 //! Power cuts: every disk that one could leave is opened and checked, and goes on to the next power cut.
 
 use ringmain::disk::simulated::{CrashOptions, CrashStates, Simulation};
+use ringmain::journal::Ready;
 
-use super::driver::{Driver, PATIENCE};
+use super::driver::{Driver, PATIENCE, config};
 use super::model::Model;
 use crate::random::Random;
 
@@ -19,6 +20,8 @@ pub struct Size {
     pub exhaustive: usize,
     /// Of more, so many are drawn.
     pub drawn: usize,
+    /// Each process has segments of another length, and the disk is so small that it is full most of the time.
+    pub resized: bool,
 }
 
 impl Size {
@@ -29,10 +32,32 @@ impl Size {
     }
 
     /// For every change.
-    pub const SHORT: Self =
-        Self { states: 100_000, steps: 260, every: 10, exhaustive: 4_096, drawn: 48 };
+    pub const SHORT: Self = Self {
+        states: 100_000,
+        steps: 260,
+        every: 10,
+        exhaustive: 4_096,
+        drawn: 48,
+        resized: false,
+    };
     /// For planted bugs.
-    pub const TINY: Self = Self { states: 30_000, steps: 260, every: 2, exhaustive: 64, drawn: 24 };
+    pub const TINY: Self =
+        Self { states: 30_000, every: 2, exhaustive: 64, drawn: 24, ..Self::SHORT };
+
+    /// Bytes of the disk.
+    fn capacity(&self) -> Option<u64> {
+        self.resized.then_some(12 * config().segment_bytes)
+    }
+
+    /// The next process: its seed and the length of its segments. Four of the longest fill the disk.
+    fn process(&self, random: &mut Random) -> (u64, u64) {
+        let (seed, shortest) = (random.any(), config().segment_bytes);
+        if !self.resized {
+            return (seed, shortest);
+        }
+        // Even: with fewer files than a daemon holds ready a start on a full disk is not certain to find one.
+        (seed & !1, shortest * [2, 3, 4, 6][random.below(4)] / 2)
+    }
 }
 
 /// What was done.
@@ -46,6 +71,8 @@ pub struct Count {
     pub nested: usize,
     /// Segments that were cleaned.
     pub cleaned: u64,
+    /// Processes that ended on a full disk.
+    pub full: usize,
 }
 
 /// Runs until the size is reached; an error says how to repeat it.
@@ -60,15 +87,27 @@ pub fn run(seed: u64, size: Size) -> Result<Count, String> {
     Ok(count)
 }
 
+/// So many disks with processes whose segments have different lengths, without a look at what power cuts leave between their ends.
+pub fn resized(seed: u64, disks: u64) -> Result<Count, String> {
+    let mut count = Count::default();
+    for seed in (0..disks).map(|number| seed.wrapping_add(number)) {
+        let size = Size { resized: true, steps: 600, every: usize::MAX, ..Size::SHORT };
+        run_one(seed, size, &mut count).map_err(|what| format!("RINGMAIN_SEED={seed}: {what}"))?;
+    }
+    Ok(count)
+}
+
 /// One disk and the processes that use it one after the other.
 fn run_one(seed: u64, size: Size, count: &mut Count) -> Result<(), String> {
     let mut random = Random::new(seed);
     let mut simulation = Simulation::new();
     simulation.hold();
+    simulation.set_capacity(size.capacity());
     let mut model = Model::default();
     for life in 0..4 {
         let start = simulation.point();
-        let mut driver = Driver::open(&simulation, model, random.any())
+        let (seed, bytes) = size.process(&mut random);
+        let mut driver = Driver::open_with(&simulation, model, seed, bytes)
             .map_err(|error| format!("life {life}: {error}"))?;
         count.lives += 1;
         for _ in 0..random.below(size.steps) + size.steps / 2 {
@@ -80,6 +119,7 @@ fn run_one(seed: u64, size: Size, count: &mut Count) -> Result<(), String> {
         if let Some(complaint) = driver.complaint.take() {
             return Err(complaint);
         }
+        count.full += usize::from(matches!(driver.journal.is_ready(), Ready::NoSpace { .. }));
         count.cleaned += driver.journal.statistics().cleaned;
         match random.below(4) {
             0 => driver.settle(),
@@ -109,7 +149,13 @@ fn run_one(seed: u64, size: Size, count: &mut Count) -> Result<(), String> {
                 .or_else(|| simulation.crash_states(simulation.point(), options).next());
             simulation = next.ok_or("there is always a state")?;
             simulation.hold();
+            simulation.set_capacity(size.capacity());
         }
+    }
+    if size.resized {
+        let (seed, bytes) = size.process(&mut random);
+        let last = Driver::open_with(&simulation, model, seed, bytes);
+        last.map_err(|error| error.to_string())?.drain()?;
     }
     Ok(())
 }
@@ -133,7 +179,8 @@ fn check_points(
                 count.states += 1;
                 let nested = random.below(16) == 0;
                 count.nested += usize::from(nested);
-                check_state(driver, &state, point, nested, random)
+                state.set_capacity(size.capacity());
+                check_state(driver, &state, point, (nested, size), random)
                     .map_err(|what| format!("point {point}, state {number}: {what}"))?;
             }
             if exhaustive && !garbage {
@@ -170,11 +217,13 @@ fn check_state(
     driver: &Driver,
     state: &Simulation,
     point: usize,
-    nested: bool,
+    (nested, size): (bool, Size),
     random: &mut Random,
 ) -> Result<(), String> {
     let model = driver.model.clone();
-    let mut found = Driver::open(state, model, random.any()).map_err(|error| error.to_string())?;
+    let (seed, bytes) = size.process(random);
+    let found = Driver::open_with(state, model, seed, bytes);
+    let mut found = found.map_err(|error| error.to_string())?;
     found.check(&driver.model, driver.promised(point))?;
     if nested { go_on(found, state, random) } else { Ok(()) }
 }

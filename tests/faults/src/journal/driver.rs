@@ -55,9 +55,20 @@ pub struct Driver {
 
 impl Driver {
     /// Opens the journal of a disk. The model keeps what is there.
-    pub fn open(simulation: &Simulation, mut model: Model, seed: u64) -> Result<Self, OpenError> {
+    pub fn open(simulation: &Simulation, model: Model, seed: u64) -> Result<Self, OpenError> {
+        Self::open_with(simulation, model, seed, config().segment_bytes)
+    }
+
+    /// The same; new segments have this length.
+    pub fn open_with(
+        simulation: &Simulation,
+        mut model: Model,
+        seed: u64,
+        segment_bytes: u64,
+    ) -> Result<Self, OpenError> {
         let mut owner = Owner::default();
         let config = Config {
+            segment_bytes,
             // As in life: no two new journals have the same number, even if the second one takes the place of one of which
             // nothing was left but batches behind a torn beginning.
             journal_id: config().journal_id + u128::from(seed),
@@ -239,6 +250,39 @@ impl Driver {
             if done || self.failed {
                 return;
             }
+        }
+    }
+
+    /// Acknowledges everything, one by one: however full the disk is, that goes on, and then there is room for messages.
+    pub fn drain(&mut self) -> Result<(), String> {
+        self.settle();
+        for queue in 1..=4 {
+            while self.owner.state().get(&queue).is_some_and(|it| !it.unacknowledged.is_empty()) {
+                let mut acknowledged = self.acknowledge(queue);
+                for _ in 0..2 {
+                    // With nothing in flight the next segment is still to be begun.
+                    self.settle();
+                    if acknowledged.is_err() {
+                        acknowledged = self.acknowledge(queue);
+                    }
+                }
+                self.settle();
+                if acknowledged.is_err() || self.journal.durable() < self.journal.last_lsn() {
+                    let figures = self.journal.statistics();
+                    let files = self.simulation.files();
+                    return Err(format!(
+                        "acknowledgements are stuck ({acknowledged:?}): {figures:?} {files:?}"
+                    ));
+                }
+            }
+        }
+        for _ in 0..8 {
+            self.pass_second();
+            self.settle();
+        }
+        match self.journal.is_ready() {
+            Ready::Ready => Ok(()),
+            other => Err(format!("{other:?} without a message: {:?}", self.simulation.files())),
         }
     }
 

@@ -1,6 +1,6 @@
 //! Every disk that a power cut could leave.
 
-use ringmain_faults::journal::crash::{Size, run};
+use ringmain_faults::journal::crash::{Size, resized, run};
 use ringmain_faults::journal::forged::{Field, forge};
 use ringmain_faults::journal::{kills, torn};
 use ringmain_faults::random::Random;
@@ -12,6 +12,20 @@ fn every_power_cut_is_survived() {
     println!("{count:?}");
     assert!(count.exhaustive_points > 0 && count.nested > 0, "{count:?}");
     assert!(count.cleaned > 20, "{count:?}");
+}
+
+/// Each process has longer or shorter segments than the one before, on a disk that is mostly full; at the end everything is acknowledged.
+#[test]
+fn every_power_cut_is_survived_with_segments_of_any_length_on_a_full_disk() {
+    let seed = Random::seed_from_environment();
+    let size =
+        Size { resized: true, states: 30_000, steps: 600, every: 60, ..Size::from_environment() };
+    let count = run(seed, size).unwrap_or_else(|what| panic!("{what}"));
+    println!("{count:?}");
+    assert!(count.full > 4 && count.cleaned > 20, "{count:?}");
+    let count = resized(seed, 100).unwrap_or_else(|what| panic!("{what}"));
+    println!("{count:?}");
+    assert!(count.full > 100 && count.cleaned > 100, "{count:?}");
 }
 
 #[test]

@@ -8,3 +8,4 @@ mod damage;
 mod disks;
 mod far;
 mod golden;
+mod sizes;
