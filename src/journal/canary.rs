@@ -40,11 +40,15 @@ pub enum Canary {
     RepeatIncarnation,
     /// Of a batch in memory some message of the queue is given, not the one that was asked for.
     NearestMessage,
+    /// A batch that is not whole is damage, also where nothing counts.
+    NeedStale,
+    /// What lies behind the header of a batch is not verified.
+    TrustBody,
 }
 
 impl Canary {
     /// All of them.
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 19] = [
         Self::SkipSync,
         Self::SkipOpenSync,
         Self::SkipDirectorySync,
@@ -62,6 +66,8 @@ impl Canary {
         Self::CompleteTorn,
         Self::RepeatIncarnation,
         Self::NearestMessage,
+        Self::NeedStale,
+        Self::TrustBody,
     ];
 }
 

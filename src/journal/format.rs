@@ -2,6 +2,7 @@
 
 use xxhash_rust::xxh3::xxh3_64;
 
+use super::canary::{Canary, planted};
 use super::types::{Lsn, RecordRef};
 use crate::disk::BLOCK_BYTES;
 
@@ -243,7 +244,8 @@ pub fn body_error(bytes: &[u8], header: &Header) -> Option<&'static str> {
     let Some(bytes) = bytes.get(..header.disk_bytes()) else {
         return Some("a batch is longer than what is left of its file");
     };
-    if body_checksum(&bytes[HEADER_BYTES..]) != header.body_checksum {
+    let is_right = body_checksum(&bytes[HEADER_BYTES..]) == header.body_checksum;
+    if !is_right && !planted(Canary::TrustBody) {
         return Some("the checksum of a batch is wrong");
     }
     if header.flags & (FILLER | FOOTER) != 0 {

@@ -210,7 +210,16 @@ impl FileFacts {
         }
         let bytes = window.at(disk, (self.file, &self.name), offset, header.disk_bytes())?;
         let error = format::body_error(bytes, &header);
-        if error.is_some() {
+        if let Some(what) = error {
+            if planted(Canary::NeedStale) {
+                let (file, what) = (self.name.clone(), what.to_owned());
+                return Err(OpenError::Corrupt(Damage {
+                    lsn: header.first_lsn,
+                    file,
+                    offset,
+                    what,
+                }));
+            }
             found.push(Found::broken(header, error));
             return Ok(next);
         }

@@ -1,9 +1,11 @@
 //! A sample journal, damaged at every place: the damage is noticed, or it hits what has no witness yet, and nothing more than that is lost.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use ringmain::disk::BLOCK_BYTES;
 use ringmain::disk::simulated::Simulation;
-use ringmain::journal::format::{FOOTER, Header};
-use ringmain::journal::{Lsn, OpenError};
+use ringmain::journal::format::{FOOTER, Header, Records};
+use ringmain::journal::{FLAG_MESSAGE, Lsn, OpenError, inspect};
 
 use super::driver::Driver;
 use super::model::Model;
@@ -18,6 +20,12 @@ pub struct Sample {
     /// Last record with a witness.
     pub witnessed: Lsn,
     pub batches: Vec<Place>,
+    /// Files of which something counts, and the segments in them.
+    used: BTreeMap<String, u64>,
+    /// Batches that hold something that is asked for: an unacknowledged message at its newest place, or what is replayed.
+    live: BTreeSet<usize>,
+    /// Batches in free files that hold messages that are still asked for: the cleaner has copied these.
+    copied: BTreeSet<usize>,
 }
 
 /// A batch of the sample.
@@ -71,7 +79,70 @@ impl Sample {
         if found != Some(witnessed) || model.operations.last().map(|last| last.lsn) != Some(last) {
             return Err(format!("a sample of its own kind: {found:?}, {last}"));
         }
-        Ok(Self { simulation, model, last, witnessed, batches })
+        let used = used(&simulation)?;
+        let mut sample = Self {
+            simulation,
+            model,
+            last,
+            witnessed,
+            batches,
+            used,
+            live: BTreeSet::new(),
+            copied: BTreeSet::new(),
+        };
+        sample.look()?;
+        Ok(sample)
+    }
+
+    fn batch_at(&self, file: &str, offset: u64) -> Option<usize> {
+        self.batches.iter().position(|place| {
+            place.file == file && (place.offset..place.offset + place.bytes).contains(&offset)
+        })
+    }
+
+    /// Whether nothing that is in this file counts.
+    fn is_free(&self, file: &str) -> bool {
+        !self.used.contains_key(file)
+    }
+
+    /// Finds out which batches are asked for.
+    fn look(&mut self) -> Result<(), String> {
+        let state = self.model.state_at(self.last)?;
+        let head = self.used.values().max();
+        let (mut live, mut copied) = (BTreeSet::new(), BTreeSet::new());
+        let mut newest = BTreeMap::new();
+        for (at, place) in self.batches.iter().enumerate() {
+            let header = &place.header;
+            let is_used = self.used.get(&place.file) == Some(&header.epoch);
+            if is_used && Some(&header.epoch) == head {
+                live.insert(at);
+            }
+            let bytes = self.simulation.bytes(&place.file).unwrap_or_default();
+            let batch = usize::try_from(place.offset).ok().and_then(|at| bytes.get(at..));
+            let records = Records::new(batch.unwrap_or_default(), header);
+            for (lsn, record) in (header.first_lsn..).zip(records) {
+                let name = (record.queue, record.sequence);
+                if record.flags & FLAG_MESSAGE == 0 || !state.lengths.contains_key(&name) {
+                    continue;
+                }
+                if self.is_free(&place.file) {
+                    copied.insert(at);
+                } else if is_used {
+                    let known = newest.entry(name).or_insert((lsn, at));
+                    *known = (lsn, at).max(*known);
+                }
+            }
+        }
+        if newest.len() != state.lengths.len() {
+            return Err(format!(
+                "{} of {} messages lie in files in use",
+                newest.len(),
+                state.lengths.len()
+            ));
+        }
+        live.extend(newest.into_values().map(|(_, at)| at));
+        (self.live, self.copied) = (live, copied);
+        Ok(())
     }
 
     /// Whether this byte lies in a batch without a witness.
@@ -109,6 +180,13 @@ impl Sample {
     }
 }
 
+/// Files in use, and the epochs of the segments in them.
+fn used(simulation: &Simulation) -> Result<BTreeMap<String, u64>, String> {
+    let seen = inspect(&mut simulation.copy().disk()).map_err(|error| error.to_string())?;
+    let used = seen.segments.into_iter().filter(|file| ["head", "sealed"].contains(&&*file.state));
+    Ok(used.map(|file| (file.file, file.epoch)).collect())
+}
+
 /// All batches, stale ones included.
 pub fn batches(simulation: &Simulation) -> Vec<Place> {
     let mut places = Vec::new();
@@ -131,9 +209,22 @@ pub fn batches(simulation: &Simulation) -> Vec<Place> {
     places
 }
 
+/// What became of flipped bytes.
+#[derive(Debug, Default, Clone, Copy)]
+pub struct Flips {
+    /// By [`Verdict`].
+    pub verdicts: [usize; 4],
+    /// Of these, in files that hold nothing.
+    pub free: usize,
+    /// Of these, in batches that lie there from before.
+    pub stale: usize,
+    /// Of these, where a message lies that is still asked for, and has a copy elsewhere.
+    pub copied: usize,
+}
+
 /// Flips a byte at each place, `step` bytes apart, and at each byte of each header.
-pub fn flips(sample: &Sample, step: usize, first: usize) -> Result<[usize; 4], String> {
-    let mut counts = [0; 4];
+pub fn flips(sample: &Sample, step: usize, first: usize) -> Result<Flips, String> {
+    let mut flips = Flips::default();
     for (file, length) in sample.simulation.files() {
         for offset in 0..length {
             let place = usize::try_from(offset).map_err(|error| error.to_string())?;
@@ -149,38 +240,23 @@ pub fn flips(sample: &Sample, step: usize, first: usize) -> Result<[usize; 4], S
             if (verdict == Verdict::Cut) != no_witness {
                 return Err(at(format!("{verdict:?}, witness missing: {no_witness}")));
             }
-            let used = sample.batches.iter().any(|place| {
-                let bytes = place.offset..place.offset + place.bytes;
-                place.file == file && bytes.contains(&offset)
-            });
-            if used && verdict == Verdict::Harmless && sample.is_live(&file, offset) {
+            let batch = sample.batch_at(&file, offset);
+            if sample.is_free(&file) {
+                if verdict != Verdict::Harmless {
+                    return Err(at(format!("{verdict:?} in a free file")));
+                }
+                flips.free += 1;
+                flips.stale += usize::from(batch.is_some());
+                flips.copied += usize::from(batch.is_some_and(|at| sample.copied.contains(&at)));
+            } else if verdict == Verdict::Harmless
+                && batch.is_some_and(|at| sample.live.contains(&at))
+            {
                 return Err(at("not noticed".to_owned()));
             }
-            counts[verdict as usize] += 1;
+            flips.verdicts[verdict as usize] += 1;
         }
     }
-    Ok(counts)
-}
-
-impl Sample {
-    /// Whether a batch there holds something that is asked for: an unacknowledged message, or what is replayed.
-    fn is_live(&self, file: &str, offset: u64) -> bool {
-        let Ok(state) = self.model.state_at(self.last) else { return true };
-        let place = self.batches.iter().find(|place| {
-            place.file == file && (place.offset..place.offset + place.bytes).contains(&offset)
-        });
-        let Some(place) = place else { return false };
-        let youngest = self.batches.iter().map(|place| place.header.epoch).max();
-        let in_head = Some(place.header.epoch) == youngest;
-        let lsns = place.header.first_lsn..place.header.end_lsn();
-        let holds = self.model.operations.iter().any(|operation| match &operation.what {
-            super::model::What::Publish { queue, sequence, .. } => {
-                lsns.contains(&operation.lsn) && state.lengths.contains_key(&(*queue, *sequence))
-            }
-            super::model::What::Ack { .. } => false,
-        });
-        in_head || holds
-    }
+    Ok(flips)
 }
 
 /// Shortens each file to every length, `step` bytes apart.

@@ -8,6 +8,8 @@ use ringmain_faults::journal::forged::{Field, forge};
 use ringmain_faults::journal::rot::{Sample, flips, unreadable};
 use ringmain_faults::journal::{kills, torn};
 
+use super::damage::KEEPS;
+
 /// Whether one of the suites notices it.
 fn caught(canary: Canary, suite: impl Fn() -> Result<(), String> + std::panic::UnwindSafe) {
     plant(Some(canary));
@@ -74,6 +76,24 @@ fn cut_on_read_error() {
 #[test]
 fn cut_witnessed() {
     caught(Canary::CutWitnessed, || flips(&Sample::new(1, 3)?, 97, 0).map(drop));
+}
+
+#[test]
+fn need_stale() {
+    caught(Canary::NeedStale, || flips(&Sample::new(KEEPS, 3)?, 97, 0).map(drop));
+}
+
+#[test]
+fn trust_body() {
+    caught(Canary::TrustBody, || flips(&Sample::new(KEEPS, 3)?, 97, 0).map(drop));
+}
+
+#[test]
+fn samples_without_a_bug_pass() {
+    for sample in [1, KEEPS] {
+        let sample = Sample::new(sample, 3).unwrap_or_else(|what| panic!("{what}"));
+        flips(&sample, 97, 0).unwrap_or_else(|what| panic!("{what}"));
+    }
 }
 
 #[test]

@@ -5,33 +5,44 @@ use ringmain_faults::journal::repairs;
 use ringmain_faults::journal::rot::{Sample, flips, truncations, unreadable};
 use ringmain_faults::random::Random;
 
+/// A sample with old batches in files that are kept for use again, some of them with messages that the cleaner has copied.
+pub(super) const KEEPS: u64 = 28;
+
 fn is_long() -> bool {
     std::env::var("RINGMAIN_CRASH").is_ok_and(|size| size == "long")
 }
 
 #[test]
 fn a_flipped_byte_is_noticed_or_has_no_witness() {
-    let sample = Sample::new(1, 3).unwrap_or_else(|what| panic!("{what}"));
     let seed = Random::seed_from_environment();
     let step = if is_long() { 1 } else { 13 };
     let first = usize::try_from(seed % 13).expect("below 13");
-    let counts = flips(&sample, step, first).unwrap_or_else(|what| panic!("{what}"));
-    println!("{counts:?}");
-    assert!(counts.iter().all(|count| *count > 0), "{counts:?}");
+    // The second one keeps freed files.
+    for (sample, keeps) in [(1, false), (KEEPS, true)] {
+        let sample = Sample::new(sample, 3).unwrap_or_else(|what| panic!("{what}"));
+        let flips = flips(&sample, step, first).unwrap_or_else(|what| panic!("{what}"));
+        println!("{flips:?}");
+        assert!(flips.verdicts.iter().all(|count| *count > 0), "{flips:?}");
+        assert!(flips.free > 0 && (flips.copied > 100 || !keeps), "{flips:?}");
+    }
 }
 
 #[test]
 fn a_missing_end_is_noticed_or_has_no_witness() {
-    let sample = Sample::new(2, 3).unwrap_or_else(|what| panic!("{what}"));
-    let counts = truncations(&sample, if is_long() { 1 } else { 97 });
-    println!("{:?}", counts.unwrap_or_else(|what| panic!("{what}")));
+    for sample in [2, KEEPS] {
+        let sample = Sample::new(sample, 3).unwrap_or_else(|what| panic!("{what}"));
+        let counts = truncations(&sample, if is_long() { 1 } else { 97 });
+        println!("{:?}", counts.unwrap_or_else(|what| panic!("{what}")));
+    }
 }
 
 #[test]
 fn an_unreadable_block_is_no_end() {
-    let sample = Sample::new(3, 3).unwrap_or_else(|what| panic!("{what}"));
-    let counts = unreadable(&sample).unwrap_or_else(|what| panic!("{what}"));
-    println!("{counts:?}");
+    for sample in [3, KEEPS] {
+        let sample = Sample::new(sample, 3).unwrap_or_else(|what| panic!("{what}"));
+        let counts = unreadable(&sample).unwrap_or_else(|what| panic!("{what}"));
+        println!("{counts:?}");
+    }
 }
 
 #[test]
