@@ -11,3 +11,4 @@ pub mod map;
 pub mod membarrier;
 pub mod memory;
 pub mod packet;
+pub mod slice;

@@ -51,18 +51,22 @@ pub(crate) struct Task {
     cpu: Option<usize>,
 }
 
-/// Two processors, so that nobody is moved to where the other one runs.
+/// One for each if there are so many, so that nobody is moved to where another one runs: a producer that leaves the shard's processor
+/// because a replay begins has other wake-ups, whatever the replay costs.
 #[derive(Debug, Clone, Copy, Serialize)]
 struct Cpus {
     shard: usize,
     consumer: usize,
+    /// On the consumer's if there are only two.
+    producer: usize,
 }
 
 impl Cpus {
     /// `None` if there are not two.
     fn choose() -> Option<Self> {
         match affinity::available_cpus().unwrap_or_default()[..] {
-            [consumer, shard, ..] => Some(Self { shard, consumer }),
+            [consumer, shard] => Some(Self { shard, consumer, producer: consumer }),
+            [consumer, shard, producer, ..] => Some(Self { shard, consumer, producer }),
             _ => None,
         }
     }
@@ -161,6 +165,9 @@ fn measure(args: &ReplayArgs, messages: u64, shape: &Shape) -> Outcome<Answer> {
     };
     let (mut alone, mut beside) = (Flow::new(), Flow::new());
     if let Some(load) = &mut load {
+        if let Some(cpus) = cpus {
+            pin(cpus.producer)?;
+        }
         load.run(SLICE)?;
         publish_alone(load, args.alone, &mut alone)?;
     }
@@ -208,6 +215,12 @@ fn measure(args: &ReplayArgs, messages: u64, shape: &Shape) -> Outcome<Answer> {
         file_system,
         host: Host::look(),
     })
+}
+
+fn pin(cpu: usize) -> Outcome {
+    affinity::pin_current_thread(cpu)
+        .map(|_| ())
+        .map_err(|error| Failure::system("pin to a processor", &error))
 }
 
 /// Publishes for so long while nobody replays.
@@ -282,8 +295,7 @@ fn wait(
 pub(crate) fn replay(task: &Task, parent: &Parent) -> Outcome<Replayed> {
     let client = Client::connect(&task.socket)?;
     if let Some(cpu) = task.cpu {
-        affinity::pin_current_thread(cpu)
-            .map_err(|error| Failure::system("pin to a processor", &error))?;
+        pin(cpu)?;
     }
     parent.wait_for_go()?;
     let start_ns = monotonic_ns();
@@ -364,9 +376,12 @@ impl Answer {
             );
         }
         match self.cpus {
-            Some(Cpus { shard, consumer }) => {
-                facts.add("pinned", format!("shard to processor {shard}, consumer to {consumer}"))
-            }
+            Some(Cpus { shard, consumer, producer }) => facts.add(
+                "pinned",
+                format!(
+                    "shard to processor {shard}, consumer to {consumer}, producer to {producer}"
+                ),
+            ),
             None => facts.add("pinned", "nothing: there are not two processors"),
         }
         facts.add("disk", &self.file_system);
