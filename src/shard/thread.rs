@@ -386,8 +386,18 @@ impl<D: Disk> Shard<D> {
         for place in &touched {
             again |= self.tend_one(*place);
         }
+        // A client that is woken may run at once, on this very processor: by then all that there is for it lies in its rings.
+        for place in &touched {
+            self.wake(*place);
+        }
         self.handles.reuse_touched(touched);
         again
+    }
+
+    fn wake(&mut self, place: usize) {
+        let Some(handle) = self.handles.get_mut(place) else { return };
+        self.woke += u32::from(handle.wake());
+        ring_doorbells(&self.outbox, handle);
     }
 
     fn tend_one(&mut self, place: usize) -> bool {
@@ -403,14 +413,13 @@ impl<D: Disk> Shard<D> {
             self.logic.released(key, handle.released_position());
         }
         let is_open = !handle.has_waiting() && !handle.is_blocked();
-        self.woke += u32::from(handle.wake());
-        ring_doorbells(&self.outbox, handle);
         if handle.fault.is_some() {
             self.end_faulty(place);
             return false;
         }
         if handle.closing.is_some() && handle.is_drained {
             // What it held may be given out now.
+            self.wake(place);
             return self.end_closing(place) | has_room;
         } else if role == Role::Consume && handle.held() > 0 {
             // Its submissions wait for the disk: looked at again in every turn until they are stored.
