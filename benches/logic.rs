@@ -79,7 +79,7 @@ impl Port for Clients {
     fn deliver(
         &mut self,
         handle: HandleId,
-        header: DeliveryHeader,
+        header: &DeliveryHeader,
         _flags: u16,
         metadata: &[u8],
         payload: &[u8],

@@ -3,6 +3,7 @@
 //! Each of the two has a part of the memory for itself, so that somebody who replays an old backlog does not drive out what all others
 //! are about to get.
 
+use std::cell::Cell;
 use std::collections::{BTreeMap, VecDeque};
 
 use crate::disk::{BLOCK_BYTES, Buffer};
@@ -38,6 +39,15 @@ struct Region {
     origin: Origin,
 }
 
+/// Where a batch is that is in memory.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Near {
+    place: usize,
+    offset: usize,
+    /// How it came here.
+    pub(super) origin: Origin,
+}
+
 /// The regions of one origin.
 #[derive(Debug, Default)]
 struct Part {
@@ -52,7 +62,12 @@ struct Part {
 
 #[derive(Debug)]
 pub(super) struct Cache {
-    regions: BTreeMap<Key, Region>,
+    /// Places in `places`.
+    regions: BTreeMap<Key, usize>,
+    places: Vec<Option<Region>>,
+    free: Vec<usize>,
+    /// The region that was found last: most ask for what lies beside what was asked for before.
+    last: Cell<Option<(Key, usize)>>,
     written: Part,
     read: Part,
     staging_bytes: usize,
@@ -71,6 +86,9 @@ impl Cache {
     fn of_parts(written: usize, read: usize, staging_bytes: usize) -> Self {
         Self {
             regions: BTreeMap::new(),
+            places: Vec::new(),
+            free: Vec::new(),
+            last: Cell::new(None),
             written: Part { limit: written, ..Part::default() },
             read: Part { limit: read, ..Part::default() },
             staging_bytes,
@@ -152,7 +170,7 @@ impl Cache {
     /// this, too, and a buffer for each batch would be new memory for each.
     fn insert_shared(&mut self, key: Key, batch: &[u8]) {
         if let Some(place) = self.shared
-            && let Some(region) = self.regions.get_mut(&place)
+            && let Some(region) = self.regions.get(&place).and_then(|at| self.places[*at].as_mut())
             && region.origin == Origin::Written
             && place.0 == key.0
             && place.1 + region.blocks == key.1
@@ -174,16 +192,30 @@ impl Cache {
         part.bytes += buffer.capacity();
         part.regions += 1;
         part.order.push_back(key);
-        if let Some(old) = self.regions.insert(key, Region { buffer, blocks, origin }) {
-            self.drop_region(old);
-        }
+        self.remove(key);
+        let place = self.free.pop().unwrap_or_else(|| {
+            self.places.push(None);
+            self.places.len() - 1
+        });
+        self.places[place] = Some(Region { buffer, blocks, origin });
+        self.regions.insert(key, place);
         while self.part(origin).is_over() {
             let Some(oldest) = self.part(origin).order.pop_front() else { break };
-            if self.regions.get(&oldest).is_some_and(|region| region.origin == origin)
-                && let Some(old) = self.regions.remove(&oldest)
-            {
-                self.drop_region(old);
+            let is_mine = |at: &usize| {
+                self.places[*at].as_ref().is_some_and(|region| region.origin == origin)
+            };
+            if self.regions.get(&oldest).is_some_and(is_mine) {
+                self.remove(oldest);
             }
+        }
+    }
+
+    fn remove(&mut self, key: Key) {
+        let Some(place) = self.regions.remove(&key) else { return };
+        self.last.set(None);
+        self.free.push(place);
+        if let Some(region) = self.places[place].take() {
+            self.drop_region(region);
         }
     }
 
@@ -211,26 +243,42 @@ impl Cache {
 
     /// From the beginning of a batch on.
     pub(super) fn get(&self, segment: u64, block: u32) -> Option<&[u8]> {
-        self.find(segment, block).map(|(bytes, _)| bytes)
+        self.find(segment, block).map(|found| self.bytes_of(found))
     }
 
-    /// The same, and how it came here.
-    pub(super) fn find(&self, segment: u64, block: u32) -> Option<(&[u8], Origin)> {
-        let (key, region) = self.regions.range(..=(segment, block)).next_back()?;
-        if key.0 != segment || block - key.1 >= region.blocks {
-            return None;
+    /// Where a batch is.
+    #[inline]
+    pub(super) fn find(&self, segment: u64, block: u32) -> Option<Near> {
+        let last = self.last.get().filter(|(key, _)| key.0 == segment && key.1 <= block);
+        if let Some(found) = last.and_then(|(key, place)| self.within(key, place, block)) {
+            return Some(found);
         }
-        let bytes = region.buffer.get((block - key.1) as usize * BLOCK_BYTES..)?;
-        Some((bytes, region.origin))
+        let (&key, &place) = self.regions.range(..=(segment, block)).next_back()?;
+        let found = (key.0 == segment).then(|| self.within(key, place, block)).flatten()?;
+        self.last.set(Some((key, place)));
+        Some(found)
+    }
+
+    #[inline]
+    fn within(&self, key: Key, place: usize, block: u32) -> Option<Near> {
+        let region = self.places.get(place)?.as_ref()?;
+        let blocks = block - key.1;
+        let offset = blocks as usize * BLOCK_BYTES;
+        (blocks < region.blocks).then_some(Near { place, offset, origin: region.origin })
+    }
+
+    /// From the beginning of a batch on that was found since the last change.
+    #[inline]
+    pub(super) fn bytes_of(&self, near: Near) -> &[u8] {
+        let region = self.places.get(near.place).and_then(Option::as_ref);
+        region.and_then(|region| region.buffer.get(near.offset..)).unwrap_or_default()
     }
 
     pub(super) fn remove_segment(&mut self, segment: u64) {
         let keys: Vec<Key> =
             self.regions.range((segment, 0)..=(segment, u32::MAX)).map(|(key, _)| *key).collect();
         for key in keys {
-            if let Some(region) = self.regions.remove(&key) {
-                self.drop_region(region);
-            }
+            self.remove(key);
         }
         for part in [&mut self.written, &mut self.read] {
             part.order.retain(|key| key.0 != segment);

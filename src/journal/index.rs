@@ -78,13 +78,109 @@ struct QueueRuns {
     floor: u64,
     /// By sequence.
     runs: VecDeque<Run>,
-    /// The message found last: the next one asked for is mostly the one behind it.
-    hint: Option<(Run, Place)>,
+    /// Messages found last, by several who go through the queue at places of their own: the next one that somebody asks for is
+    /// mostly the one behind his last.
+    hints: [Option<Hint>; HINTS],
+    /// The hint that is overwritten next.
+    turn: usize,
     /// Those who go through messages that are on the disk only; the one that came last is the last.
     readers: Vec<Reader>,
 }
 
+/// As many as a queue with a few groups needs.
+const HINTS: usize = 4;
+
+/// A message that was found.
+#[derive(Debug, Clone, Copy)]
+struct Hint {
+    /// Its run, counted from the first one there is.
+    at: usize,
+    sequence: u64,
+    lsn: Lsn,
+    /// Place of its record in the batch.
+    record: u32,
+    /// Place of the record behind it.
+    next: u32,
+}
+
+/// What is known of a message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Found<'a> {
+    at: usize,
+    /// The run that it belongs to.
+    pub(super) run: &'a Run,
+    /// A place in its batch at or before it.
+    pub(super) place: Place,
+}
+
+/// The number of a run until there are other runs of its queue.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct RunNumber(usize);
+
+impl Found<'_> {
+    pub(super) fn number(&self) -> RunNumber {
+        RunNumber(self.at)
+    }
+}
+
+impl Hint {
+    /// From where a message of this run is looked for that is this one or lies behind it.
+    fn place(&self, run: &Run, sequence: u64) -> Place {
+        let Location { segment, batch, .. } = run.location;
+        // From one to the next, nothing is looked at twice.
+        let is_behind = sequence > self.sequence;
+        let record = if is_behind { self.next } else { self.record };
+        Place {
+            sequence: self.sequence + u64::from(is_behind),
+            lsn: self.lsn + u64::from(is_behind),
+            location: Location { segment, batch, record },
+        }
+    }
+}
+
 impl QueueRuns {
+    #[inline(always)]
+    fn find(&self, sequence: u64) -> Option<Found<'_>> {
+        if sequence < self.floor {
+            return None;
+        }
+        // Exactly behind one that was found, or that one again: else one reader would go on from the place of another.
+        let is_near = |hint: &&Hint| sequence.wrapping_sub(hint.sequence) <= 1;
+        if let Some(hint) = self.hints.iter().flatten().find(is_near)
+            && let Some(run) = self.runs.get(hint.at)
+            && sequence <= run.last()
+        {
+            return Some(Found { at: hint.at, run, place: hint.place(run, sequence) });
+        }
+        let at = self.runs.partition_point(|run| run.first <= sequence).checked_sub(1)?;
+        let run = self.runs.get(at).filter(|run| sequence <= run.last())?;
+        let before = |hint: &&Hint| hint.at == at && hint.sequence <= sequence;
+        let nearest = self.hints.iter().flatten().filter(before).max_by_key(|hint| hint.sequence);
+        let start = Place { sequence: run.first, lsn: run.lsn, location: run.location };
+        let place = nearest.map_or(start, |hint| hint.place(run, sequence));
+        Some(Found { at, run, place })
+    }
+
+    #[inline(always)]
+    fn set_hint(&mut self, hint: Hint) {
+        let is_mine = |old: &Option<Hint>| {
+            old.as_ref().is_some_and(|old| hint.sequence.wrapping_sub(old.sequence) <= 1)
+        };
+        let mine = self.hints.iter().position(is_mine).unwrap_or_else(|| {
+            self.turn = (self.turn + 1) % HINTS;
+            self.turn
+        });
+        self.hints[mine] = Some(hint);
+    }
+
+    /// The oldest run is gone.
+    fn pop_front(&mut self) {
+        self.runs.pop_front();
+        for hint in &mut self.hints {
+            *hint = hint.and_then(|hint| Some(Hint { at: hint.at.checked_sub(1)?, ..hint }));
+        }
+    }
+
     /// Puts a run in the place of what is there of its messages. Runs never overlap.
     fn put_over(&mut self, run: Run) {
         let from = self.runs.partition_point(|other| other.last() < run.first);
@@ -164,34 +260,24 @@ impl Index {
         if queue.runs.back().is_none_or(|back| back.last() < run.first) {
             queue.runs.push_back(run);
         } else {
-            queue.hint = None;
+            queue.hints = Default::default();
             queue.put_over(run);
         }
         self.runs = self.runs + queue.runs.len() - before;
     }
 
-    /// The run with this message, and a place in its batch at or before the message.
-    pub(super) fn find(&self, queue: u64, sequence: u64) -> Option<(Run, Place)> {
-        let queue = self.queues.get(&queue)?;
-        if sequence < queue.floor {
-            return None;
-        }
-        if let Some((run, place)) = queue.hint
-            && (place.sequence..=run.last()).contains(&sequence)
-        {
-            return Some((run, place));
-        }
-        let at = queue.runs.partition_point(|run| run.first <= sequence).checked_sub(1)?;
-        let run = *queue.runs.get(at)?;
-        let start = Place { sequence: run.first, lsn: run.lsn, location: run.location };
-        (sequence <= run.last()).then_some((run, start))
+    /// A message, if there is one with this sequence.
+    #[inline(always)]
+    pub(super) fn find(&self, queue: u64, sequence: u64) -> Option<Found<'_>> {
+        self.queues.get(&queue)?.find(sequence)
     }
 
-    /// The message found last.
-    pub(super) fn set_hint(&mut self, run: Run, place: Place) {
-        if let Some(queue) = self.queues.get_mut(&run.queue) {
-            queue.hint = Some((run, place));
-        }
+    /// A message of a run was found at this place of its batch, and the record behind it at another.
+    #[inline(always)]
+    pub(super) fn set_hint(&mut self, queue: u64, number: RunNumber, place: Place, next: u32) {
+        let Some(queue) = self.queues.get_mut(&queue) else { return };
+        let Place { sequence, lsn, location } = place;
+        queue.set_hint(Hint { at: number.0, sequence, lsn, record: location.record, next });
     }
 
     /// Runs of a queue from the one with this message on, or from the first one behind it.
@@ -252,7 +338,7 @@ impl Index {
         let entry = self.queues.entry(queue).or_default();
         entry.floor = entry.floor.max(below);
         while entry.runs.front().is_some_and(|run| run.last() < entry.floor) {
-            entry.runs.pop_front();
+            entry.pop_front();
             self.runs -= 1;
         }
     }
@@ -263,7 +349,7 @@ impl Index {
             if let Some(entry) = self.queues.get_mut(&queue) {
                 let before = entry.runs.len();
                 entry.runs.retain(|run| run.location.segment != epoch);
-                entry.hint = None;
+                entry.hints = Default::default();
                 self.runs -= before - entry.runs.len();
             }
         }
@@ -286,14 +372,14 @@ mod tests {
         index.insert(run(1, 11, 10, 2));
         index.insert(run(1, 8, 5, 3));
         let segments: Vec<u64> = (1..=20)
-            .filter_map(|sequence| Some(index.find(1, sequence)?.0.location.segment))
+            .filter_map(|sequence| Some(index.find(1, sequence)?.run.location.segment))
             .collect();
         assert_eq!(segments, [[1; 7].as_slice(), &[3; 5], &[2; 8]].concat());
         assert_eq!(index.runs(), 3);
         // In the midst of one, whose rear keeps the place from where it is looked for.
         index.insert(run(1, 3, 2, 4));
         assert_eq!(
-            index.find(1, 6),
+            index.find(1, 6).map(|found| (*found.run, found.place)),
             Some((
                 Run { first: 5, count: 3, bytes: 300, ..run(1, 1, 3, 1) },
                 Place { sequence: 5, lsn: 1, location: run(1, 1, 1, 1).location }
@@ -305,7 +391,7 @@ mod tests {
         assert_eq!(index.runs(), 1);
         index.insert(run(1, 1, 20, 6));
         index.remove_segment(5, [1].into_iter());
-        assert_eq!(index.find(1, 20).map(|found| found.0), Some(run(1, 1, 20, 6)));
+        assert_eq!(index.find(1, 20).map(|found| *found.run), Some(run(1, 1, 20, 6)));
     }
 
     #[test]
@@ -314,8 +400,8 @@ mod tests {
         index.insert(run(1, 10, 5, 1));
         index.insert(run(2, 1, 1, 1));
         index.insert(run(1, 15, 1, 2));
-        assert_eq!(index.find(1, 14).map(|found| found.0), Some(run(1, 10, 5, 1)));
-        assert_eq!(index.find(1, 15).map(|found| found.0), Some(run(1, 15, 1, 2)));
+        assert_eq!(index.find(1, 14).map(|found| *found.run), Some(run(1, 10, 5, 1)));
+        assert_eq!(index.find(1, 15).map(|found| *found.run), Some(run(1, 15, 1, 2)));
         assert_eq!(index.find(1, 9), None);
         assert_eq!(index.find(1, 16), None);
         assert_eq!(index.find(3, 1), None);
@@ -335,10 +421,46 @@ mod tests {
         index.insert(run(1, 1, 9, 1));
         index.insert(run(1, 10, 9, 2));
         let location = Location { segment: 1, batch: 0, record: 500 };
-        let hint = Place { sequence: 4, lsn: 4, location };
-        index.set_hint(run(1, 1, 9, 1), hint);
-        assert_eq!(index.find(1, 6).map(|found| found.1), Some(hint));
-        assert_eq!(index.find(1, 3).map(|found| found.1.sequence), Some(1));
-        assert_eq!(index.find(1, 11).map(|found| found.1.sequence), Some(10));
+        let set_hint = |index: &mut Index, sequence| {
+            let number = index.find(1, sequence).expect("there").number();
+            index.set_hint(1, number, Place { sequence, lsn: sequence, location }, 600);
+        };
+        let place = |index: &Index, sequence| {
+            let place = index.find(1, sequence)?.place;
+            Some((place.sequence, place.location.record))
+        };
+        set_hint(&mut index, 4);
+        assert_eq!(place(&index, 4), Some((4, 500)));
+        assert_eq!(place(&index, 5), Some((5, 600)));
+        assert_eq!(place(&index, 6), Some((5, 600)));
+        assert_eq!(place(&index, 3), Some((1, 128)));
+        assert_eq!(place(&index, 11), Some((10, 128)));
+        // Runs that come and go.
+        set_hint(&mut index, 12);
+        index.insert(run(1, 19, 9, 3));
+        index.forget(1, 11);
+        assert_eq!(place(&index, 13), Some((13, 600)));
+        assert_eq!(place(&index, 20), Some((19, 128)));
+        index.remove_segment(2, [1].into_iter());
+        assert_eq!((place(&index, 13), place(&index, 20)), (None, Some((19, 128))));
+    }
+
+    #[test]
+    fn each_of_several_readers_goes_on_from_his_place() {
+        let mut index = Index::default();
+        index.insert(run(1, 1, 1000, 1));
+        let at = |sequence: u64| u32::try_from(128 + 100 * sequence).expect("small");
+        let mut next = [1, 300, 5, 700];
+        for round in 0..200 {
+            for next in &mut next {
+                let found = index.find(1, *next).expect("there");
+                assert!(round == 0 || found.place.sequence == *next);
+                let location = Location { record: at(*next), ..found.run.location };
+                let (number, place) =
+                    (found.number(), Place { sequence: *next, lsn: *next, location });
+                index.set_hint(1, number, place, at(*next + 1));
+                *next += 1;
+            }
+        }
     }
 }

@@ -10,7 +10,7 @@ use std::io;
 use super::cache::Origin;
 use super::canary::{Canary, planted};
 use super::engine::{Journal, Task};
-use super::format::{self, HEADER_BYTES, Header};
+use super::format::{self, HEADER_BYTES, Header, RecordView};
 use super::index::{Place, Reader, Run};
 use super::table::file_name;
 use super::types::{Damage, FLAG_MESSAGE, Fetch, Location, Lsn, Stored};
@@ -103,30 +103,33 @@ impl FarTurn {
     }
 }
 
-/// Places of a record in a batch that is in memory, and its number.
-struct Spot {
-    offset: usize,
+/// A message in a batch that is in memory.
+struct Spot<'a> {
+    record: RecordView<'a>,
     lsn: Lsn,
+    /// Place of the record behind it.
+    next: u32,
 }
 
-/// The record there; it has been verified with its batch.
-fn stored(batch: &[u8], location: Location, lsn: Lsn) -> Option<Stored<'_>> {
-    let (record, _) = format::record_at(batch, location.record as usize, batch.len())?;
+/// A record of a batch that has been verified.
+fn stored(record: RecordView<'_>, location: Location, lsn: Lsn) -> Stored<'_> {
     let (kind, flags, queue) = (record.kind, record.flags, record.queue);
     let (sequence, body) = (record.sequence, record.body);
-    Some(Stored { lsn, location, kind, flags, queue, sequence, body })
+    Stored { lsn, location, kind, flags, queue, sequence, body }
 }
 
 /// Looks for a message from a place in its batch on.
-fn walk(bytes: &[u8], from: Place, queue: u64, sequence: u64) -> Option<Spot> {
+#[inline(always)]
+fn walk(bytes: &[u8], from: Place, queue: u64, sequence: u64) -> Option<Spot<'_>> {
     let end = Header::records_end_of_verified(bytes);
     let (mut at, mut lsn) = (from.location.record as usize, from.lsn);
     loop {
-        let (view, next) = format::record_at(bytes, at, end)?;
-        let is_message = view.flags & FLAG_MESSAGE != 0;
-        let is_it = view.sequence == sequence || planted(Canary::NearestMessage);
-        if is_message && view.queue == queue && is_it {
-            return Some(Spot { offset: at, lsn });
+        let (record, next) = format::record_at(bytes, at, end)?;
+        let is_message = record.flags & FLAG_MESSAGE != 0;
+        let is_it = record.sequence == sequence || planted(Canary::NearestMessage);
+        if is_message && record.queue == queue && is_it {
+            let next = u32::try_from(next).ok()?;
+            return Some(Spot { record, lsn, next });
         }
         at = next;
         lsn += 1;
@@ -151,44 +154,40 @@ impl<D: Disk> Journal<D> {
 
     /// As [`Self::message`], for somebody who goes through many: also [`Fetch::Pending`] if it comes from the disk, and neither
     /// [`Self::allow_far`] nor what he has earned allows it. What he has earned becomes less by what he gets from the disk.
+    #[inline(always)]
     pub fn message_for_reader(&mut self, queue: u64, sequence: u64, earned: &mut u32) -> Fetch<'_> {
         self.fetch(queue, sequence, Some(earned))
     }
 
+    // For each message that is given out: inline as far as nothing is read.
+    #[inline(always)]
     fn fetch(&mut self, queue: u64, sequence: u64, earned: Option<&mut u32>) -> Fetch<'_> {
-        let Some((run, place)) = self.index.find(queue, sequence) else { return Fetch::Missing };
-        let (segment, batch) = (run.location.segment, run.location.batch);
+        let Some(found) = self.index.find(queue, sequence) else { return Fetch::Missing };
+        let (number, place, lsn) = (found.number(), found.place, found.run.lsn);
+        let is_first = place.sequence == found.run.first;
+        let Location { segment, batch, .. } = place.location;
+        let Some(near) = self.cache.find(segment, batch) else {
+            let run = *found.run;
+            return self.read_far(queue, sequence, &run);
+        };
         // The first message of a batch that is asked for: the reads ahead go on.
-        if place.sequence == run.first
-            && self.index.has_readers(queue)
-            && self.cache.get(segment, batch).is_some()
-        {
+        if is_first && self.index.has_readers(queue) {
             self.follow(queue, sequence);
         }
-        let found = self.cache.find(segment, batch);
-        let found = found.map(|(bytes, from)| (walk(bytes, place, queue, sequence), from));
-        let Some((found, from)) = found else { return self.read_far(queue, sequence, &run) };
         if let Some(earned) = earned
-            && from == Origin::Read
+            && near.origin == Origin::Read
             && !self.far.admits(earned)
         {
             return Fetch::Pending;
         }
-        let Some(spot) = found else {
-            return Fetch::Failed(self.damage(
-                segment,
-                batch,
-                run.lsn,
-                "a message is not where the index says",
-            ));
+        let Some(spot) = walk(self.cache.bytes_of(near), place, queue, sequence) else {
+            let what = "a message is not where the index says";
+            return Fetch::Failed(self.damage(segment, batch, lsn, what));
         };
-        let record = u32::try_from(spot.offset).unwrap_or(u32::MAX);
-        let location = Location { segment, batch, record };
-        self.index.set_hint(run, Place { sequence, lsn: spot.lsn, location });
-        let bytes = self.cache.get(segment, batch);
-        bytes
-            .and_then(|batch| stored(batch, location, spot.lsn))
-            .map_or(Fetch::Missing, Fetch::Ready)
+        let location = Location { segment, batch, record: spot.record.offset };
+        let place = Place { sequence, lsn: spot.lsn, location };
+        self.index.set_hint(queue, number, place, spot.next);
+        Fetch::Ready(stored(spot.record, location, spot.lsn))
     }
 
     /// The record at a place that `append` or a replay has told.
@@ -210,12 +209,13 @@ impl<D: Disk> Journal<D> {
         if at != record as usize {
             return Fetch::Missing;
         }
-        stored(bytes, location, lsn).map_or(Fetch::Missing, Fetch::Ready)
+        let record = format::record_at(bytes, at, bytes.len());
+        record.map_or(Fetch::Missing, |(record, _)| Fetch::Ready(stored(record, location, lsn)))
     }
 
     /// Segment and batch of a durable message; the record is the message's or one before it.
     pub fn locate(&self, queue: u64, sequence: u64) -> Option<Location> {
-        self.index.find(queue, sequence).map(|(_, place)| place.location)
+        self.index.find(queue, sequence).map(|found| found.place.location)
     }
 
     fn is_near(&self, segment: u64, batch: u32) -> bool {
@@ -223,6 +223,8 @@ impl<D: Disk> Journal<D> {
     }
 
     /// Begins to read a message and what lies behind it.
+    #[cold]
+    #[inline(never)]
     fn read_far(&mut self, queue: u64, sequence: u64, run: &Run) -> Fetch<'_> {
         let (segment, batch) = (run.location.segment, run.location.batch);
         if self.damaged.contains_key(&(segment, batch)) || self.is_being_read(segment, batch) {

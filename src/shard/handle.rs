@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 
 use ringmain_client::layout::{control, spsc_page};
-use ringmain_client::pair::LeaseEntry;
+use ringmain_client::pair::{LeaseEntry, LeaseTable};
 use ringmain_client::protocol::{HandleKey, Role, WakeMode};
 use ringmain_client::ring::{
     Closed, Consumer, Fault, Kernel, Producer, RingMemory, Taken, TryReceiveError, TrySendError,
@@ -11,7 +11,7 @@ use ringmain_client::ring::{
 };
 use ringmain_client::sync::atomic::Ordering;
 use ringmain_client::sys::kernel::HostKernel;
-use ringmain_client::wire::{Down, Encoded, Outcome, RECORD_BYTES_MAX};
+use ringmain_client::wire::{DeliveryHeader, Down, Encoded, Outcome, RECORD_BYTES_MAX};
 
 use super::memory::PairMemory;
 
@@ -71,6 +71,8 @@ pub(super) struct Handle {
     wake_down: bool,
     /// Doorbells that its client wants rung: number and bit, as the client says.
     rings: Vec<(u32, u32)>,
+    /// Deliveries of several pieces are put together here.
+    scratch: Vec<u8>,
     /// It was given back (`false`) or its process is dead (`true`).
     pub(super) closing: Option<bool>,
     /// Nothing more was in `up` since then.
@@ -81,6 +83,7 @@ pub(super) struct Handle {
     again_before: u64,
     pub(super) messages: u64,
     pub(super) bytes: u64,
+    pub(super) leases: LeaseTable,
     /// Behind the rings: dropped after them.
     pub(super) memory: PairMemory,
 }
@@ -118,12 +121,14 @@ impl Handle {
             wake_up: false,
             wake_down: false,
             rings: Vec::new(),
+            scratch: Vec::new(),
             closing: None,
             is_drained: false,
             fault: None,
             again_before,
             messages: 0,
             bytes: 0,
+            leases: memory.pair.leases(),
             memory,
         })
     }
@@ -135,12 +140,8 @@ impl Handle {
         metadata: &mut Vec<u8>,
         payload: &mut Vec<u8>,
     ) -> Result<Option<(u64, u64, u16)>, Fault> {
-        if !std::mem::take(&mut self.refused) {
-            match self.up.try_take() {
-                Ok(taken) => self.held.push_back(Held { taken, lsn: None, request: None }),
-                Err(TryReceiveError::Empty | TryReceiveError::Closed(_)) => return Ok(None),
-                Err(TryReceiveError::Fault(fault)) => return Err(fault),
-            }
+        if !self.hold_next()? {
+            return Ok(None);
         }
         let Some(Held { taken, .. }) = self.held.back() else { return Ok(None) };
         metadata.resize(taken.metadata_length(), 0);
@@ -148,6 +149,33 @@ impl Handle {
         self.up.read_metadata(taken, metadata);
         self.up.read(taken, 0, payload);
         Ok(Some((taken.sequence(), self.up.position(), taken.flags())))
+    }
+
+    /// The same of a record: its position and its length. Of one that is longer than any record the front is copied.
+    #[inline(always)]
+    pub(super) fn take_record(
+        &mut self,
+        into: &mut [u8; RECORD_BYTES_MAX],
+    ) -> Result<Option<(u64, usize)>, Fault> {
+        if !self.hold_next()? {
+            return Ok(None);
+        }
+        let Some(Held { taken, .. }) = self.held.back() else { return Ok(None) };
+        self.up.read(taken, 0, into);
+        Ok(Some((taken.sequence(), taken.length())))
+    }
+
+    /// Takes the next message of `up` and holds it, unless the last one is to come again; whether there is one.
+    #[inline(always)]
+    fn hold_next(&mut self) -> Result<bool, Fault> {
+        if !std::mem::take(&mut self.refused) {
+            match self.up.try_take() {
+                Ok(taken) => self.held.push_back(Held { taken, lsn: None, request: None }),
+                Err(TryReceiveError::Empty | TryReceiveError::Closed(_)) => return Ok(false),
+                Err(TryReceiveError::Fault(fault)) => return Err(fault),
+            }
+        }
+        Ok(true)
     }
 
     /// Whether a submission at this position may have been taken by a broker that is gone.
@@ -293,12 +321,58 @@ impl Handle {
     }
 
     /// Puts a message into the ring towards the client.
-    pub(super) fn send_message(&mut self, flags: u16, metadata: &[u8], payload: &[u8]) -> Sent {
+    fn send_message(&mut self, flags: u16, metadata: &[u8], payload: &[u8]) -> Sent {
         if self.blocked_at.is_some() {
             return Sent::Full;
         }
         let client = self.memory.client_position();
-        match self.down.try_send(flags, metadata, payload) {
+        let sent = self.down.try_send(flags, metadata, payload);
+        self.sent(sent, client)
+    }
+
+    /// Puts a message of the queue into the ring towards the client.
+    pub(super) fn send_delivery(
+        &mut self,
+        header: &DeliveryHeader,
+        flags: u16,
+        metadata: &[u8],
+        payload: &[u8],
+    ) -> Sent {
+        let header = header.encode();
+        let length = header.len() + payload.len();
+        if flags == 0 && metadata.is_empty() && length <= self.down.slot_capacity() {
+            return self.send_in_place(&header, payload);
+        }
+        let mut whole = std::mem::take(&mut self.scratch);
+        whole.clear();
+        whole.extend_from_slice(&header);
+        whole.extend_from_slice(payload);
+        let sent = self.send_message(flags, metadata, &whole);
+        self.scratch = whole;
+        sent
+    }
+
+    /// One that takes one slot is put together there.
+    fn send_in_place(&mut self, front: &[u8], payload: &[u8]) -> Sent {
+        if self.blocked_at.is_some() {
+            return Sent::Full;
+        }
+        let client = self.memory.client_position();
+        let length = front.len() + payload.len();
+        let sent = self.down.try_reserve(length).map(|reserved| {
+            let written = self
+                .down
+                .write(&reserved, front.len(), payload)
+                .and_then(|()| self.down.write(&reserved, 0, front));
+            debug_assert!(written.is_ok(), "a reservation takes what was asked for");
+            self.down.commit(reserved, length)
+        });
+        self.sent(sent, client)
+    }
+
+    /// What became of a message when the client had come so far.
+    fn sent(&mut self, sent: Result<u64, TrySendError>, client: u64) -> Sent {
+        match sent {
             Ok(_) => {
                 self.wake_down = true;
                 Sent::Yes
@@ -321,7 +395,7 @@ impl Handle {
     /// One who only looks on has no leases: the first entry of its table tells a broker that takes over how far it has come.
     pub(super) fn remember_shown(&mut self, sequence: u64) {
         let entry = LeaseEntry { attempt: 1, sequence, position: self.down.position() };
-        self.memory.pair.leases().set(0, Some(entry));
+        self.leases.set(0, Some(entry));
     }
 
     /// Position of the next message to the client.
@@ -362,8 +436,8 @@ impl Handle {
         match self.role {
             Role::Produce => self.held.len() as u64,
             Role::Consume => {
-                let leases = self.memory.pair.leases();
-                (0..leases.entries()).filter(|slot| leases.get(*slot).is_some()).count() as u64
+                let taken = |slot: &u32| self.leases.get(*slot).is_some();
+                (0..self.leases.entries()).filter(taken).count() as u64
             }
         }
     }

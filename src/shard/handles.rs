@@ -6,7 +6,7 @@ use std::sync::Arc;
 use ringmain_client::pair::LeaseEntry;
 use ringmain_client::protocol::{HandleKey, Role};
 use ringmain_client::sys::eventfd::EventFd;
-use ringmain_client::wire::{DELIVERY_HEADER_BYTES, DeliveryHeader, Down, Outcome};
+use ringmain_client::wire::{DeliveryHeader, Down, Outcome};
 
 use super::handle::{Handle, Sent};
 use super::logic::{ControlResult, Delivered, NumberMap, Port};
@@ -29,6 +29,8 @@ pub(super) struct Handles {
     places: Vec<Option<Handle>>,
     free: Vec<usize>,
     by_key: NumberMap<HandleKey, usize>,
+    /// The one that something was said to last: it mostly hears the next thing as well.
+    last: Option<(HandleKey, usize)>,
     pub(super) sessions: BTreeMap<u64, Session>,
     /// May have something in `up`: consumers first, their acknowledgements make room.
     consumers: VecDeque<usize>,
@@ -41,7 +43,6 @@ pub(super) struct Handles {
     pub(super) ended: Vec<HandleKey>,
     /// Consumers whose submissions are held.
     pub(super) submitting: Vec<usize>,
-    scratch: Vec<u8>,
     ready: Vec<usize>,
 }
 
@@ -69,7 +70,11 @@ impl Handles {
     }
 
     fn by_key_mut(&mut self, key: HandleKey) -> Option<(usize, &mut Handle)> {
-        let place = self.place(key)?;
+        let place = match self.last {
+            Some((last, place)) if last == key => place,
+            _ => self.place(key)?,
+        };
+        self.last = Some((key, place));
         Some((place, self.get_mut(place)?))
     }
 
@@ -99,6 +104,7 @@ impl Handles {
         let handle = self.places.get_mut(place)?.take()?;
         self.free.push(place);
         self.by_key.remove(&handle.key);
+        self.last = None;
         let mut ended = None;
         if let Some(session) = self.sessions.get_mut(&handle.session) {
             session.words.retain(|(_, of)| *of != place);
@@ -228,40 +234,31 @@ impl Port for Handles {
     fn deliver(
         &mut self,
         key: HandleKey,
-        header: DeliveryHeader,
+        header: &DeliveryHeader,
         flags: u16,
         metadata: &[u8],
         payload: &[u8],
     ) -> Delivered {
-        let mut scratch = std::mem::take(&mut self.scratch);
-        scratch.clear();
-        scratch
-            .extend_from_slice(&Down::Delivery(header).encode().as_ref()[..DELIVERY_HEADER_BYTES]);
-        scratch.extend_from_slice(payload);
-        let delivered = match self.by_key_mut(key) {
-            // Nobody reads it; its leases return when it is closed.
-            None => Delivered::Full,
-            // Answers go in first.
-            Some((_, handle)) if handle.has_waiting() => Delivered::Full,
-            Some((place, handle)) => {
-                if header.lease.attempt == 0 {
-                    handle.remember_shown(header.lease.sequence);
-                }
-                let sent = handle.send_message(flags, metadata, &scratch);
-                if sent == Sent::Yes {
-                    handle.messages += 1;
-                    handle.bytes += payload.len() as u64;
-                }
-                self.touch(place);
-                match sent {
-                    Sent::Yes => Delivered::Sent,
-                    Sent::Full | Sent::Closed => Delivered::Full,
-                    Sent::TooLarge => Delivered::TooLarge,
-                }
-            }
-        };
-        self.scratch = scratch;
-        delivered
+        // To nobody: its leases return when it is closed.
+        let Some((place, handle)) = self.by_key_mut(key) else { return Delivered::Full };
+        // Answers go in first.
+        if handle.has_waiting() {
+            return Delivered::Full;
+        }
+        if header.lease.attempt == 0 {
+            handle.remember_shown(header.lease.sequence);
+        }
+        let sent = handle.send_delivery(header, flags, metadata, payload);
+        if sent == Sent::Yes {
+            handle.messages += 1;
+            handle.bytes += payload.len() as u64;
+        }
+        self.touch(place);
+        match sent {
+            Sent::Yes => Delivered::Sent,
+            Sent::Full | Sent::Closed => Delivered::Full,
+            Sent::TooLarge => Delivered::TooLarge,
+        }
     }
 
     fn answer(&mut self, handle: HandleKey, request: u64, outcome: Outcome, detail: u64) {
@@ -286,7 +283,7 @@ impl Port for Handles {
         let Some((_, handle)) = self.by_key_mut(handle) else { return };
         let position = handle.down_position();
         let entry = lease.map(|(attempt, sequence)| LeaseEntry { attempt, sequence, position });
-        handle.memory.pair.leases().set(slot, entry);
+        handle.leases.set(slot, entry);
     }
 
     fn recalled(&mut self, handle: HandleKey) {
@@ -296,7 +293,7 @@ impl Port for Handles {
 
     fn seen(&mut self, handle: HandleKey, slot: u32) -> bool {
         let Some((_, handle)) = self.by_key_mut(handle) else { return false };
-        let entry = handle.memory.pair.leases().get(slot);
+        let entry = handle.leases.get(slot);
         entry.is_some_and(|entry| handle.memory.client_position() > entry.position)
     }
 

@@ -38,6 +38,7 @@ impl<D: Disk> Log for Journal<D> {
     }
 }
 
+#[inline(always)]
 fn fetched(fetch: Fetch<'_>, queue: u64, sequence: u64) -> Message<'_> {
     match fetch {
         Fetch::Ready(stored) => Message::Ready(stored.body),

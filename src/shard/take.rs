@@ -2,7 +2,7 @@
 
 use ringmain_client::protocol::{HandleKey, Role};
 use ringmain_client::wire::transaction::{FLAG_TRANSACTION, Transaction};
-use ringmain_client::wire::{Outcome, Up};
+use ringmain_client::wire::{Outcome, RECORD_BYTES_MAX, Up, WireError};
 
 use super::handle::Handle;
 use super::logic::{Now, Refusal, TransactionAck, TransactionMessage};
@@ -59,7 +59,7 @@ impl<D: Disk> Shard<D> {
             }
             let next = match role {
                 Role::Produce => self.take_message(place, taken, now),
-                Role::Consume => self.take_submission(place, taken, now),
+                Role::Consume => self.take_submission(place, now),
             };
             match next {
                 Next::Took(more) => bytes += more,
@@ -205,18 +205,31 @@ impl<D: Disk> Shard<D> {
     }
 
     /// Takes a record of a consumer.
-    fn take_submission(&mut self, place: usize, taken: &mut Taken, now: Now) -> Next {
+    #[inline(always)]
+    fn take_submission(&mut self, place: usize, now: Now) -> Next {
         let overdue = |handle: &Handle| handle.waiting() > ANSWERS_MAX && handle.closing.is_none();
         if self.handles.get(place).is_some_and(overdue) {
             return Next::Nothing;
         }
-        let (position, _, _) = match self.copy(place, taken) {
-            Ok(found) => found,
-            Err(next) => return next,
-        };
         let Some(handle) = self.handles.get_mut(place) else { return Next::Nothing };
+        if handle.fault.is_some() {
+            return Next::Nothing;
+        }
+        let mut record = [0; RECORD_BYTES_MAX];
+        let (position, length) = match handle.take_record(&mut record) {
+            Ok(Some(found)) => found,
+            Ok(None) => {
+                handle.is_drained = true;
+                return Next::Nothing;
+            }
+            Err(fault) => {
+                handle.fault = Some(fault.to_string());
+                return Next::Nothing;
+            }
+        };
         let (key, again) = (handle.key, handle.is_again(position));
-        let up = match Up::decode(&taken.payload) {
+        let longer = WireError { kind: record[0], length };
+        let up = match record.get(..length).ok_or(longer).and_then(Up::decode) {
             Ok(up) => up,
             Err(error) => {
                 handle.fault = Some(error.to_string());
@@ -238,7 +251,7 @@ impl<D: Disk> Shard<D> {
                 if self.handles.submitting.last() != Some(&place) {
                     self.handles.submitting.push(place);
                 }
-                Next::Took(taken.payload.len())
+                Next::Took(length)
             }
             Err(Refusal::Full | Refusal::Limit | Refusal::JournalFailed(_)) => {
                 handle.refused = true;

@@ -283,6 +283,7 @@ impl Producer {
     }
 
     /// Claims one slot for a payload of at most this many bytes, to be written in place.
+    #[inline]
     pub fn try_reserve(&mut self, payload_max: usize) -> Result<Reserved, TrySendError> {
         self.refuse_closed()?;
         let capacity = self.slot_capacity();
@@ -294,6 +295,7 @@ impl Producer {
     }
 
     /// Copies bytes into a reservation.
+    #[inline]
     pub fn write(
         &mut self,
         reserved: &Reserved,
@@ -315,6 +317,7 @@ impl Producer {
 
     /// Publishes a reservation with the first `length` bytes of its payload (at most its capacity). Returns the
     /// sequence.
+    #[inline]
     pub fn commit(&mut self, reserved: Reserved, length: usize) -> u64 {
         let claim = reserved.claim;
         let length = length.min(reserved.capacity);
@@ -354,6 +357,7 @@ impl Producer {
     }
 
     /// Position of the next claim.
+    #[inline]
     pub fn position(&self) -> u64 {
         with_end!(&self.end, end => end.position())
     }

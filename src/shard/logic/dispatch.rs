@@ -283,12 +283,16 @@ fn waits_for_predecessor(kind: Kind, group: &super::group::Group) -> bool {
 
 /// The consumer whose turn it is, of those that can take a message.
 fn next_consumer(group: &mut super::group::Group, consumers: &Slab<Consumer>) -> Option<u32> {
-    let members = group.consumers.len();
-    for step in 0..members {
-        let at = (group.turn + step) % members;
+    // One that left may have been the last.
+    let mut at = group.turn;
+    for _ in 0..group.consumers.len() {
+        if at >= group.consumers.len() {
+            at = 0;
+        }
         let number = group.consumers[at];
+        at += 1;
         if consumers.get(number).is_some_and(Consumer::has_capacity) {
-            group.turn = (at + 1) % members;
+            group.turn = at;
             return Some(number);
         }
     }
@@ -331,13 +335,13 @@ fn give(
     consumer.tell_skipped(port);
     let slot = consumer.claim();
     let attempt = count + 1;
-    port.lease(handle, slot, Some((attempt, sequence)));
     let header = DeliveryHeader {
         lease: LeaseToken { slot, attempt, sequence },
         published_ns: body.published_ns,
         lease_ms: definition.lease_ms,
     };
-    match port.deliver(handle, header, body.flags, body.metadata, body.payload) {
+    port.lease(handle, slot, Some((attempt, sequence)));
+    match port.deliver(handle, &header, body.flags, body.metadata, body.payload) {
         Delivered::Sent => {}
         refused => {
             port.lease(handle, slot, None);
@@ -409,12 +413,12 @@ fn show(
                         lease_ms: 0,
                     };
                     let mut given =
-                        port.deliver(handle, header, body.flags, body.metadata, body.payload);
+                        port.deliver(handle, &header, body.flags, body.metadata, body.payload);
                     if given == Delivered::TooLarge {
                         let mut metadata = Vec::new();
                         let bytes = body.payload.len().to_string();
                         headers::push(&mut metadata, headers::WITHHELD, &bytes);
-                        given = port.deliver(handle, header, 0, &metadata, &[]);
+                        given = port.deliver(handle, &header, 0, &metadata, &[]);
                     }
                     if given == Delivered::Full {
                         consumer.blocked = true;

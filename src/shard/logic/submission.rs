@@ -26,6 +26,8 @@ impl Logic {
     ///
     /// # Errors
     /// [`Refusal::Full`]: it was not taken and stays in the ring. [`Refusal::Unknown`]: no such consumer.
+    // Into its one caller: the record stays in registers.
+    #[inline(always)]
     pub fn submission(
         &mut self,
         port: &mut dyn Port,

@@ -163,7 +163,7 @@ pub trait Port {
     fn deliver(
         &mut self,
         handle: HandleId,
-        header: DeliveryHeader,
+        header: &DeliveryHeader,
         flags: u16,
         metadata: &[u8],
         payload: &[u8],

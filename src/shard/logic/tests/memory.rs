@@ -206,7 +206,7 @@ impl Port for MemoryPort {
     fn deliver(
         &mut self,
         handle: HandleId,
-        header: DeliveryHeader,
+        header: &DeliveryHeader,
         _flags: u16,
         metadata: &[u8],
         payload: &[u8],
@@ -229,7 +229,7 @@ impl Port for MemoryPort {
             }
         }
         let (metadata, payload) = (metadata.to_vec(), payload.to_vec());
-        self.events.push(Event::Delivered { handle, header, metadata, payload });
+        self.events.push(Event::Delivered { handle, header: *header, metadata, payload });
         Delivered::Sent
     }
 
