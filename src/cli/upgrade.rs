@@ -26,7 +26,7 @@ pub(crate) fn run(socket: &Socket, args: UpgradeArgs) -> Outcome {
         return print_json(&json!({ "before": before, "after": after }));
     }
     print_line(&format!(
-        "broker {} (pid {}) took over from {} (pid {}): {} queues, {} handles",
+        "broker {} (pid {}) took over from {} (pid {}), queues: {}, handles: {}",
         after.version,
         after.broker_pid,
         before.version,

@@ -2,8 +2,10 @@
 //!
 //! It sleeps in poll(2) without a time-out unless it waits for a broker to start or to leave.
 
+use std::fs::{DirBuilder, File};
 use std::io::Write;
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -84,10 +86,7 @@ fn lock_data_dir(path: &Path) -> Result<Lock, DaemonError> {
             let text = format!("data folder {} is no folder: choose another one", path.display());
             return Err(DaemonError::Config(text));
         }
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            let text = format!("data folder {} does not exist: create it first", path.display());
-            return Err(DaemonError::Config(text));
-        }
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => create_data_dir(path)?,
         Err(error) if error.kind() == std::io::ErrorKind::NotADirectory => {
             let text = format!(
                 "data folder {} is no folder, it lies below a file: choose another one",
@@ -99,7 +98,43 @@ fn lock_data_dir(path: &Path) -> Result<Lock, DaemonError> {
             return Err(DaemonError::io(format_args!("data folder {}", path.display()), &error));
         }
     }
+    sync_parent(path)?;
     Lock::take(&path.join("ringmain.lock"), &format!("data folder {}", path.display()))
+}
+
+/// The folder's name must not be lost with everything in it, even if it was made a moment ago, by a daemon that was killed. Where the
+/// folder above may not be read, it was somebody else who made this one.
+fn sync_parent(path: &Path) -> Result<(), DaemonError> {
+    let path = path
+        .canonicalize()
+        .map_err(|error| DaemonError::io(format_args!("data folder {}", path.display()), &error))?;
+    match path.parent().map(|parent| (parent, File::open(parent))) {
+        Some((parent, Ok(file))) => file
+            .sync_all()
+            .map_err(|error| DaemonError::io(format_args!("sync {}", parent.display()), &error)),
+        _ => Ok(()),
+    }
+}
+
+/// The folder alone: a path that leads nowhere is a mistake, or a disk that is not mounted.
+fn create_data_dir(path: &Path) -> Result<(), DaemonError> {
+    match DirBuilder::new().mode(0o700).create(path) {
+        Ok(()) => {
+            log!("created the data folder {}", path.display());
+            Ok(())
+        }
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            let text = format!(
+                "data folder {} does not exist, and neither does the folder above it: create that first",
+                path.display()
+            );
+            Err(DaemonError::Config(text))
+        }
+        Err(error) => {
+            let what = format_args!("create the data folder {}", path.display());
+            Err(DaemonError::io(what, &error))
+        }
+    }
 }
 
 /// Every queue costs the keeper and the broker up to four descriptors each, every client one or two.

@@ -1,5 +1,6 @@
 //! Start, stop, and what a killed daemon leaves.
 
+use std::os::unix::fs::PermissionsExt;
 use std::process::{Command, Output};
 
 use nix::sys::signal::Signal;
@@ -132,8 +133,8 @@ fn wrong_paths_are_one_clear_line() {
     assert_eq!(std::fs::read_to_string(at("file")).unwrap(), "x");
     assert_refused(&serve(&["--socket", &at("no/such/folder")]), 74, &["No such file"]);
     let socket = at("s");
-    let missing = serve(&["--socket", &socket, "--data-dir", &at("missing")]);
-    assert_refused(&missing, 78, &["does not exist", "create it"]);
+    let missing = serve(&["--socket", &socket, "--data-dir", &at("missing/folder")]);
+    assert_refused(&missing, 78, &["does not exist", "create that first"]);
     let no_folder = serve(&["--socket", &socket, "--data-dir", &at("file")]);
     assert_refused(&no_folder, 78, &["is no folder"]);
     let names: Vec<_> = std::fs::read_dir(folder.path()).unwrap().collect();
@@ -177,4 +178,16 @@ fn an_idle_daemon_does_not_wake_up() {
     };
     settled(status.keeper_pid);
     settled(status.broker_pid);
+}
+
+#[test]
+fn a_data_folder_is_created_for_its_owner_alone() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = folder.path().join("data");
+    let daemon = Daemon::start_with(&["--data-dir", data.to_str().unwrap()]);
+    let mode = std::fs::metadata(&data).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o700);
+    drop(daemon);
+    // The next one finds it there.
+    drop(Daemon::start_with(&["--data-dir", data.to_str().unwrap()]));
 }

@@ -139,8 +139,8 @@ pub(crate) struct DemoArgs {
 #[derive(Debug, Args)]
 #[command(after_help = SERVE_EXAMPLES)]
 pub(crate) struct ServeArgs {
-    /// Folder that belongs to this daemon alone; the journal of durable queues lies in it. Without it there are no
-    /// durable queues
+    /// Folder that belongs to this daemon alone, created if need be; the journal of durable queues lies in it. Without it
+    /// there are no durable queues
     #[arg(long, value_name = "DIR")]
     pub(crate) data_dir: Option<PathBuf>,
     /// How the journal reaches the disk [default: auto]
