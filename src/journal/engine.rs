@@ -11,8 +11,8 @@ use super::clean::Cleaner;
 use super::format::{self, CLEAN, FRONTIER, Header};
 use super::frontier::Frontier;
 use super::index::{Index, Run};
+use super::lengths::Limits;
 use super::read::{FarTurn, WaitingReads};
-use super::short::Limits;
 use super::space::{Head, Segment, Spare, Torn};
 use super::types::{
     AppendError, Config, Damage, Failure, JournalStatistics, Location, Lsn, Ready, RecordRef,
@@ -104,6 +104,8 @@ pub struct Journal<D: Disk> {
     pub(super) unflushed: bool,
     /// Free segments are looked for.
     pub(super) look_for_free: bool,
+    /// No file could be made: the last segment may be longer than there is room for.
+    pub(super) look_at_head: bool,
     pub(super) cleaner: Cleaner,
     pub(super) figures: JournalStatistics,
 }
@@ -163,6 +165,7 @@ impl<D: Disk> Journal<D> {
             readers_looked_at: 0,
             unflushed: false,
             look_for_free: true,
+            look_at_head: false,
             cleaner: Cleaner::default(),
             figures: JournalStatistics::default(),
             config,

@@ -21,6 +21,11 @@ impl<D: Disk> Journal<D> {
             // The file that is being made has taken a part of what is missing, or one that has just become free is it, or makes room for
             // it.
             Some(_) if self.is_making_file() || self.is_freeing() => Room::Unclear,
+            // The attempt makes room.
+            Some(_) if self.may_shorten() => {
+                self.retry_at = None;
+                Room::Unclear
+            }
             None if self.no_space.is_none() => Room::Enough,
             Some(_) | None => Room::Lacking(lack),
         }

@@ -10,7 +10,7 @@ use super::contents::Contents;
 use super::engine::{Journal, Task};
 use super::footer::{Footer, footer_bytes};
 use super::format::{Header, RECORD_HEADER_BYTES, SNAPSHOT, SNAPSHOT_END, record_bytes};
-use super::short::Limits;
+use super::lengths::Limits;
 use super::table::{Entry, KIND_FREED, KIND_SEGMENT, file_name};
 use super::types::{Config, Lsn, RecordRef, Snapshot};
 use crate::disk::{BLOCK_BYTES, Buffer, Disk, Durability, FileId, Operation, errno};
@@ -126,6 +126,11 @@ impl Torn {
         self.files.contains_key(&file) && !planted(Canary::CompleteTorn)
     }
 
+    /// Its beginning is being made void.
+    pub(super) fn is_written(&self, file: FileId) -> bool {
+        self.files.get(&file).is_some_and(Option::is_none)
+    }
+
     pub(super) fn is_void(&mut self, file: FileId) {
         self.files.remove(&file);
     }
@@ -192,7 +197,7 @@ impl<D: Disk> Writer<'_, D> {
 impl<D: Disk> Journal<D> {
     /// Begins a segment if the last one is full, or there is none yet.
     pub(super) fn begin_segment(&mut self, snapshot: &dyn Snapshot) {
-        if !self.is_segment_due() {
+        if !self.is_segment_due() && !self.is_head_too_long(snapshot) {
             return;
         }
         // With the last file it must be known what is free: else nobody could write that down if this process died.
@@ -506,6 +511,8 @@ impl<D: Disk> Journal<D> {
     pub(super) fn no_spare(&mut self, error: &io::Error) {
         self.no_space = Some((errno(error), error.to_string()));
         self.retry_at = Some(self.now + RETRY);
+        self.look_at_head = true;
+        self.give_back_long();
     }
 
     /// Footers of segments that are durable as a whole.

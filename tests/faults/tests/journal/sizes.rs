@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use ringmain::disk::simulated::{SimulatedDisk, Simulation};
 use ringmain::journal::{AppendError, Config, Journal, Ready, Room, verify};
 use ringmain_faults::journal::owner::Owner;
+use ringmain_faults::random::Random;
 
 const UNIT: u64 = 64 << 10;
 
@@ -55,25 +56,40 @@ impl Process {
         assert!(matches!(self.journal.is_ready(), Ready::NoSpace { .. }));
     }
 
-    /// The oldest message that is left.
+    /// The oldest message that is left, at once.
     fn acknowledge(&mut self, queue: u64) -> bool {
+        let acked = self.try_to_acknowledge(queue);
+        assert!(!matches!(acked, Some(Err(_))), "{queue}: {:?}", self.simulation.files());
+        acked.is_some()
+    }
+
+    fn try_to_acknowledge(&mut self, queue: u64) -> Option<Result<(), AppendError>> {
         let state = self.owner.state().get(&queue);
-        let Some(sequence) = state.and_then(|queue| queue.unacknowledged.first().copied()) else {
-            return false;
-        };
+        let sequence = state.and_then(|queue| queue.unacknowledged.first().copied())?;
         let acked = self.owner.acknowledge(&mut self.journal, queue, sequence);
-        let lengths: Vec<_> = self.simulation.files();
-        assert_eq!(acked, Ok(()), "{sequence} of {queue}: {lengths:?}");
         for _ in 0..4 {
             self.now += Duration::from_millis(11);
             self.journal.submit(&self.owner, self.now);
             assert_eq!(self.journal.reap().failed, None);
         }
-        true
+        Some(acked)
     }
 
     fn drain(&mut self) {
         while self.acknowledge(1) {}
+        self.settle();
+    }
+
+    /// The same where free files are exchanged meanwhile: acknowledgements may have to wait for that.
+    fn drain_patiently(&mut self) {
+        let mut waits = 0;
+        while let Some(acked) = self.try_to_acknowledge(1) {
+            if acked.is_err() {
+                self.settle();
+                waits += 1;
+                assert!(waits < 10, "{:?}", self.simulation.files());
+            }
+        }
         self.settle();
     }
 
@@ -197,5 +213,77 @@ fn short_segments_of_a_full_disk_are_cleaned() {
         assert!(!process.owner.state()[&9].unacknowledged.is_empty());
         process.fill(1_000);
         process.expect_the_same();
+    }
+}
+
+/// A disk on which too long a length was tried first, with nothing in the journal or a little.
+#[test]
+fn free_files_that_are_too_long_make_room_for_shorter_ones() {
+    for (capacity, before, after) in [(13, 4, 2), (13, 4, 1), (14, 4, 3), (15, 5, 2), (25, 8, 3)] {
+        for backlog in [0, 30] {
+            let case = format!("{capacity}: {before} {after}, {backlog}");
+            let simulation = Simulation::new();
+            simulation.set_capacity(Some(capacity * UNIT));
+            let mut process = Process::open(&simulation, config(UNIT));
+            for _ in 0..backlog {
+                process.owner.publish(&mut process.journal, 1, &[1; 1_000]).expect("there is room");
+                process.settle();
+            }
+            drop(process);
+            // There is room for three, and messages need four.
+            let mut process = Process::open(&simulation, config(before * UNIT));
+            process.drain();
+            assert!(matches!(process.journal.is_ready(), Ready::NoSpace { .. }), "{case}");
+            drop(process);
+            let mut process = Process::open(&simulation, config(after * UNIT));
+            let files = simulation.files();
+            assert_eq!(process.journal.is_ready(), Ready::Ready, "{case}: {files:?}");
+            assert_eq!(process.journal.room(), Room::Enough, "{case}");
+            for _ in 0..3 {
+                process.fill(1_000);
+                process.drain_patiently();
+                assert_eq!(process.journal.is_ready(), Ready::Ready, "{case}");
+            }
+            process.expect_the_same();
+        }
+    }
+}
+
+/// Whatever lengths were tried before, and however each of those processes died: where four files of the last length fit on the disk,
+/// service comes back.
+#[test]
+fn any_lengths_one_after_the_other_end_in_service() {
+    let mut random = Random::new(7);
+    for round in 0..500 {
+        let capacity = 8 + random.below(24);
+        let simulation = Simulation::new();
+        simulation.set_capacity(Some(capacity as u64 * UNIT));
+        let starts = 1 + random.below(5);
+        let mut case = format!("{round}: {capacity},");
+        for start in 0..starts {
+            let is_last = start + 1 == starts;
+            let units = 1 + random.below(capacity / if is_last { 4 } else { 2 });
+            case += &format!(" {units}");
+            let mut process = Process::open(&simulation, config(units as u64 * UNIT));
+            if is_last {
+                process.drain_patiently();
+                let files = simulation.files();
+                assert_eq!(process.journal.is_ready(), Ready::Ready, "{case}: {files:?}");
+                process.owner.publish(&mut process.journal, 1, b"one").expect("there is room");
+                process.settle();
+                process.expect_the_same();
+                break;
+            }
+            for _ in 0..random.below(60) {
+                if process.journal.is_ready() == Ready::Ready {
+                    let bytes = [1; 1_000];
+                    process.owner.publish(&mut process.journal, 1, &bytes).expect("there is room");
+                    process.settle();
+                }
+            }
+            for _ in 0..random.below(60) {
+                process.try_to_acknowledge(1);
+            }
+        }
     }
 }

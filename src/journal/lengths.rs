@@ -1,14 +1,19 @@
-//! Free files that are shorter than new ones are made: the daemon was started with longer segments than before, or the state has grown.
+//! Free files of another length than new ones get: the daemon was started with longer or shorter segments than before, or the state has
+//! grown.
 //!
-//! While the disk has room nobody needs them, and they are removed. On a full one they keep acknowledgements going: with no
+//! *Shorter ones.* While the disk has room nobody needs them, and they are removed. On a full one they keep acknowledgements going: with no
 //! longer file to be had, a segment is begun in one of them. It takes no messages. What is not needed for that is given back, so that longer files can
 //! be made; when there are as many as messages need, the next segment begins in one of those.
+//!
+//! *Longer ones* serve as well as any. On a disk that is full before there are as many files as messages need, they are removed where more of
+//! the length that is wanted find room in their place; a segment in such a file is left when nothing in it is needed.
 
+use super::batch::Batch;
 use super::clean::SHARE_MAX;
 use super::engine::{Journal, RESERVE, TAIL_BYTES, Task};
 use super::space::Spare;
-use super::types::Config;
-use crate::disk::{BLOCK_BYTES, Disk, Operation};
+use super::types::{Config, Snapshot};
+use crate::disk::{BLOCK_BYTES, Disk, FileId, Operation};
 
 /// Free files that acknowledgements need beside a segment without messages.
 const FOR_ACKS: usize = 2;
@@ -81,12 +86,12 @@ impl<D: Disk> Journal<D> {
         self.spares.iter().chain(others).filter(move |spare| spare.bytes >= least)
     }
 
-    /// The file in which the next segment begins: a long one, or the longest if no long one can be made.
+    /// The file in which the next segment begins: the shortest that is long enough, or the longest if no such file can be made.
     pub(super) fn next_free_file(&self) -> Option<Spare> {
         let is_whole = |spare: &&Spare| !self.torn.has(spare.file);
-        let mut long = self.spares.iter().filter(|spare| spare.bytes >= self.wanted_bytes);
+        let long = self.spares.iter().filter(|spare| spare.bytes >= self.wanted_bytes);
         if long.clone().next().is_some() {
-            return long.find(is_whole).copied();
+            return long.filter(is_whole).min_by_key(|spare| spare.bytes).copied();
         }
         self.usable_files().filter(is_whole).max_by_key(|spare| spare.bytes).copied()
     }
@@ -135,11 +140,78 @@ impl<D: Disk> Journal<D> {
         self.remove_surplus(kept);
     }
 
+    /// Whether more files of the wanted length find room in the place of longer ones that are free, or whose segment is the last one and can
+    /// be left.
+    fn gains(&self) -> bool {
+        let free = self.spares.iter().chain(&self.surplus).map(|spare| spare.bytes);
+        let head = self.head.iter().map(|head| head.bytes);
+        let mut long: Vec<u64> =
+            free.chain(head).filter(|bytes| *bytes > self.wanted_bytes).collect();
+        long.sort_unstable_by_key(|bytes| std::cmp::Reverse(*bytes));
+        let mut room = self.disk.free_bytes().unwrap_or(0);
+        long.into_iter().zip(1..).any(|(bytes, removed)| {
+            room += bytes;
+            room / self.wanted_bytes > removed
+        })
+    }
+
+    /// The free file that is to be removed for that: the longest. The last one stays, because acknowledgements need it, unless the last
+    /// segment has as much room for them.
+    fn too_long(&self) -> Option<FileId> {
+        let is_long =
+            |spare: &&Spare| spare.bytes > self.wanted_bytes && !self.torn.is_written(spare.file);
+        let files = self.spares.iter().chain(&self.surplus);
+        let longest = files.clone().filter(is_long).max_by_key(|spare| spare.bytes)?;
+        let left = self.head.as_ref().map_or(0, |head| head.bytes - head.next_offset);
+        let is_last = files.count() == 1 && left < self.wanted_bytes;
+        (!is_last && self.gains()).then_some(longest.file)
+    }
+
+    /// Whether [`Self::give_back_long`] will give something back.
+    pub(super) fn may_shorten(&self) -> bool {
+        self.head.is_some() && self.spares.len() < self.config.spares && self.too_long().is_some()
+    }
+
+    /// No file could be made: gives room to it. One at a time: a file of the wanted length fits into the place of each.
+    pub(super) fn give_back_long(&mut self) {
+        // As in `drop_surplus`.
+        if !self.checkpoint_is_durable() || self.spares.len() >= self.config.spares {
+            return;
+        }
+        if let Some(file) = self.too_long() {
+            self.spares.retain(|spare| spare.file != file);
+            self.surplus.retain(|spare| spare.file != file);
+            self.remove(file);
+        }
+    }
+
+    /// Whether the last segment is to be left for a shorter file because its own is too long for a full disk, and nothing in it is needed.
+    /// Looked at once for each file that could not be made.
+    pub(super) fn is_head_too_long(&mut self, snapshot: &dyn Snapshot) -> bool {
+        if !std::mem::take(&mut self.look_at_head) || self.has_reserve() {
+            return false;
+        }
+        let is_durable = self.next_lsn <= self.durable() + 1;
+        let next_bytes = self.next_free_file().map_or(u64::MAX, |spare| spare.bytes);
+        let Some(head) = &mut self.head else { return false };
+        let is_idle = is_durable && self.staging.as_ref().is_some_and(Batch::is_empty);
+        let bytes = head.bytes;
+        is_idle
+            && next_bytes < bytes
+            && bytes > self.wanted_bytes
+            && !head.contents.is_needed(snapshot)
+            && self.gains()
+    }
+
+    fn remove(&mut self, file: FileId) {
+        let ticket = self.ticket(Task::Remove);
+        self.disk.submit(ticket, Operation::Remove { file });
+    }
+
     /// Keeps so many of the free files beyond those held ready.
     pub(super) fn remove_surplus(&mut self, kept: usize) {
         for Spare { file, .. } in self.surplus.split_off(kept) {
-            let ticket = self.ticket(Task::Remove);
-            self.disk.submit(ticket, Operation::Remove { file });
+            self.remove(file);
         }
     }
 }
