@@ -127,10 +127,12 @@ impl Letter {
 }
 
 fn list(client: &Client, args: &DeadLetterListArgs) -> Outcome {
-    let of = brokered(client, &args.queue)?.dead_letter;
-    // A queue that has a dead-letter queue: those letters that came from it. What came from nowhere is no dead letter.
-    let (queue, origin) =
-        if of.is_empty() { (&args.queue, None) } else { (&of, Some(&args.queue)) };
+    let elsewhere = letters_elsewhere(client, &args.queue)?;
+    // Those letters that came from it. What came from nowhere is no dead letter.
+    let (queue, origin) = match &elsewhere {
+        Some(of) => (of, Some(&args.queue)),
+        None => (&args.queue, None),
+    };
     signals::catch()?;
     let wanted = if args.count == 0 { u64::MAX } else { args.count };
     let mut letters = Vec::new();
@@ -152,10 +154,21 @@ fn list(client: &Client, args: &DeadLetterListArgs) -> Outcome {
     print(&table.render(Style::stdout()))
 }
 
+/// The dead-letter queue of a queue that is none itself. One that is may have another one in turn.
+fn letters_elsewhere(client: &Client, queue: &str) -> Outcome<Option<String>> {
+    let of = brokered(client, queue)?.dead_letter;
+    if of.is_empty() {
+        return Ok(None);
+    }
+    let all = client.list_queues().map_err(|error| Failure::queue(queue, error))?;
+    let mut rules = all.into_iter().filter_map(|other| other.brokered);
+    let is_one = rules.any(|rules| rules.dead_letter == queue);
+    Ok((!is_one).then_some(of))
+}
+
 fn redrive(client: &Client, args: &DeadLetterRedriveArgs) -> Outcome {
     let queue = &args.queue;
-    let of = brokered(client, queue)?.dead_letter;
-    if !of.is_empty() {
+    if let Some(of) = letters_elsewhere(client, queue)? {
         return Err(Failure::new(
             Exit::Config,
             format_args!(

@@ -625,6 +625,24 @@ fn a_key_that_does_not_fit_the_rings_is_named() {
 }
 
 #[test]
+fn a_dead_letter_queue_may_have_another_one() {
+    let daemon = Daemon::durable();
+    daemon.create("last", &["--durable"]);
+    daemon.create("dead", &["--durable", "--dead-letter", "last"]);
+    daemon.create("jobs", &["--durable", "--max-deliveries", "1", "--dead-letter", "dead"]);
+    daemon.feed(&["publish", "jobs"], b"poison\n");
+    deliver_in_vain(&daemon, "jobs", 1);
+    eventually("the message is dead", || brokered(&daemon, "dead", "messages") == 1);
+    let letters = daemon.json(&["dead-letter", "list", "dead", "--json"]);
+    assert_eq!(letters[0]["origin_queue"], "jobs");
+    assert_eq!(daemon.json(&["dead-letter", "list", "jobs", "--json"]), letters);
+    assert_fails(&daemon.run(&["dead-letter", "redrive", "jobs"]), 78, "redrive dead");
+    let back = daemon.json(&["dead-letter", "redrive", "dead", "--json"]);
+    assert_eq!(back["messages"], 1);
+    assert_eq!(daemon.ok(&["consume", "jobs", "--drain"]), "poison\n");
+}
+
+#[test]
 fn a_dead_letter_queue_must_carry_every_letter() {
     let daemon = Daemon::durable();
     for (plane, code) in [("--durable", 78), ("--plane=brokered", 64)] {

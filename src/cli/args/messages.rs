@@ -140,7 +140,7 @@ pub(crate) enum DeadLetterCommand {
 #[derive(Debug, Args)]
 #[command(after_help = DEAD_LETTER_LIST_EXAMPLES)]
 pub(crate) struct DeadLetterListArgs {
-    /// Name of a dead-letter queue, or of a queue that has one: then only its own dead letters are shown
+    /// Name of a dead-letter queue, or of another queue that has one: then only its own dead letters are shown
     #[arg(value_parser = parse_queue_name)]
     pub(crate) queue: String,
     /// At most this many messages; 0 for all
