@@ -77,9 +77,22 @@ impl Queue {
 
 /// A copy of a descriptor, to be sent.
 pub(super) fn clone_descriptor(descriptor: BorrowedFd<'_>) -> Result<OwnedFd, Failure> {
-    descriptor.try_clone_to_owned().or_else(|error| {
-        refuse(ErrorCode::Io, format!("the daemon cannot duplicate a descriptor: {error}"))
+    descriptor.try_clone_to_owned().map_err(|error| {
+        let text = format!("the daemon cannot duplicate a descriptor: {error}");
+        no_descriptor(error.raw_os_error()).unwrap_or_else(|| Failure::Refused(ErrorCode::Io, text))
     })
+}
+
+/// The daemon or the host has no descriptor left, if that is what this errno means.
+fn no_descriptor(errno: Option<i32>) -> Option<Failure> {
+    let text = match errno? {
+        libc::EMFILE => {
+            "the daemon has as many files open as it may: start it with a higher limit (ulimit -n), or delete queues"
+        }
+        libc::ENFILE => "the host has no descriptor left: raise fs.file-max",
+        _ => return None,
+    };
+    Some(Failure::Refused(ErrorCode::Limit, text.to_owned()))
 }
 
 /// The keeper had no room for descriptors.
@@ -89,6 +102,11 @@ pub(super) fn no_room<T>(reason: String) -> Result<T, Failure> {
 
 /// Why memory was not to be had, as an answer.
 pub(super) fn memory_failure(error: &MemoryError) -> Failure {
+    if let MemoryError::Io { source, .. } = error
+        && let Some(failure) = no_descriptor(source.raw_os_error())
+    {
+        return failure;
+    }
     match error {
         MemoryError::NoRoom { .. } => Failure::Refused(
             ErrorCode::Limit,
