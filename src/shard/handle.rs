@@ -71,8 +71,6 @@ pub(super) struct Handle {
     wake_down: bool,
     /// Doorbells that its client wants rung: number and bit, as the client says.
     rings: Vec<(u32, u32)>,
-    /// Deliveries of several pieces are put together here.
-    scratch: Vec<u8>,
     /// It was given back (`false`) or its process is dead (`true`).
     pub(super) closing: Option<bool>,
     /// Nothing more was in `up` since then.
@@ -121,7 +119,6 @@ impl Handle {
             wake_up: false,
             wake_down: false,
             rings: Vec::new(),
-            scratch: Vec::new(),
             closing: None,
             is_drained: false,
             fault: None,
@@ -330,26 +327,24 @@ impl Handle {
         self.sent(sent, client)
     }
 
-    /// Puts a message of the queue into the ring towards the client.
+    /// Puts a message of the queue into the ring towards the client. What does not fit one slot is put together in `whole`.
     pub(super) fn send_delivery(
         &mut self,
         header: &DeliveryHeader,
         flags: u16,
         metadata: &[u8],
         payload: &[u8],
+        whole: &mut Vec<u8>,
     ) -> Sent {
         let header = header.encode();
         let length = header.len() + payload.len();
         if flags == 0 && metadata.is_empty() && length <= self.down.slot_capacity() {
             return self.send_in_place(&header, payload);
         }
-        let mut whole = std::mem::take(&mut self.scratch);
         whole.clear();
         whole.extend_from_slice(&header);
         whole.extend_from_slice(payload);
-        let sent = self.send_message(flags, metadata, &whole);
-        self.scratch = whole;
-        sent
+        self.send_message(flags, metadata, whole)
     }
 
     /// One that takes one slot is put together there.

@@ -43,6 +43,8 @@ pub(super) struct Handles {
     pub(super) ended: Vec<HandleKey>,
     /// Consumers whose submissions are held.
     pub(super) submitting: Vec<usize>,
+    /// Deliveries that do not fit one slot are put together here.
+    scratch: Vec<u8>,
     ready: Vec<usize>,
 }
 
@@ -69,12 +71,18 @@ impl Handles {
         self.places.get_mut(place).and_then(Option::as_mut)
     }
 
-    fn by_key_mut(&mut self, key: HandleKey) -> Option<(usize, &mut Handle)> {
+    /// As [`Self::place`], mostly without a search.
+    fn place_of(&mut self, key: HandleKey) -> Option<usize> {
         let place = match self.last {
             Some((last, place)) if last == key => place,
             _ => self.place(key)?,
         };
         self.last = Some((key, place));
+        Some(place)
+    }
+
+    fn by_key_mut(&mut self, key: HandleKey) -> Option<(usize, &mut Handle)> {
+        let place = self.place_of(key)?;
         Some((place, self.get_mut(place)?))
     }
 
@@ -240,7 +248,9 @@ impl Port for Handles {
         payload: &[u8],
     ) -> Delivered {
         // To nobody: its leases return when it is closed.
-        let Some((place, handle)) = self.by_key_mut(key) else { return Delivered::Full };
+        let Some(place) = self.place_of(key) else { return Delivered::Full };
+        let Self { places, scratch, .. } = self;
+        let Some(handle) = places[place].as_mut() else { return Delivered::Full };
         // Answers go in first.
         if handle.has_waiting() {
             return Delivered::Full;
@@ -248,7 +258,7 @@ impl Port for Handles {
         if header.lease.attempt == 0 {
             handle.remember_shown(header.lease.sequence);
         }
-        let sent = handle.send_delivery(header, flags, metadata, payload);
+        let sent = handle.send_delivery(header, flags, metadata, payload, scratch);
         if sent == Sent::Yes {
             handle.messages += 1;
             handle.bytes += payload.len() as u64;
