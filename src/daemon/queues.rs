@@ -79,7 +79,7 @@ impl Queue {
 pub(super) fn clone_descriptor(descriptor: BorrowedFd<'_>) -> Result<OwnedFd, Failure> {
     descriptor.try_clone_to_owned().map_err(|error| {
         let text = format!("the daemon cannot duplicate a descriptor: {error}");
-        no_descriptor(error.raw_os_error()).unwrap_or_else(|| Failure::Refused(ErrorCode::Io, text))
+        no_descriptor(error.raw_os_error()).unwrap_or(Failure::Refused(ErrorCode::Io, text))
     })
 }
 
