@@ -108,10 +108,11 @@ fn sync_parent(path: &Path) -> Result<(), DaemonError> {
     let path = path
         .canonicalize()
         .map_err(|error| DaemonError::io(format_args!("data folder {}", path.display()), &error))?;
-    match path.parent().map(|parent| (parent, File::open(parent))) {
-        Some((parent, Ok(file))) => file
-            .sync_all()
-            .map_err(|error| DaemonError::io(format_args!("sync {}", parent.display()), &error)),
+    let Some(parent) = path.parent() else { return Ok(()) };
+    match File::open(parent).and_then(|parent| parent.sync_all()) {
+        Err(error) if error.kind() != std::io::ErrorKind::PermissionDenied => {
+            Err(DaemonError::io(format_args!("sync {}", parent.display()), &error))
+        }
         _ => Ok(()),
     }
 }
@@ -123,6 +124,8 @@ fn create_data_dir(path: &Path) -> Result<(), DaemonError> {
             log!("created the data folder {}", path.display());
             Ok(())
         }
+        // By somebody else, a moment ago: the lock decides.
+        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists && path.is_dir() => Ok(()),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
             let text = format!(
                 "data folder {} does not exist, and neither does the folder above it: create that first",

@@ -148,11 +148,25 @@ impl<D: Disk> Journal<D> {
         let mut long: Vec<u64> =
             free.chain(head).filter(|bytes| *bytes > self.wanted_bytes).collect();
         long.sort_unstable_by_key(|bytes| std::cmp::Reverse(*bytes));
-        let mut room = self.disk.free_bytes().unwrap_or(0);
+        let mut room = self.free_bytes();
         long.into_iter().zip(1..).any(|(bytes, removed)| {
             room += bytes;
             room / self.wanted_bytes > removed
         })
+    }
+
+    /// Whether the last file could not be made for want of room, and there still is not enough.
+    fn lacks_room(&self) -> bool {
+        matches!(self.no_space, Some((libc::ENOSPC | libc::EDQUOT, _)))
+            && self.free_bytes() < self.wanted_bytes
+    }
+
+    /// What is known to be free. The file system does not tell what a quota leaves of it.
+    fn free_bytes(&self) -> u64 {
+        match self.no_space {
+            Some((libc::EDQUOT, _)) => 0,
+            _ => self.disk.free_bytes().unwrap_or(0),
+        }
     }
 
     /// The free file that is to be removed for that: the longest. The last one stays, because acknowledgements need it, unless the last
@@ -167,7 +181,7 @@ impl<D: Disk> Journal<D> {
         (!is_last && self.gains()).then_some(longest.file)
     }
 
-    /// Whether [`Self::give_back_long`] will give something back.
+    /// Whether [`Self::give_back_long`] will give something back after the next attempt.
     pub(super) fn may_shorten(&self) -> bool {
         self.head.is_some() && self.spares.len() < self.config.spares && self.too_long().is_some()
     }
@@ -175,10 +189,11 @@ impl<D: Disk> Journal<D> {
     /// No file could be made: gives room to it. One at a time: a file of the wanted length fits into the place of each.
     pub(super) fn give_back_long(&mut self) {
         // As in `drop_surplus`.
-        if !self.checkpoint_is_durable() || self.spares.len() >= self.config.spares {
-            return;
-        }
-        if let Some(file) = self.too_long() {
+        if self.checkpoint_is_durable()
+            && self.lacks_room()
+            && self.spares.len() < self.config.spares
+            && let Some(file) = self.too_long()
+        {
             self.spares.retain(|spare| spare.file != file);
             self.surplus.retain(|spare| spare.file != file);
             self.remove(file);
@@ -200,6 +215,7 @@ impl<D: Disk> Journal<D> {
             && next_bytes < bytes
             && bytes > self.wanted_bytes
             && !head.contents.is_needed(snapshot)
+            && self.lacks_room()
             && self.gains()
     }
 

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use ringmain::disk::simulated::{SimulatedDisk, Simulation};
+use ringmain::disk::simulated::{Fault, SimulatedDisk, Simulation, Site};
 use ringmain::journal::{AppendError, Config, Journal, Ready, Room, verify};
 use ringmain_faults::journal::owner::Owner;
 use ringmain_faults::random::Random;
@@ -286,4 +286,26 @@ fn any_lengths_one_after_the_other_end_in_service() {
             }
         }
     }
+}
+
+/// A file that cannot be made for another reason than room: that is no reason to give others up.
+#[test]
+fn long_files_stay_while_no_file_can_be_made() {
+    let simulation = Simulation::new();
+    simulation.set_capacity(Some(13 * UNIT));
+    drop(Process::open(&simulation, config(4 * UNIT)));
+    let before = simulation.files();
+    simulation.set_capacity(Some(100 * UNIT));
+    let made = simulation.calls(Site::BeginCreate);
+    for nth in 1..=20 {
+        simulation.fail(Site::BeginCreate, made + nth, Fault::Error(libc::EMFILE));
+    }
+    let mut process = Process::open(&simulation, config(2 * UNIT));
+    assert_eq!(simulation.files(), before);
+    assert!(matches!(process.journal.is_ready(), Ready::NoSpace { .. }));
+    for _ in 0..4 {
+        process.settle();
+    }
+    assert_eq!(process.journal.is_ready(), Ready::Ready);
+    process.expect_the_same();
 }
