@@ -381,7 +381,7 @@ fn folders_that_cannot_hold_a_journal_are_refused() {
     std::fs::create_dir(folder.path().join("data")).unwrap();
     std::fs::write(folder.path().join("data/shard-0"), "no folder").unwrap();
     let table = [
-        (folder.path().join("missing"), "create it first"),
+        (folder.path().join("missing/folder"), "create that first"),
         (folder.path().join("file"), "is no folder"),
         (folder.path().join("file/below"), "is no folder"),
         (folder.path().join("data"), "move that file away"),
