@@ -415,7 +415,8 @@ impl<D: Disk> Shard<D> {
         let is_open = !handle.has_waiting() && !handle.is_blocked();
         if handle.fault.is_some() {
             self.end_faulty(place);
-            return false;
+            // What it held may be given out now.
+            return true;
         }
         if handle.closing.is_some() && handle.is_drained {
             // What it held may be given out now.
@@ -425,13 +426,12 @@ impl<D: Disk> Shard<D> {
             // Its submissions wait for the disk: looked at again in every turn until they are stored.
             self.handles.touch(place);
         }
-        if role == Role::Consume && is_open {
-            self.logic.room(key);
-        }
+        // It may have been blocked by nothing but records in front of the next delivery, which are in the ring now.
+        let is_unblocked = role == Role::Consume && is_open && self.logic.room(key);
         if has_room {
             self.handles.list(place);
         }
-        has_room
+        has_room | is_unblocked
     }
 
     /// Its client broke the rules: nothing more is taken, leases return, nobody else notices.

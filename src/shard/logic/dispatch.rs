@@ -44,18 +44,19 @@ enum Given {
 }
 
 impl Logic {
-    /// There is room in the delivery ring of a handle that answered [`Delivered::Full`].
-    pub fn room(&mut self, handle: HandleId) {
+    /// There is room in the delivery ring of a handle; whether that answered [`Delivered::Full`] before: [`Self::dispatch`] may have
+    /// something for it.
+    pub fn room(&mut self, handle: HandleId) -> bool {
         let Some(&super::handles::HandleRef::Consumer(number)) = self.handles.get(&handle) else {
-            return;
+            return false;
         };
-        if let Some(consumer) = self.consumers.get_mut(number)
-            && consumer.blocked
-        {
-            consumer.blocked = false;
+        let Some(consumer) = self.consumers.get_mut(number) else { return false };
+        let was_blocked = std::mem::take(&mut consumer.blocked);
+        if was_blocked {
             let queue = consumer.queue;
             self.mark(queue);
         }
+        was_blocked
     }
 
     /// Gives out what is durable, a bounded number of messages. `true`: there is more to do at once.
@@ -105,11 +106,8 @@ impl Logic {
         port: &mut dyn Port,
         budget: &mut u32,
     ) -> Step {
-        let (groups, first) = match self.queues.get_mut(index) {
-            Some(queue) if !queue.deleted => {
-                queue.turn = queue.turn.wrapping_add(1);
-                (queue.groups.len(), queue.turn)
-            }
+        let (groups, first) = match self.queues.get(index) {
+            Some(queue) if !queue.deleted => (queue.groups.len(), queue.turn),
             _ => return Step::Done,
         };
         let mut whole = self.look_for_expired(index, log, budget);
@@ -119,11 +117,18 @@ impl Logic {
                 continue;
             }
             let mut share = SHARE.min(*budget);
+            let whole_share = share;
             *budget -= share;
             let given = self.give_out(index, group, log, port, &mut share);
             let moved = self.move_doomed(index, group, log, port, &mut share);
             *budget += share;
             whole = whole.max(given).max(moved);
+            // Whoever comes behind him is the first next time: what may be read from the disk at a time may be enough for one only.
+            if share < whole_share
+                && let Some(queue) = self.queues.get_mut(index)
+            {
+                queue.turn = group + 1;
+            }
             self.report_drained(index, group, port);
         }
         whole.max(self.browse(index, log, port, budget))
