@@ -103,3 +103,18 @@ fn direct_queues_know_no_times() {
     let long = ["queue", "create", "long", "--plane", "brokered", "--ttl", "200years"];
     assert_fails(&daemon.run(&long), 64, "ttl=");
 }
+
+/// In a turn of the shard that only a timer began, behind the record that tells of what was dropped.
+#[test]
+fn what_becomes_due_comes_although_nothing_else_happens() {
+    let daemon = Daemon::start();
+    daemon.create("q", &["--plane=brokered", "--overflow=drop-oldest", "--max-messages=1"]);
+    let mut command = daemon.command(&["consume", "q"]);
+    let mut consume = Running::start(command.stdout(Stdio::piped()).stderr(Stdio::null()));
+    let received = lines(consume.0.stdout.take().unwrap());
+    let attached = || daemon.json(&["queue", "info", "q", "--json"])["consumers"] == 1;
+    eventually("it consumes", attached);
+    publish(&daemon, "q", &["--delay", "60s"], "one\n");
+    publish(&daemon, "q", &["--delay", "500ms"], "two\n");
+    assert_eq!(received.recv_timeout(LIMIT).as_deref(), Ok("two"));
+}
