@@ -92,6 +92,8 @@ pub enum ToShard {
         queue: u64,
         /// At most so many; 0 for all.
         count: u64,
+        /// Ids of the queues to which whoever asks may send, in ascending order.
+        origins: Vec<u64>,
     },
     /// Creates, resets or deletes a group. Answer: [`FromShard::Done`], of a creation or a reset with where it starts.
     Group {

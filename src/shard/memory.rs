@@ -5,6 +5,7 @@
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
+use ringmain_client::layout::metadata::DEAD_LETTER_BYTES;
 use ringmain_client::layout::pair::{link, shard_page};
 use ringmain_client::layout::{Geometry, control, spsc_page};
 use ringmain_client::pair::{Link, Pair, PairError, PairGeometry, ShardPage};
@@ -58,9 +59,8 @@ pub fn pair_bytes(geometry: &PairGeometry) -> u64 {
     geometry.client_file_bytes() as u64 + geometry.shard_file_bytes() as u64
 }
 
-/// Kept free beside every message for the headers that it gets as a dead letter: it must fit the rings and the journal then,
-/// too. The longest are some 350 bytes.
-pub const DEAD_LETTER_BYTES: usize = 512;
+/// Most bytes of metadata that are taken of a message: as a dead letter it has more.
+pub const METADATA_BYTES_MAX: usize = u16::MAX as usize - DEAD_LETTER_BYTES;
 
 /// Bytes that a delivery with metadata and payload of these lengths takes in a ring.
 pub fn body_bytes(metadata: usize, payload: usize) -> u64 {

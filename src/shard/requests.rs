@@ -44,8 +44,8 @@ impl<D: Disk> Shard<D> {
             ToShard::Purge { request, queue } => {
                 self.logic.purge(&mut self.journal, request, queue);
             }
-            ToShard::Redrive { request, queue, count } => {
-                self.logic.redrive(&mut self.journal, request, queue, count);
+            ToShard::Redrive { request, queue, count, origins } => {
+                self.logic.redrive(&mut self.journal, request, queue, count, origins);
             }
             ToShard::Group { request, queue, group, command } => {
                 self.logic.group_command(&mut self.journal, request, queue, &group, command);

@@ -46,8 +46,8 @@ struct Client {
 }
 
 fn size(role: Role) -> PairSize {
-    let leases = if role == Role::Consume { 64 } else { 0 };
-    PairSize { role, slots: 64, slot_size: 128, max_message: 1000, record_slots: 64, leases }
+    let (leases, record_slots) = if role == Role::Consume { (64, 512) } else { (0, 64) };
+    PairSize { role, slots: 64, slot_size: 128, max_message: 1000, record_slots, leases }
 }
 
 impl World {
@@ -715,5 +715,33 @@ fn another_shard_takes_up_transactions_where_they_stood() {
         assert_eq!(outcomes, [done(5), lost, done(7), done(9), lost], "held: {held}");
         let info = world.shard.logic.info(QUEUE).unwrap();
         assert_eq!((info.messages, info.next_sequence), (7, 11), "held: {held}");
+    }
+}
+
+/// The shard sleeps behind a turn that says that nothing is left to do.
+#[test]
+fn what_a_faulty_consumer_held_is_given_out_before_the_shard_sleeps() {
+    // More than a turn takes from one handle.
+    for valid in [0, 300] {
+        let mut world = World::new();
+        world.create_queue();
+        let mut producer = world.attach(Role::Produce);
+        let mut faulty = world.attach(Role::Consume);
+        for number in 0..4_u8 {
+            producer.send(&[number]).unwrap();
+        }
+        world.turns();
+        let held = faulty.deliveries();
+        assert_eq!(held.len(), 4);
+        let mut other = world.attach(Role::Consume);
+        assert_eq!(other.deliveries(), []);
+        for _ in 0..valid {
+            let stale = LeaseToken { attempt: 9, ..held[0].0 };
+            faulty.ask(Up::Ack { lease: stale, request: 0 });
+        }
+        faulty.send(&[0xff; 8]).unwrap();
+        while world.shard.turn(&world.inbox) {}
+        let sequences = |(lease, _): &(LeaseToken, Vec<u8>)| lease.sequence;
+        assert_eq!(other.deliveries().iter().map(sequences).collect::<Vec<_>>(), [1, 2, 3, 4]);
     }
 }

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use ringmain_client::async_io::{AsyncBrokeredConsumer, AsyncBrokeredProducer};
+use ringmain_client::layout::metadata::BROKERED_BYTES_MAX;
 use ringmain_client::protocol::{ErrorCode, Role};
 use ringmain_client::{
     ClientError, ConfirmError, ConsumerOptions, Delivery, DeliverySpec, Kind, Metadata, QueueSpec,
@@ -98,6 +99,22 @@ fn long_messages_and_metadata_arrive_as_they_were() {
     }
     publish(&mut producer, ["after".to_owned()]);
     assert_eq!(text(&receive(&mut consumer)), "after");
+}
+
+#[test]
+fn beside_the_longest_metadata_is_room_for_what_a_dead_letter_gets() {
+    let daemon = Durable::start();
+    let client = daemon.client();
+    client.create_queue("q", QueueSpec { slots: Some(2048), ..durable() }).unwrap();
+    let mut producer = producer(&client, "q");
+    let mut consumer = consumer(&client, "q");
+    let key = |bytes| Metadata { key: Some(vec![1; bytes - 4]), ..Metadata::default() };
+    let error = producer.send_message(&key(BROKERED_BYTES_MAX + 1), b"").unwrap_err();
+    let (length, max) = (BROKERED_BYTES_MAX + 1, BROKERED_BYTES_MAX);
+    assert_eq!(error, SendError::TooLarge { length, max });
+    let receipt = producer.send_message(&key(BROKERED_BYTES_MAX), b"").unwrap();
+    producer.wait_timeout(&receipt, PATIENCE).unwrap();
+    assert_eq!(receive(&mut consumer).metadata().unwrap(), key(BROKERED_BYTES_MAX));
 }
 
 #[test]
@@ -375,6 +392,30 @@ fn async_handles_are_rung() {
     };
     let patience = Duration::from_millis(100) * 3 * ROUNDS / 2;
     runtime.block_on(async { tokio::time::timeout(patience, all).await }).expect("rung in time");
+}
+
+#[test]
+fn async_consumers_have_every_confirmed_form() {
+    let daemon = Durable::start();
+    let client = daemon.client();
+    client.create_queue("q", durable()).unwrap();
+    publish(&mut producer(&client, "q"), ["m".to_owned()]);
+    let consumer = consumer(&client, "q");
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let all = async {
+        let mut consumer = AsyncBrokeredConsumer::new(consumer).unwrap();
+        let first = consumer.receive().await.unwrap();
+        consumer.extend_confirmed(&first, Duration::from_secs(3600)).await.unwrap();
+        consumer.nack_confirmed(&first, Duration::ZERO).await.unwrap();
+        let second = consumer.receive().await.unwrap();
+        assert_eq!(second.attempt(), 2);
+        assert!(is_lost(consumer.extend_confirmed(&first, Duration::ZERO).await));
+        assert!(is_lost(consumer.nack_confirmed(&first, Duration::ZERO).await));
+        assert!(is_lost(consumer.reject_confirmed(&first).await));
+        consumer.reject_confirmed(&second).await.unwrap();
+    };
+    runtime.block_on(async { tokio::time::timeout(PATIENCE, all).await }).expect("in time");
+    assert_eq!(inside(&client, "q").messages, 0);
 }
 
 /// What lay in the ring of a consumer, or was put by, when its lease ended is not given to its user any more.

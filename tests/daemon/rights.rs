@@ -1,7 +1,9 @@
 //! Other users. Needs root to become them; without it these tests say so and pass.
 
+use ringmain_client::DeliverySpec;
 use ringmain_client::protocol::{QueueSpec, Request, Role};
 
+use crate::brokered_support::*;
 use crate::support::*;
 
 const NOBODY: &str = "65534";
@@ -73,6 +75,31 @@ fn limits_count_for_each_user_alone() {
     assert!(child.says().starts_with("Limit "));
     let request = Request::CreateQueue { name: "too".into(), spec: mpmc() };
     assert!(raw.refused(&request).1.contains("user 0"));
+}
+
+#[test]
+fn nobody_has_messages_moved_to_where_he_may_not_publish() {
+    if !is_root() {
+        return;
+    }
+    let daemon = Daemon::start();
+    let client = ringmain_client::Client::connect(&daemon.socket).unwrap();
+    let with_mode = |mode| QueueSpec { mode: Some(mode), ..in_memory() };
+    client.create_queue("dead", with_mode(0o701)).unwrap();
+    for (queue, mode) in [("private", 0o700), ("open", 0o702)] {
+        let rules =
+            DeliverySpec { dead_letter: Some("dead".to_owned()), ..DeliverySpec::default() };
+        client.create_queue(queue, with_rules(with_mode(mode), rules)).unwrap();
+        publish(&mut producer(&client, queue), ["m".to_owned()]);
+        let mut worker = consumer(&client, queue);
+        let delivery = receive(&mut worker);
+        worker.reject_confirmed(&delivery, PATIENCE).unwrap();
+    }
+    let child = Actor::start(&daemon.socket, &["as", NOBODY, "redrive", "dead"]);
+    assert_eq!(child.says(), "ok 1");
+    assert_eq!(inside(&client, "open").messages, 1);
+    assert_eq!(client.redrive("dead", 0).unwrap(), 1);
+    assert_eq!(inside(&client, "private").messages, 1);
 }
 
 #[test]

@@ -588,6 +588,7 @@ pub(crate) mod child {
             "consume" => Request::attach(name, Role::Consume),
             "delete" => Request::DeleteQueue { name },
             "purge" => Request::PurgeQueue { name },
+            "redrive" => Request::Redrive { name, count: 0 },
             "info" => Request::QueueInfo { name },
             "list" => Request::ListQueues { after: String::new() },
             "upgrade" => Request::Upgrade { binary: String::new() },
@@ -600,6 +601,7 @@ pub(crate) mod child {
         match raw.ask(&request) {
             Reply::Error { code, message } => say(&format!("{code:?} {message}")),
             Reply::Queues(queues) => say(&format!("ok {}", queues.len())),
+            Reply::Redriven { messages } => say(&format!("ok {messages}")),
             _ => say("ok"),
         }
         wait_for_end();

@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use super::{Bell, Stop};
 use crate::brokered::internal::{
-    Ends, ForNews, ForRoom, Found, Lacks, Ledger, NotSent, milliseconds,
+    Ends, ForNews, ForRoom, Found, Lacks, Ledger, NotSent, encode_metadata, milliseconds,
 };
-use crate::client::internal::{Attachment, Side, encode};
+use crate::client::internal::{Attachment, Side};
 use crate::layout::metadata::Metadata;
 use crate::wire::Up;
 use crate::{
@@ -52,7 +52,7 @@ impl AsyncBrokeredProducer {
         payload: &[u8],
     ) -> Result<Receipt, SendError> {
         let mut encoded = Vec::new();
-        encode(metadata, &mut encoded)?;
+        encode_metadata(metadata, &mut encoded)?;
         self.send_with(|ends, attachment| ends.try_send_one(attachment, &encoded, payload)).await
     }
 
@@ -302,6 +302,43 @@ impl AsyncBrokeredConsumer {
     pub async fn ack_confirmed(&mut self, delivery: &Delivery) -> Result<(), AckError> {
         let lease = self.consumer.token(delivery)?;
         self.ask(|request| Up::Ack { lease, request }).await
+    }
+
+    /// As [`Self::nack`]; waits as [`Self::ack_confirmed`].
+    ///
+    /// # Errors
+    /// As [`BrokeredConsumer::nack_confirmed`].
+    pub async fn nack_confirmed(
+        &mut self,
+        delivery: &Delivery,
+        delay: Duration,
+    ) -> Result<(), AckError> {
+        let lease = self.consumer.token(delivery)?;
+        let delay_ms = milliseconds(delay);
+        self.ask(|request| Up::Nack { lease, request, delay_ms }).await
+    }
+
+    /// As [`Self::extend`]; waits as [`Self::ack_confirmed`].
+    ///
+    /// # Errors
+    /// As [`BrokeredConsumer::extend_confirmed`].
+    pub async fn extend_confirmed(
+        &mut self,
+        delivery: &Delivery,
+        lease: Duration,
+    ) -> Result<(), AckError> {
+        let token = self.consumer.token(delivery)?;
+        let lease_ms = milliseconds(lease);
+        self.ask(|request| Up::Extend { lease: token, request, lease_ms }).await
+    }
+
+    /// As [`Self::reject`]; waits as [`Self::ack_confirmed`].
+    ///
+    /// # Errors
+    /// As [`BrokeredConsumer::reject_confirmed`].
+    pub async fn reject_confirmed(&mut self, delivery: &Delivery) -> Result<(), AckError> {
+        let lease = self.consumer.token(delivery)?;
+        self.ask(|request| Up::Reject { lease, request }).await
     }
 
     /// Waits until everything that was acknowledged, given back or rejected so far is carried out and as safe as a confirmed

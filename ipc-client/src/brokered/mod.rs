@@ -27,12 +27,16 @@ pub use transaction::{Transaction, TransactionError};
 #[cfg(feature = "tokio")]
 pub(crate) mod internal {
     pub(crate) use super::consumer::milliseconds;
+    pub(crate) use super::encode_metadata;
     pub(crate) use super::ends::{Ends, Lacks, NotSent};
     pub(crate) use super::inbox::Found;
     pub(crate) use super::ledger::Ledger;
     pub(crate) use super::waiting::{ForNews, ForRoom};
 }
 
+use crate::client::SendError;
+use crate::client::internal::encode;
+use crate::layout::metadata::{BROKERED_BYTES_MAX, Metadata};
 use crate::protocol::StartAt;
 use crate::sync::atomic::{AtomicU64, Ordering};
 use crate::wait::WaitPolicy;
@@ -42,6 +46,14 @@ fn handle_number() -> u64 {
     static NEXT: AtomicU64 = AtomicU64::new(1);
     // Relaxed: only the number counts.
     NEXT.fetch_add(1, Ordering::Relaxed)
+}
+
+/// Appends the encoded form, if a brokered queue takes it.
+pub(crate) fn encode_metadata(metadata: &Metadata, into: &mut Vec<u8>) -> Result<(), SendError> {
+    let start = into.len();
+    encode(metadata, into)?;
+    let (length, max) = (into.len() - start, BROKERED_BYTES_MAX);
+    if length > max { Err(SendError::TooLarge { length, max }) } else { Ok(()) }
 }
 
 /// How a [`BrokeredProducer`] behaves.

@@ -12,8 +12,8 @@ use super::memory::{Opened, open};
 use super::named::OwnSequences;
 use super::receipt::{Confirmation, Receipt, Receipts, SettledRun};
 use super::waiting::{Deadline, ForNews, ForRoom};
-use super::{ProducerOptions, handle_number};
-use crate::client::internal::{Attachment, Inner, Stop, encode, leave, wait_for};
+use super::{ProducerOptions, encode_metadata, handle_number};
+use crate::client::internal::{Attachment, Inner, Stop, leave, wait_for};
 use crate::client::{ClientError, SendError};
 use crate::layout::metadata::Metadata;
 use crate::protocol::{AttachOptions, Kind, Role};
@@ -252,7 +252,7 @@ impl BrokeredProducer {
         late: SendError,
     ) -> Result<Receipt, SendError> {
         self.metadata.clear();
-        encode(metadata, &mut self.metadata)?;
+        encode_metadata(metadata, &mut self.metadata)?;
         let encoded = std::mem::take(&mut self.metadata);
         let sent = self.send_one(&encoded, payload, timeout, late);
         self.metadata = encoded;

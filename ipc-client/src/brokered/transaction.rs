@@ -5,12 +5,13 @@ use std::time::Duration;
 
 use super::consumer::BrokeredConsumer;
 use super::delivery::Delivery;
+use super::encode_metadata;
 use super::ends::{Ends, NotSent};
 use super::error::AckError;
 use super::producer::BrokeredProducer;
 use super::receipt::Receipt;
 use crate::client::SendError;
-use crate::client::internal::{Attachment, Inner, encode};
+use crate::client::internal::{Attachment, Inner};
 use crate::layout::metadata::Metadata;
 use crate::protocol::HandleKey;
 use crate::wire::transaction::{Ack, FLAG_TRANSACTION, Message, PARTS_MAX, Transaction as Parts};
@@ -123,7 +124,7 @@ impl Transaction {
         payload: &[u8],
     ) -> Result<&mut Self, TransactionError> {
         let mut encoded = Vec::new();
-        encode(metadata, &mut encoded)?;
+        encode_metadata(metadata, &mut encoded)?;
         self.add(producer, encoded, payload)
     }
 

@@ -12,7 +12,7 @@
 //! | 8 | name of the queue that takes the reply (UTF-8) |
 //! | 9 | number that the reply carries as well: u64 |
 //!
-//! Unknown tags are skipped. The whole is at most 65,535 bytes long.
+//! Unknown tags are skipped. The whole is at most 65,535 bytes long; of a message to a brokered queue, see [`BROKERED_BYTES_MAX`].
 
 use core::time::Duration;
 
@@ -40,6 +40,14 @@ pub mod tag {
 
 /// Bytes in front of a value.
 const ENTRY_HEADER_BYTES: usize = 4;
+
+/// The headers that a message gets as a dead letter take no more bytes.
+pub const DEAD_LETTER_BYTES: usize = 512;
+
+/// Most encoded bytes that the sender of a message to a brokered queue may have: the rest is for a named producer's own sequence, and
+/// for what the message gets as a dead letter.
+pub const BROKERED_BYTES_MAX: usize =
+    u16::MAX as usize - OwnSequence::ENTRY_BYTES - DEAD_LETTER_BYTES;
 
 /// Trace context of a message, after W3C Trace Context.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -271,8 +271,8 @@ Examples:
   ringmain dead-letter redrive jobs-dead
   ringmain dead-letter redrive jobs-dead --count 1
 
-A message gets a new sequence in the queue that it came from and counts its deliveries from the start. If that queue \
-is gone the message stays.";
+A message gets a new sequence in the queue that it came from and counts its deliveries from the start. It stays if that \
+queue is gone or has another dead-letter queue by now, or if you may not publish there.";
 
 pub(super) const VERIFY_EXAMPLES: &str = "\
 Examples:

@@ -3,6 +3,7 @@
 use std::os::fd::AsFd;
 
 use ringmain_client::layout::Geometry;
+use ringmain_client::layout::metadata::DEAD_LETTER_BYTES;
 use ringmain_client::protocol::{DeliverySpec, ErrorCode, Kind, QueueSpec, Reply};
 use ringmain_client::wire::DELIVERY_HEADER_BYTES;
 
@@ -15,7 +16,6 @@ use super::super::queues::{check_name, checked_mode, group_of, no_room};
 use super::{BrokeredQueue, SHARD_DURABLE, SHARD_MEMORY, State, Waiting, failure, no_right};
 use crate::shard::control::ToShard;
 use crate::shard::logic::{ControlResult, Limits, QueueDefinition};
-use crate::shard::memory::DEAD_LETTER_BYTES;
 use crate::shard::start::message_bytes_max;
 
 /// Slots of the rings with messages if nothing else is asked for.

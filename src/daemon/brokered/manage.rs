@@ -84,7 +84,10 @@ impl Broker {
         let shard = self.managed(user, id)?;
         self.check_shard(shard)?;
         let request = self.brokered.request(Waiting::Count { connection: number, queue: id });
-        self.brokered.tell(shard, ToShard::Redrive { request, queue: id, count });
+        let queues = self.brokered.queues.iter();
+        let origins = queues.filter(|(_, queue)| queue.rights(user).may_send());
+        let origins = origins.map(|(id, _)| *id).collect();
+        self.brokered.tell(shard, ToShard::Redrive { request, queue: id, count, origins });
         Ok(None)
     }
 }

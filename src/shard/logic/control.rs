@@ -30,7 +30,7 @@ pub(super) enum What {
     Edit(u64, QueueEdit),
     Delete(u64),
     Purge(u64),
-    Redrive(u64, u64),
+    Redrive(u64, u64, Vec<u64>),
     Group(u64, String, GroupCommand),
 }
 
@@ -42,7 +42,7 @@ impl Command {
             What::Edit(queue, _)
             | What::Delete(queue)
             | What::Purge(queue)
-            | What::Redrive(queue, _)
+            | What::Redrive(queue, ..)
             | What::Group(queue, _, _) => *queue,
         }
     }
@@ -102,10 +102,18 @@ impl Logic {
         self.command(log, request, What::Purge(queue));
     }
 
-    /// Moves messages of a dead-letter queue back, oldest first, at most `count` (0: all that are there now). Those of which
-    /// nobody knows where they came from stay.
-    pub fn redrive(&mut self, log: &mut dyn Log, request: u64, queue: u64, count: u64) {
-        self.command(log, request, What::Redrive(queue, count));
+    /// Moves messages of a dead-letter queue back, oldest first, at most `count` (0: all that are there now). Each goes to the
+    /// queue that its header names, if that is one of `origins`, in ascending order, and has this one as its dead-letter queue;
+    /// else it stays.
+    pub fn redrive(
+        &mut self,
+        log: &mut dyn Log,
+        request: u64,
+        queue: u64,
+        count: u64,
+        origins: Vec<u64>,
+    ) {
+        self.command(log, request, What::Redrive(queue, count, origins));
     }
 
     /// Creates, resets or deletes a group. What a reset or a deletion gives up is needed until that is durable.
@@ -184,11 +192,13 @@ impl Logic {
             What::Group(queue, name, command) => {
                 self.run_group_command(log, request, (*queue, name), command)
             }
-            What::Redrive(queue, count) => {
+            What::Redrive(queue, count, origins) => {
                 let index = self.live(*queue)?;
                 let end = self.queues.get(index).map_or(0, |queue| queue.durable_end);
                 let left = if *count == 0 { u64::MAX } else { *count };
-                let job = RedriveJob { request, queue: index, next: 1, end, left, moved: 0 };
+                let origins = origins.clone();
+                let (next, moved) = (1, 0);
+                let job = RedriveJob { request, queue: index, origins, next, end, left, moved };
                 self.redrives.push_back(job);
                 Ok(())
             }

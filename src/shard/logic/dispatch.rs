@@ -111,8 +111,20 @@ impl Logic {
             _ => return Step::Done,
         };
         let mut whole = self.look_for_expired(index, log, budget);
-        for number in 0..groups {
-            let group = first.wrapping_add(number) % groups;
+        // Whoever comes behind one that got something is the first next time: what may be read from the disk at a time may be enough
+        // for one only.
+        for number in 0..=groups {
+            let group = first.wrapping_add(number) % (groups + 1);
+            if group == groups {
+                let (before, looked) = (*budget, self.browse(index, log, port, budget));
+                whole = whole.max(looked);
+                if *budget < before
+                    && let Some(queue) = self.queues.get_mut(index)
+                {
+                    queue.turn = 0;
+                }
+                continue;
+            }
             if self.queues.get(index).is_none_or(|queue| queue.groups[group].deleted) {
                 continue;
             }
@@ -123,7 +135,6 @@ impl Logic {
             let moved = self.move_doomed(index, group, log, port, &mut share);
             *budget += share;
             whole = whole.max(given).max(moved);
-            // Whoever comes behind him is the first next time: what may be read from the disk at a time may be enough for one only.
             if share < whole_share
                 && let Some(queue) = self.queues.get_mut(index)
             {
@@ -131,7 +142,7 @@ impl Logic {
             }
             self.report_drained(index, group, port);
         }
-        whole.max(self.browse(index, log, port, budget))
+        whole
     }
 
     /// Messages of one group to its consumers in turn.
@@ -270,11 +281,20 @@ impl Logic {
         port: &mut dyn Port,
         budget: &mut u32,
     ) -> Step {
-        let Some(queue) = self.queues.get(index) else { return Step::Done };
-        let mut whole = Step::Done;
-        for number in &queue.browsers {
-            let Some(consumer) = self.consumers.get_mut(*number) else { continue };
-            whole = whole.max(show(queue, consumer, log, port, budget));
+        let Some(queue) = self.queues.get_mut(index) else { return Step::Done };
+        let (mut whole, first) = (Step::Done, queue.browser_turn);
+        let browsers = queue.browsers.len();
+        for number in 0..browsers {
+            let at = first.wrapping_add(number) % browsers;
+            let Some(consumer) = self.consumers.get_mut(queue.browsers[at]) else { continue };
+            let mut share = SHARE.min(*budget);
+            let whole_share = share;
+            *budget -= share;
+            whole = whole.max(show(queue, consumer, log, port, &mut share));
+            *budget += share;
+            if share < whole_share {
+                queue.browser_turn = at + 1;
+            }
         }
         whole
     }

@@ -16,7 +16,7 @@ pub const WITHHELD: &str = "ringmain-withheld";
 
 const OURS: [&str; 4] = [REASON, ORIGIN_QUEUE, ORIGIN_SEQUENCE, DELIVERIES];
 
-/// Appends a header; what does not fit into metadata is left out.
+/// Appends a header. What does not fit into metadata is left out: there is room for ours, see `METADATA_BYTES_MAX`.
 pub(super) fn push(out: &mut Vec<u8>, name: &str, value: &str) {
     let length = 1 + name.len() + value.len();
     let (Ok(length_16), Ok(name_length)) = (u16::try_from(length), u8::try_from(name.len())) else {

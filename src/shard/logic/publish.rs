@@ -1,6 +1,6 @@
 //! The way of a message into the log.
 
-use ringmain_client::layout::metadata::{Times, times};
+use ringmain_client::layout::metadata::{DEAD_LETTER_BYTES, Times, times};
 use ringmain_client::protocol::Overflow;
 use ringmain_client::wire::Outcome;
 
@@ -11,7 +11,7 @@ use super::record::{MESSAGE_HEADER_BYTES, MessageBody, kind};
 use super::types::{FLAG_MESSAGE, HandleId, Now, RecordRef, Refusal};
 use super::{AppendError, Log, Logic};
 use crate::journal::format::RECORD_HEADER_BYTES;
-use crate::shard::memory::DEAD_LETTER_BYTES;
+use crate::shard::memory::METADATA_BYTES_MAX;
 
 /// Metadata and payload bytes of the longest message that a journal takes whose groups have at most so many bytes. It must fit
 /// beside the record that takes it out of its queue, too, with what is added to it as a dead letter.
@@ -62,7 +62,7 @@ impl Logic {
         }
         let times = match metadata {
             [] => Some(Times::default()),
-            metadata => times(metadata).filter(|_| metadata.len() <= usize::from(u16::MAX)),
+            metadata => times(metadata).filter(|_| metadata.len() <= METADATA_BYTES_MAX),
         };
         let Some(times) = times else {
             self.refuse(handle, position, Outcome::Invalid, 0);

@@ -25,8 +25,10 @@ pub(super) struct Queue {
     pub(super) dead_lettered: u64,
     pub(super) discarded: u64,
     pub(super) browsers: Vec<u32>,
-    /// Group that dispatch begins with.
+    /// Group that dispatch begins with; behind the last one, those who only look.
     pub(super) turn: usize,
+    /// Of those, the one that comes first.
+    pub(super) browser_turn: usize,
     /// It is in the list of those that dispatch has to look at.
     pub(super) dirty: bool,
     /// A deletion is on its way to the disk.
@@ -77,6 +79,7 @@ impl Queue {
             discarded: 0,
             browsers: Vec::new(),
             turn: 0,
+            browser_turn: 0,
             dirty: false,
             deleted: false,
             purging: 0,

@@ -14,6 +14,8 @@ use crate::shard::memory::{body_bytes, carried_bytes};
 pub(super) struct RedriveJob {
     pub(super) request: u64,
     pub(super) queue: u32,
+    /// Ids of the queues to which whoever asks may send, in ascending order.
+    pub(super) origins: Vec<u64>,
     /// Next sequence to look at.
     pub(super) next: u64,
     /// Only what was there when it began.
@@ -44,12 +46,12 @@ impl Logic {
                 return false;
             }
             *budget -= 1;
-            match self.redrive_one(job.queue, sequence, log) {
+            match self.redrive_one(job, sequence, log) {
                 Ok(true) => {
                     job.moved += 1;
                     job.left -= 1;
                 }
-                // It stays: nobody knows where it came from, or it cannot be read.
+                // It stays: there is no way back for it, or it cannot be read.
                 Ok(false) | Err(Stop::Lost(_)) => {}
                 Err(Stop::Later) => return false,
             }
@@ -72,7 +74,13 @@ impl Logic {
         candidates.into_iter().flatten().min().filter(|sequence| *sequence < end)
     }
 
-    fn redrive_one(&mut self, index: u32, sequence: u64, log: &mut dyn Log) -> Result<bool, Stop> {
+    fn redrive_one(
+        &mut self,
+        job: &RedriveJob,
+        sequence: u64,
+        log: &mut dyn Log,
+    ) -> Result<bool, Stop> {
+        let index = job.queue;
         let Some(queue) = self.queues.get(index) else { return Ok(false) };
         let definition = &queue.definition;
         let body = read(log, definition.id, &definition.name, sequence)?;
@@ -81,14 +89,16 @@ impl Logic {
             return Ok(false);
         };
         let fits = self.queues.get(to).is_some_and(|origin| {
-            let QueueDefinition { slots, slot_size, max_message, .. } = origin.definition;
+            let QueueDefinition { id, slots, slot_size, max_message, .. } = origin.definition;
             // Whoever sends to the dead-letter queue can name any origin.
             !origin.deleted
+                && origin.definition.dead_letter == definition.name
+                && job.origins.binary_search(&id).is_ok()
                 && body.payload.len() <= max_message as usize
                 && body_bytes(body.metadata.len(), body.payload.len())
                     <= carried_bytes(slots, slot_size)
         });
-        if !fits || to == index {
+        if !fits {
             return Ok(false);
         }
         self.scratch.clear();

@@ -18,6 +18,7 @@ use super::queue::Queue;
 use super::record::{self, List, MessageBody, Transaction, kind};
 use super::types::{FLAG_MESSAGE, HandleId, Lsn, Now, RecordRef, Refusal};
 use super::{AppendError, Log, Logic, canary};
+use crate::shard::memory::METADATA_BYTES_MAX;
 
 /// A message of a transaction.
 #[derive(Debug, Clone, Copy)]
@@ -146,7 +147,7 @@ impl Logic {
         for message in messages {
             let (index, queue, named) = self.producer_of(message.handle)?;
             let TransactionMessage { metadata, payload, .. } = *message;
-            let times = times(metadata).filter(|_| metadata.len() <= usize::from(u16::MAX));
+            let times = times(metadata).filter(|_| metadata.len() <= METADATA_BYTES_MAX);
             let ttl_ms = times.ok_or((Outcome::Invalid, 0))?.ttl_ms;
             if metadata.len() + payload.len() > limit {
                 return Err((Outcome::TooLarge, limit as u64));

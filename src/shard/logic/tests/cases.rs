@@ -9,6 +9,7 @@ use crate::shard::logic::{
     ConsumerSpec, ControlResult, HandleId, Logic, QueueDefinition, QueueEdit, Refusal, Snapshot,
     StartAt, headers,
 };
+use crate::shard::memory::METADATA_BYTES_MAX;
 
 pub(super) struct World {
     pub(super) logic: Logic,
@@ -322,7 +323,7 @@ fn dead_letters_say_why_and_go_back() {
     assert_eq!(letters, [rejected, poison]);
 
     // Back again, without our headers, as new messages.
-    world.logic.redrive(&mut world.log, 50, 1, 0);
+    world.logic.redrive(&mut world.log, 50, 1, 0, vec![2]);
     let events = world.turn();
     assert!(events.contains(&Event::Control { request: 50, result: ControlResult::Redriven(2) }));
     let back: Vec<_> = events
@@ -561,7 +562,7 @@ fn who_looks_is_told_of_what_fits_no_ring() {
 #[test]
 fn nothing_goes_back_to_where_it_fits_no_ring() {
     let mut orders = definition(2, "orders");
-    (orders.slots, orders.slot_size) = (64, 64);
+    (orders.slots, orders.slot_size, orders.dead_letter) = (64, 64, "dead".to_owned());
     let mut world = World::new(&[definition(1, "dead"), orders]);
     let producer = world.producer(1);
     let origin = (headers::ORIGIN_QUEUE.to_owned(), b"orders".to_vec());
@@ -571,8 +572,93 @@ fn nothing_goes_back_to_where_it_fits_no_ring() {
     world.send_with(producer, &encoded, &[0; 2000]);
     world.send_with(producer, &encoded, b"fits");
     world.turn();
-    world.logic.redrive(&mut world.log, 5, 1, 0);
+    world.logic.redrive(&mut world.log, 5, 1, 0, vec![1, 2]);
     let done = Event::Control { request: 5, result: ControlResult::Redriven(1) };
     assert!(world.turn().contains(&done));
     assert_eq!(world.logic.info(1).expect("queue").messages, 1);
+}
+
+#[test]
+fn a_redrive_goes_only_where_it_may() {
+    let mut sends_here = definition(2, "sends-here");
+    sends_here.dead_letter = "dead".to_owned();
+    let closed = QueueDefinition { id: 3, name: "closed".to_owned(), ..sends_here.clone() };
+    let foreign = definition(4, "foreign");
+    let mut world = World::new(&[definition(1, "dead"), sends_here, closed, foreign]);
+    let producer = world.producer(1);
+    for origin in ["foreign", "closed", "dead", "nobody", "sends-here"] {
+        let header = (headers::ORIGIN_QUEUE.to_owned(), origin.into());
+        let metadata = Metadata { headers: vec![header], ..Metadata::default() };
+        let mut encoded = Vec::new();
+        metadata.encode(&mut encoded).expect("short");
+        world.send_with(producer, &encoded, b"");
+    }
+    world.turn();
+    world.logic.redrive(&mut world.log, 5, 1, 0, vec![1, 2, 4]);
+    let done = Event::Control { request: 5, result: ControlResult::Redriven(1) };
+    assert!(world.turn().contains(&done));
+    let messages = |queue| world.logic.info(queue).expect("queue").messages;
+    assert_eq!([1, 2, 3, 4].map(messages), [4, 1, 0, 0]);
+}
+
+#[test]
+fn the_longest_metadata_has_room_for_what_a_dead_letter_gets() {
+    let name = "o".repeat(255);
+    let mut orders = definition(2, &name);
+    (orders.slots, orders.dead_letter) = (2048, "dead".to_owned());
+    let dead = QueueDefinition { slots: 2048, ..definition(1, "dead") };
+    let mut world = World::new(&[dead, orders]);
+    let producer = world.producer(2);
+    let worker = world.consumer(2, 2, &consumer(4));
+    let key = |bytes: usize| {
+        let metadata = Metadata { key: Some(vec![7; bytes - 4]), ..Metadata::default() };
+        let mut encoded = Vec::new();
+        metadata.encode(&mut encoded).expect("fits");
+        assert_eq!(encoded.len(), bytes);
+        encoded
+    };
+    world.send_with(producer, &key(METADATA_BYTES_MAX), b"");
+    let delivered = deliveries(&world.turn());
+    world.up(worker, Up::Reject { lease: delivered[0].1, request: 7 });
+    world.turn();
+    world.logic.redrive(&mut world.log, 5, 1, 0, vec![2]);
+    let done = Event::Control { request: 5, result: ControlResult::Redriven(1) };
+    assert!(world.turn().contains(&done), "it knows where it came from");
+    world.send_with(producer, &key(METADATA_BYTES_MAX + 1), b"");
+    let refused =
+        |event: &Event| matches!(event, Event::Completed { outcome: Outcome::Invalid, .. });
+    assert!(world.turn().iter().any(refused));
+}
+
+#[test]
+fn who_is_far_behind_has_his_turn_whoever_else_is() {
+    let mut world = World::new(&[definition(1, "q")]);
+    let producer = world.producer(1);
+    for number in 0..60_u8 {
+        world.send(producer, &[number]);
+    }
+    let readers = [("", false), ("a", false), ("b", false), ("", true), ("", true)];
+    world.log.readers_may_have = Some(0);
+    let readers: Vec<_> = readers
+        .iter()
+        .zip(2..)
+        .map(|((group, browse), number)| {
+            let mut spec = consumer(64);
+            (spec.group, spec.browse) = ((*group).to_owned(), *browse);
+            world.consumer(1, number, &spec)
+        })
+        .collect();
+    world.turn();
+    let mut had = vec![0; readers.len()];
+    for round in 1..=3 {
+        // Each group and, as one, those who only look: these by turns.
+        for _ in 0..2 * 4 {
+            world.log.readers_may_have = Some(8);
+            for (handle, _, _) in deliveries(&world.turn()) {
+                let reader = readers.iter().position(|reader| *reader == handle);
+                had[reader.expect("one of them")] += 1;
+            }
+        }
+        assert_eq!(had, [16, 16, 16, 8, 8].map(|messages| messages * round));
+    }
 }

@@ -10,6 +10,9 @@ use crate::shard::logic::{
     Now, Port, QueueDefinition, RecordRef, Replay, Snapshot, Stored,
 };
 
+/// Room for the longest metadata.
+const GROUP_BYTES_MAX: usize = 128 * 1024;
+
 /// A record as it was appended.
 #[derive(Debug, Clone)]
 pub(super) struct Record {
@@ -51,6 +54,8 @@ pub(super) struct MemoryLog {
     pub(super) failed: bool,
     /// Messages that have to be read from far away first; asking begins that.
     pub(super) far: BTreeSet<(u64, u64)>,
+    /// Of all messages, so many may be given to readers now; the others are far away.
+    pub(super) readers_may_have: Option<u32>,
     /// Messages that cannot be read.
     pub(super) lost: BTreeSet<(u64, u64)>,
     pub(super) forgotten: BTreeMap<u64, u64>,
@@ -101,7 +106,7 @@ impl MemoryLog {
 
 impl Log for MemoryLog {
     fn group_bytes_max(&self) -> usize {
-        64 * 1024
+        GROUP_BYTES_MAX
     }
 
     fn begin(&mut self) {
@@ -117,8 +122,8 @@ impl Log for MemoryLog {
             return Err(AppendError::Full);
         }
         let record = Record::new(record);
-        if record.body.len() > 64 * 1024 {
-            return Err(AppendError::TooLarge { limit_bytes: 64 * 1024 });
+        if record.body.len() > GROUP_BYTES_MAX {
+            return Err(AppendError::TooLarge { limit_bytes: GROUP_BYTES_MAX });
         }
         if record.sequence != 0 {
             let old = self.index.insert((record.queue, record.sequence), self.records.len());
@@ -152,6 +157,15 @@ impl Log for MemoryLog {
             Some(at) => Message::Ready(&self.records[*at].body),
             None => Message::Lost("missing".to_owned()),
         }
+    }
+
+    fn message_for_reader(&mut self, queue: u64, sequence: u64, _: &mut u32) -> Message<'_> {
+        match &mut self.readers_may_have {
+            Some(0) => return Message::Pending,
+            Some(left) => *left -= 1,
+            None => {}
+        }
+        self.message(queue, sequence)
     }
 
     fn forget(&mut self, queue: u64, below: u64) {

@@ -116,7 +116,7 @@ fn one_stale_lease_and_nothing_is_done() {
 fn what_cannot_be_stored_stops_the_whole() {
     let (mut world, [input, output], worker, leases) = world();
     let acks = [TransactionAck { handle: worker, lease: leases[0] }];
-    let long = vec![1; 70_000];
+    let long = vec![1; 140_000];
     let cases: [(&[TransactionMessage<'_>], Outcome); 3] = [
         (&[message(output, b"x"), message(output, &long)], Outcome::TooLarge),
         (&[message(output, b"x"), message(worker, b"x")], Outcome::Invalid),
