@@ -94,7 +94,7 @@ fn show(client: &Client, args: &GroupInfoArgs) -> Outcome {
         true => "unused: it counts from its first consumer on".to_string(),
         false => {
             let bytes = units::bytes(info.lag_bytes);
-            format!("{} messages, {bytes}", units::count(info.lag_messages))
+            format!("{}, {bytes}", units::messages(info.lag_messages))
         }
     };
     facts.add("lag", lag);

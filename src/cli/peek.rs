@@ -181,7 +181,7 @@ fn redrive(client: &Client, args: &DeadLetterRedriveArgs) -> Outcome {
     if args.format.json {
         return print_json(&json!({ "queue": queue, "messages": messages }));
     }
-    print_line(&format!("{queue}: {} messages sent back", units::count(messages)))
+    print_line(&format!("{queue}: {} sent back", units::messages(messages)))
 }
 
 /// The beginning, printable, in one line.

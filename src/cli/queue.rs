@@ -197,5 +197,5 @@ fn purge(client: &Client, args: &QueuePurgeArgs) -> Outcome {
     if args.format.json {
         return print_json(&json!({ "queue": args.name, "messages": messages }));
     }
-    print_line(&format!("{}: {} messages discarded", args.name, units::count(messages)))
+    print_line(&format!("{}: {} discarded", args.name, units::messages(messages)))
 }

@@ -68,6 +68,11 @@ pub(crate) fn count(value: u64) -> String {
     grouped
 }
 
+/// `1 message`, `2,000 messages`.
+pub(crate) fn messages(number: u64) -> String {
+    format!("{} message{}", count(number), if number == 1 { "" } else { "s" })
+}
+
 /// `512 B`, `1.5 MiB`.
 #[allow(clippy::cast_precision_loss)] // shown with one digit
 pub(crate) fn bytes(value: u64) -> String {

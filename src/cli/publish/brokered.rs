@@ -353,7 +353,7 @@ fn why_nothing_is_confirmed(info: &QueueInfo) -> String {
         Some(brokered) if brokered.blocked_producers > 0 => {
             let limit = match brokered.blocked_by.as_str() {
                 "max-bytes" => units::bytes(brokered.max_bytes),
-                _ => format!("{} messages", units::count(brokered.max_messages)),
+                _ => units::messages(brokered.max_messages),
             };
             format!(
                 "queue {queue} is full ({}: {limit}): waiting until messages are acknowledged, or 'ringmain queue \

@@ -59,7 +59,7 @@ fn delivery_rules(info: &BrokeredInfo) -> String {
 fn limits(info: &BrokeredInfo) -> String {
     let mut bounds = Vec::new();
     if info.max_messages > 0 {
-        bounds.push(format!("{} messages", units::count(info.max_messages)));
+        bounds.push(units::messages(info.max_messages));
     }
     if info.max_bytes > 0 {
         bounds.push(units::bytes(info.max_bytes));
