@@ -241,12 +241,11 @@ impl<D: Disk> Journal<D> {
         // Whoever asked for this one before had it taken away from under him.
         self.index.take_reader(queue, sequence);
         self.index.put_reader(queue, reader, self.cache.bytes_read());
-        let begun = matches!(self.read_if_whole(segment, batch, run.lsn, bytes), Fetch::Pending);
-        if begun {
-            self.follow(queue, sequence);
-            return Fetch::Pending;
+        if let Fetch::Failed(damage) = self.read_if_whole(segment, batch, run.lsn, bytes) {
+            return Fetch::Failed(damage);
         }
-        Fetch::Missing
+        self.follow(queue, sequence);
+        Fetch::Pending
     }
 
     /// What was read ahead for whoever has been silent for so long has made room for others meanwhile; he may never come back.
@@ -363,7 +362,12 @@ impl<D: Disk> Journal<D> {
             self.waiting_reads.push(Wanted { segment, block: batch, lsn, bytes });
             return Fetch::Pending;
         }
-        if self.begin_read(segment, batch, lsn, bytes) { Fetch::Pending } else { Fetch::Missing }
+        if self.begin_read(segment, batch, lsn, bytes) {
+            Fetch::Pending
+        } else {
+            let what = "the journal has no such place";
+            Fetch::Failed(self.damage(segment, batch, lsn, what))
+        }
     }
 
     /// As many of the reads that wait as there are places for. What nobody can read any more is left to whoever asks again.

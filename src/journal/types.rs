@@ -335,7 +335,7 @@ pub enum Fetch<'a> {
     Ready(Stored<'a>),
     /// It is being read: ask again when [`super::Journal::reap`] reports reads.
     Pending,
-    /// The journal has no such message.
+    /// The journal has no such message: nobody stored it, it was forgotten, or a repair gave it up.
     Missing,
     /// It is there and cannot be read. Stays so until the journal is opened again.
     Failed(Damage),

@@ -26,11 +26,11 @@ impl<D: Disk> Log for Journal<D> {
     }
 
     fn message(&mut self, queue: u64, sequence: u64) -> Message<'_> {
-        fetched(Journal::message(self, queue, sequence), queue, sequence)
+        fetched(Journal::message(self, queue, sequence))
     }
 
     fn message_for_reader(&mut self, queue: u64, sequence: u64, earned: &mut u32) -> Message<'_> {
-        fetched(Journal::message_for_reader(self, queue, sequence, earned), queue, sequence)
+        fetched(Journal::message_for_reader(self, queue, sequence, earned))
     }
 
     fn forget(&mut self, queue: u64, below: u64) {
@@ -39,13 +39,11 @@ impl<D: Disk> Log for Journal<D> {
 }
 
 #[inline(always)]
-fn fetched(fetch: Fetch<'_>, queue: u64, sequence: u64) -> Message<'_> {
+fn fetched(fetch: Fetch<'_>) -> Message<'_> {
     match fetch {
         Fetch::Ready(stored) => Message::Ready(stored.body),
         Fetch::Pending => Message::Pending,
-        Fetch::Missing => {
-            Message::Lost(format!("message {sequence} of queue {queue} is not in the journal"))
-        }
+        Fetch::Missing => Message::Gone,
         Fetch::Failed(damage) => Message::Lost(damage.to_string()),
     }
 }

@@ -357,6 +357,13 @@ impl<D: Disk> Shard<D> {
             );
             self.outbox.send(FromShard::Log { text });
         }
+        for what in self.logic.take_losses() {
+            let text = format!(
+                "shard {}: {what}: a repair gave it up, and perhaps more; what is gone counts as discarded",
+                self.number
+            );
+            self.outbox.send(FromShard::Log { text });
+        }
         if let Some(damage) = self.journal.take_damage() {
             let text = format!(
                 "shard {}: {damage}: the space of this segment does not come back until its messages are done with; see \

@@ -104,6 +104,45 @@ fn damage_is_named_and_given_up_on_demand_only() {
     daemon.ok(&["queue", "list"]);
 }
 
+/// Whoever gives up a file gets everything else, and is told how much is gone.
+#[test]
+fn what_is_left_after_a_repair_is_delivered() {
+    const MESSAGES: usize = 30_000;
+    let mut daemon = Daemon::durable_with(&["--segment-size", "256KiB"]);
+    daemon.create("work", &["--durable"]);
+    daemon.create("stream", &["--durable", "--retention", "stream"]);
+    let text: String = (0..MESSAGES).map(|n| format!("record {n}\n")).collect();
+    for queue in ["work", "stream"] {
+        daemon.feed(&["publish", queue], text.as_bytes());
+    }
+    daemon.stop();
+    let data = daemon.data();
+    for needle in [b"record 12345", b"record 12346"] {
+        // The first one is of `work`, the last one of `stream`.
+        let files = files(&data);
+        let mut holding = files.iter().filter(|file| find(file, needle).is_some());
+        for file in [holding.next(), holding.next_back()].into_iter().flatten() {
+            std::fs::remove_file(file).unwrap();
+        }
+    }
+    assert_eq!(run(&["journal", "verify", path(&data)]).status.code(), Some(65));
+    let report = json(&run(&["journal", "repair", path(&data), "--accept-loss", "--json"]));
+    assert!(!report[0]["lost"].as_array().unwrap().is_empty(), "{report}");
+    daemon.restart();
+    for (queue, arguments) in [("work", &[][..]), ("stream", &["--group", "g", "--from", "first"])]
+    {
+        let mut command = vec!["consume", queue, "--drain"];
+        command.extend(arguments);
+        let had = stdout(&daemon.run(&command));
+        let numbers: Vec<usize> =
+            had.lines().map(|line| line["record ".len()..].parse().unwrap()).collect();
+        assert!(numbers.is_sorted_by(|one, other| one < other));
+        assert!(!numbers.contains(&12345) && numbers.len() > MESSAGES / 2, "{}", numbers.len());
+        let info = daemon.json(&["queue", "info", queue, "--json"]);
+        assert_eq!(info["brokered"]["discarded"], MESSAGES - numbers.len(), "{info}");
+    }
+}
+
 #[test]
 fn a_damaged_beginning_is_no_new_journal() {
     let daemon = journal();

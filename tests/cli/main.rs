@@ -81,10 +81,15 @@ impl Daemon {
 
     /// With a journal.
     fn durable() -> Self {
+        Self::durable_with(&[])
+    }
+
+    fn durable_with(arguments: &[&str]) -> Self {
         let folder = folder();
         let data = folder.path().join("data");
         std::fs::create_dir(&data).unwrap();
-        Self::start_in(folder, ringmain(), &["--data-dir", path(&data)])
+        let all = [&["--data-dir", path(&data)], arguments].concat();
+        Self::start_in(folder, ringmain(), &all)
     }
 
     /// With this command as `ringmain`.

@@ -75,6 +75,7 @@ impl Logic {
         let mut groups = Vec::new();
         for (index, queue) in self.queues.iter_mut() {
             queue.durable_end = queue.next_sequence;
+            queue.replayed_end = queue.next_sequence;
             for (number, group) in queue.groups.iter_mut().enumerate() {
                 let due: Vec<_> = std::mem::take(&mut group.due).into_iter().collect();
                 for (delay_ns, sequence) in due {

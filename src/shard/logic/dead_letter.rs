@@ -2,12 +2,13 @@
 
 use ringmain_client::wire::Outcome;
 
-use super::dispatch::Step;
+use super::dispatch::{NOT_THERE, Step};
 use super::effects::{Effect, Item, NO_SLOT};
 use super::group::{Doomed, Reason, Waiter};
 use super::headers;
+use super::queue::Queue;
 use super::record::{FLAG_EXPIRED, List, MessageBody, kind};
-use super::types::{FLAG_MESSAGE, Lsn, Port, RecordRef};
+use super::types::{FLAG_MESSAGE, Lsn, Port, QueueDefinition, RecordRef};
 use super::{AppendError, Log, Logic, Message};
 
 /// A message that is to be written to another queue and taken out of this one, in one atomic group.
@@ -55,6 +56,9 @@ impl Logic {
                 return Step::Later;
             }
             let moved = match self.dead_letter_queue(index) {
+                _ if doomed.reason == Reason::Gone => {
+                    self.discard(index, group_index, doomed.reason, budget, log)
+                }
                 None => self.discard(index, group_index, doomed.reason, budget, log),
                 Some(None) => return Step::Done,
                 Some(Some(to)) => self.dead_letter(index, group_index, to, sequence, doomed, log),
@@ -62,6 +66,14 @@ impl Logic {
             match moved {
                 Ok(()) => {}
                 Err(Stop::Later) => return Step::Later,
+                Err(Stop::Gone) => {
+                    if let Some(queue) = self.queues.get_mut(index)
+                        && let Some(doomed) = queue.groups[group_index].doomed.get_mut(&sequence)
+                    {
+                        doomed.reason = Reason::Gone;
+                        self.losses_untold.extend(queue.loss(sequence));
+                    }
+                }
                 Err(Stop::Lost(what)) => {
                     self.stall(index, group_index, what, port);
                     return Step::Done;
@@ -157,7 +169,7 @@ impl Logic {
         let group = self.group_id(index, group_index);
         let Some(queue) = self.queues.get(index) else { return Err(Stop::Later) };
         let definition = &queue.definition;
-        let body = read(log, definition.id, &definition.name, sequence)?;
+        let body = read(log, queue, sequence)?;
         let scratch = &mut self.scratch;
         scratch.clear();
         headers::copy_without_ours(body.metadata, scratch);
@@ -165,6 +177,7 @@ impl Logic {
             Reason::Rejected => ("rejected", 0),
             Reason::MaxDeliveries => ("max-deliveries", 0),
             Reason::Expired => ("expired", FLAG_EXPIRED),
+            Reason::Gone => return Err(Stop::Gone),
         };
         headers::push(scratch, headers::REASON, reason);
         headers::push(scratch, headers::ORIGIN_QUEUE, &definition.name);
@@ -262,7 +275,10 @@ fn both(
 #[derive(Debug)]
 pub(super) enum Stop {
     Later,
+    /// It cannot be read.
     Lost(String),
+    /// It is not there.
+    Gone,
 }
 
 impl From<AppendError> for Stop {
@@ -277,14 +293,16 @@ impl From<AppendError> for Stop {
 /// Reads a message that is to be moved.
 pub(super) fn read<'a>(
     log: &'a mut dyn Log,
-    queue: u64,
-    name: &str,
+    queue: &Queue,
     sequence: u64,
 ) -> Result<MessageBody<'a>, Stop> {
+    let QueueDefinition { id, name, .. } = &queue.definition;
     let lost = |what: &str| Stop::Lost(format!("message {sequence} of queue {name}: {what}"));
-    match log.message(queue, sequence) {
+    match log.message(*id, sequence) {
         Message::Pending => Err(Stop::Later),
         Message::Lost(what) => Err(lost(&what)),
+        Message::Gone if sequence < queue.replayed_end => Err(Stop::Gone),
+        Message::Gone => Err(lost(NOT_THERE)),
         Message::Ready(body) => MessageBody::parse(body).ok_or_else(|| lost("malformed record")),
     }
 }

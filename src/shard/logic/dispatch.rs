@@ -19,6 +19,9 @@ const BUDGET: u32 = 1024;
 /// Of these, messages of one group at a time.
 const SHARE: u32 = 256;
 
+/// Of a message that was stored since the start: no repair has given it up.
+pub(super) const NOT_THERE: &str = "it is not in the journal";
+
 /// How looking at a queue ended; what has to come back sooner is greater.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Step {
@@ -36,6 +39,8 @@ enum Given {
     Aside,
     /// Its TTL is over.
     Expired,
+    /// A repair of the log gave it up.
+    Gone,
     /// Not before this time, on the monotonic clock.
     Early(u64),
     Blocked,
@@ -222,11 +227,17 @@ impl Logic {
                     group.take(sequence);
                     group.delay(sequence, Delayed { count, due_ns: ASIDE_NS });
                 }
-                Given::Expired => {
+                end @ (Given::Expired | Given::Gone) => {
                     let group = &mut queue.groups[group_index];
                     group.take(sequence);
-                    let doomed = Doomed { count, reason: Reason::Expired, waiter: None };
-                    group.doomed.insert(sequence, doomed);
+                    let reason = match end {
+                        Given::Gone => Reason::Gone,
+                        _ => Reason::Expired,
+                    };
+                    group.doomed.insert(sequence, Doomed { count, reason, waiter: None });
+                    if reason == Reason::Gone {
+                        self.losses_untold.extend(queue.loss(sequence));
+                    }
                 }
                 Given::Early(due_ns) => {
                     let group = &mut queue.groups[group_index];
@@ -341,6 +352,8 @@ fn give(
     let body = match log.message_for_reader(definition.id, sequence, earned) {
         Message::Pending => return Given::Later,
         Message::Lost(what) => return lost(&what),
+        Message::Gone if sequence < queue.replayed_end => return Given::Gone,
+        Message::Gone => return lost(NOT_THERE),
         Message::Ready(body) => match MessageBody::parse(body) {
             Some(body) => body,
             None => return lost("malformed record"),
@@ -420,7 +433,7 @@ fn show(
                 sequence < group.fresh && group.leased == 0 && !group.has_back(sequence)
             });
         let message = if gone {
-            Message::Lost(String::new())
+            Message::Gone
         } else {
             log.message_for_reader(queue.definition.id, sequence, &mut earned)
         };
@@ -429,7 +442,7 @@ fn show(
                 *budget += 1;
                 break Step::Later;
             }
-            Message::Lost(_) => {}
+            Message::Lost(_) | Message::Gone => {}
             Message::Ready(body) => {
                 if let Some(body) = MessageBody::parse(body) {
                     let header = DeliveryHeader {

@@ -237,7 +237,7 @@ impl Logic {
             let body = match log.message(queue.definition.id, sequence) {
                 Message::Pending => return Step::Later,
                 // Who is to give it out says so.
-                Message::Lost(_) => None,
+                Message::Lost(_) | Message::Gone => None,
                 Message::Ready(body) => MessageBody::parse(body),
             };
             queue.looks.go_on(sequence + 1);

@@ -35,6 +35,8 @@ pub(super) enum Reason {
     Rejected,
     /// Its TTL is over.
     Expired,
+    /// A repair of the log gave it up.
+    Gone,
 }
 
 /// A message that is to be moved to the dead-letter queue, or discarded.

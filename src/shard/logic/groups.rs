@@ -135,14 +135,14 @@ impl Logic {
             } else if self.failed.is_none() {
                 Message::Pending
             } else {
-                Message::Lost(String::new())
+                Message::Gone
             };
             let body = match message {
                 Message::Pending => {
                     self.searches.insert(key, search);
                     return None;
                 }
-                Message::Lost(_) => None,
+                Message::Lost(_) | Message::Gone => None,
                 Message::Ready(body) => MessageBody::parse(body),
             };
             if body.is_some_and(|body| body.published_ns < published_ns) {

@@ -78,6 +78,11 @@ impl Logic {
         std::mem::take(&mut self.stalls_untold)
     }
 
+    /// Queues of which messages were found to be gone since the last call, in words; each is named once.
+    pub fn take_losses(&mut self) -> Vec<String> {
+        std::mem::take(&mut self.losses_untold)
+    }
+
     /// The oldest message that is there, or the next one.
     pub(super) fn oldest_stored(&self, queue: &Queue) -> u64 {
         let open = self.oldest_open(queue);

@@ -9,8 +9,10 @@ pub enum Message<'a> {
     Ready(&'a [u8]),
     /// It is being read: ask again later.
     Pending,
-    /// It cannot be read, or is not there: what, where and why.
+    /// It cannot be read: what, where and why. After a repair it may be there.
     Lost(String),
+    /// The log has no such message: a repair gave it up. It will not be there again.
+    Gone,
 }
 
 /// A journal, as [`crate::journal::Journal`] has it.

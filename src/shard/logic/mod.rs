@@ -112,6 +112,8 @@ pub struct Logic {
     scratch: Vec<u8>,
     /// Groups that have stalled since somebody asked: why and where.
     stalls_untold: Vec<String>,
+    /// Queues whose messages are gone, since somebody asked.
+    losses_untold: Vec<String>,
     started: bool,
     failed: Option<i32>,
     /// Starts at a time that are being looked for.
@@ -146,6 +148,7 @@ impl Logic {
             lanes: BTreeMap::new(),
             scratch: Vec::new(),
             stalls_untold: Vec::new(),
+            losses_untold: Vec::new(),
             started: false,
             failed: None,
             searches: Searches::new(),

@@ -58,6 +58,10 @@ pub(super) struct Queue {
     pub(super) rejected: u64,
     /// Producers whose messages wait for room, in the order in which they came.
     pub(super) waiting: VecDeque<WaitingLane>,
+    /// Messages below it were stored before this start: those of them that the log does not have were given up by a repair of it.
+    pub(super) replayed_end: u64,
+    /// It was said that messages of it are gone.
+    pub(super) is_loss_told: bool,
     /// It is in the list of those that may have more than they may keep.
     pub(super) overfull: bool,
     /// Entry in the timers, for the age of the oldest message.
@@ -95,10 +99,19 @@ impl Queue {
             dropped: 0,
             rejected: 0,
             waiting: VecDeque::new(),
+            replayed_end: 1,
+            is_loss_told: false,
             overfull: false,
             armed_ns: None,
             named: NamedProducers::default(),
         }
+    }
+
+    /// That messages are gone, if it was not said before.
+    pub(super) fn loss(&mut self, sequence: u64) -> Option<String> {
+        let is_told = std::mem::replace(&mut self.is_loss_told, true);
+        let name = &self.definition.name;
+        (!is_told).then(|| format!("message {sequence} of queue {name} is not in the journal"))
     }
 
     /// Every message is done with.

@@ -52,7 +52,7 @@ impl Logic {
                     job.left -= 1;
                 }
                 // It stays: there is no way back for it, or it cannot be read.
-                Ok(false) | Err(Stop::Lost(_)) => {}
+                Ok(false) | Err(Stop::Lost(_) | Stop::Gone) => {}
                 Err(Stop::Later) => return false,
             }
             job.next = sequence + 1;
@@ -83,7 +83,7 @@ impl Logic {
         let index = job.queue;
         let Some(queue) = self.queues.get(index) else { return Ok(false) };
         let definition = &queue.definition;
-        let body = read(log, definition.id, &definition.name, sequence)?;
+        let body = read(log, queue, sequence)?;
         let origin = headers::find(body.metadata, headers::ORIGIN_QUEUE);
         let Some(to) = origin.and_then(|name| self.by_name.get(name).copied()) else {
             return Ok(false);

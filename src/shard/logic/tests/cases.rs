@@ -441,6 +441,59 @@ fn what_fits_no_ring_is_set_aside_and_what_cannot_be_read_stalls() {
     assert_eq!(stalls, [(1, "", "message 3 of queue orders: rotten")]);
 }
 
+/// Each is done with, counted and told once; what lies around it is given out.
+#[test]
+fn what_a_repair_gave_up_is_discarded() {
+    let mut orders = definition(2, "orders");
+    (orders.dead_letter, orders.max_deliveries) = ("dead".to_owned(), 2);
+    let mut world = World::new(&[definition(1, "dead"), orders]);
+    let producer = world.producer(2);
+    for number in 0..3000_u32 {
+        world.send(producer, &number.to_le_bytes());
+    }
+    world.turn();
+    let worker = world.consumer(2, 2, &consumer(8));
+    for (_, lease, _) in deliveries(&world.turn()) {
+        let delay_ms = 0;
+        world.up(worker, Up::Nack { lease, request: 0, delay_ms });
+    }
+    world.turn();
+    world.logic = world.log.replay(false, 0).expect("ours");
+    // Some that came back, some that nobody had.
+    let lost = [(3, 5), (20, 2900)];
+    let gone = lost.iter().flat_map(|(first, last)| *first..=*last);
+    world.log.gone = gone.map(|sequence| (2, sequence)).collect();
+    let count = world.log.gone.len() as u64;
+    world.logic.start(at_ms(0));
+    world.port = MemoryPort::default();
+    let mut spec = consumer(64);
+    spec.leases = 256;
+    let worker = world.consumer(2, 3, &spec);
+    let mut had = Vec::new();
+    loop {
+        let delivered = deliveries(&world.turn());
+        if delivered.is_empty() {
+            break;
+        }
+        for (_, lease, _) in delivered {
+            had.push(lease.sequence);
+            world.up(worker, ack(lease, 0));
+        }
+    }
+    let kept = (1..=3000).filter(|sequence| !world.log.gone.contains(&(2, *sequence)));
+    assert_eq!(had, kept.collect::<Vec<_>>());
+    let info = world.logic.info(2).expect("queue");
+    assert_eq!((info.messages, info.discarded, info.dead_lettered), (0, count, 0));
+    assert_eq!(world.logic.take_losses().len(), 1);
+    assert_eq!(world.logic.stalls().count(), 0);
+    // Of what was stored since then nothing can have been given up.
+    let producer = world.producer(2);
+    world.log.gone.insert((2, 3001));
+    world.send(producer, b"now");
+    assert!(deliveries(&world.turn()).is_empty());
+    assert_eq!(world.logic.stalls().count(), 1);
+}
+
 #[test]
 fn many_messages_need_no_entries() {
     let mut world = World::new(&[definition(1, "orders")]);

@@ -58,6 +58,8 @@ pub(super) struct MemoryLog {
     pub(super) readers_may_have: Option<u32>,
     /// Messages that cannot be read.
     pub(super) lost: BTreeSet<(u64, u64)>,
+    /// Messages that a repair gave up.
+    pub(super) gone: BTreeSet<(u64, u64)>,
     pub(super) forgotten: BTreeMap<u64, u64>,
     /// State at an LSN.
     pub(super) checkpoint: Option<(Lsn, Vec<Record>)>,
@@ -150,12 +152,15 @@ impl Log for MemoryLog {
         if self.lost.contains(&(queue, sequence)) {
             return Message::Lost("rotten".to_owned());
         }
+        if self.gone.contains(&(queue, sequence)) {
+            return Message::Gone;
+        }
         if self.far.remove(&(queue, sequence)) {
             return Message::Pending;
         }
         match self.index.get(&(queue, sequence)) {
             Some(at) => Message::Ready(&self.records[*at].body),
-            None => Message::Lost("missing".to_owned()),
+            None => Message::Gone,
         }
     }
 
