@@ -89,6 +89,7 @@ impl Port for Clients {
         Delivered::Sent
     }
     fn answer(&mut self, _handle: HandleId, _request: u64, _outcome: Outcome, _detail: u64) {}
+    fn unreadable(&mut self, _handle: HandleId, _sequence: u64) {}
     fn drained(&mut self, _handle: HandleId) {}
     fn skipped(&mut self, _handle: HandleId, _messages: u64) {}
     fn lease(&mut self, _handle: HandleId, slot: u32, lease: Option<(u32, u64)>) {

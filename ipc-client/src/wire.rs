@@ -163,6 +163,11 @@ pub enum Down {
         /// How many since the last record of this kind.
         messages: u64,
     },
+    /// The message that comes next cannot be read: the consumer's group gets nothing until the journal is repaired or the queue purged.
+    Unreadable {
+        /// Its sequence.
+        sequence: u64,
+    },
 }
 
 /// In front of a delivered payload.
@@ -209,6 +214,7 @@ mod kind {
     pub(super) const ANSWER: u8 = 18;
     pub(super) const DRAINED: u8 = 19;
     pub(super) const SKIPPED: u8 = 20;
+    pub(super) const UNREADABLE: u8 = 21;
 }
 
 /// A record on its way into a ring.
@@ -366,6 +372,7 @@ impl Down {
             }
             Self::Drained => Encoded::new(kind::DRAINED),
             Self::Skipped { messages } => Encoded::new(kind::SKIPPED).u64(messages),
+            Self::Unreadable { sequence } => Encoded::new(kind::UNREADABLE).u64(sequence),
         }
     }
 
@@ -404,6 +411,7 @@ impl Down {
             }
             kind::DRAINED => fields(bytes, 4).map(|_| Self::Drained),
             kind::SKIPPED => Ok(Self::Skipped { messages: fields(bytes, 12)?.u64() }),
+            kind::UNREADABLE => Ok(Self::Unreadable { sequence: fields(bytes, 12)?.u64() }),
             _ => Err(malformed(bytes)),
         }
     }
@@ -445,6 +453,7 @@ mod tests {
             Down::Answer { request: 3, outcome: Outcome::LeaseLost, detail: 0 },
             Down::Drained,
             Down::Skipped { messages: 1 << 40 },
+            Down::Unreadable { sequence: u64::MAX },
         ];
         for record in down {
             let encoded = record.encode();

@@ -103,6 +103,9 @@ fn show(client: &Client, args: &GroupInfoArgs) -> Outcome {
     facts.add("unacknowledged", units::count(info.unacknowledged));
     facts.add("delayed", units::count(info.delayed));
     facts.add("skipped", units::count(info.skipped));
+    if info.stalled {
+        facts.add("stalled", "yes: a message cannot be read, see 'ringmain queue info'");
+    }
     facts.add("next sequence", info.next_sequence.to_string());
     print(&facts.render(Style::stdout()))
 }
@@ -129,6 +132,7 @@ fn document(info: &GroupInfo) -> serde_json::Value {
         "next_sequence": info.next_sequence,
         "skipped": info.skipped,
         "unused": info.unused,
+        "stalled": info.stalled,
     })
 }
 

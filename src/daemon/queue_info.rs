@@ -20,7 +20,7 @@ use super::queues::{Handle, Queue};
 const WORDS_LOOKED_AT: u64 = 1 << 18;
 
 /// Queues of one page: their summaries fit a frame, whatever their names are.
-const PAGE_QUEUES: usize = 64;
+const PAGE_QUEUES: usize = 32;
 
 impl Broker {
     /// Without the handles.

@@ -283,6 +283,12 @@ impl Port for Handles {
         self.touch(place);
     }
 
+    fn unreadable(&mut self, handle: HandleKey, sequence: u64) {
+        let Some((place, handle)) = self.by_key_mut(handle) else { return };
+        handle.record(Down::Unreadable { sequence });
+        self.touch(place);
+    }
+
     fn drained(&mut self, handle: HandleKey) {
         let Some((place, handle)) = self.by_key_mut(handle) else { return };
         handle.record(Down::Drained);

@@ -104,6 +104,37 @@ fn damage_is_named_and_given_up_on_demand_only() {
     daemon.ok(&["queue", "list"]);
 }
 
+/// What is damaged behind a whole footer shows when it is read.
+#[test]
+fn nobody_waits_for_what_cannot_be_read() {
+    const MESSAGES: usize = 20_000;
+    let mut daemon = Daemon::durable_with(&["--segment-size", "256KiB"]);
+    daemon.create("q", &["--durable"]);
+    let text: String = (0..MESSAGES).map(|n| format!("record {n}\n")).collect();
+    daemon.feed(&["publish", "q"], text.as_bytes());
+    daemon.stop();
+    let data = daemon.data();
+    let file = files(&data).into_iter().find(|file| find(file, b"record 9999").is_some()).unwrap();
+    flip(&file, find(&file, b"record 9999").unwrap());
+    daemon.restart();
+    for arguments in [&["--drain"][..], &[]] {
+        let output = daemon.run(&[&["consume", "q"], arguments].concat());
+        let said = stderr(&output);
+        assert!(output.status.code() == Some(65) && said.contains("cannot be read"), "{said}");
+        assert!(!stdout(&output).contains("record 9999\n"));
+    }
+    let info = daemon.json(&["queue", "info", "q", "--json"]);
+    assert_eq!((&info["state"], &info["brokered"]["stalled_groups"]), (&"fault".into(), &1.into()));
+    let name = file.file_name().unwrap().to_str().unwrap();
+    assert!(info["brokered"]["stalled_by"].as_str().unwrap().contains(name), "{info}");
+    assert!(daemon.ok(&["queue", "info", "q"]).contains(name));
+    assert_eq!(daemon.json(&["group", "info", "q", "default", "--json"])["stalled"], true);
+    daemon.ok(&["queue", "purge", "q"]);
+    daemon.feed(&["publish", "q"], b"fresh\n");
+    assert_eq!(daemon.ok(&["consume", "q", "--drain"]), "fresh\n");
+    assert_eq!(daemon.json(&["queue", "info", "q", "--json"])["state"], "open");
+}
+
 /// Whoever gives up a file gets everything else, and is told how much is gone.
 #[test]
 fn what_is_left_after_a_repair_is_delivered() {

@@ -20,7 +20,7 @@ fn queues_show_what_they_keep() {
     let expected = serde_json::json!({
         "retention": "acknowledged", "max_messages": 1000, "max_bytes": 1_048_576, "max_age_ms": 0,
         "overflow": "reject", "first_sequence": 1, "trimmed": 0, "dropped": 0, "skipped": 0,
-        "blocked_producers": 0, "blocked_by": "",
+        "blocked_producers": 0, "blocked_by": "", "stalled_groups": 0, "stalled_by": "",
     });
     for (key, value) in expected.as_object().unwrap() {
         assert_eq!(&info[key], value, "{key} in {info}");

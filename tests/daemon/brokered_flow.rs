@@ -395,6 +395,34 @@ fn async_handles_are_rung() {
 }
 
 #[test]
+fn nothing_left_is_said_each_time() {
+    let daemon = Durable::start();
+    let client = daemon.client();
+    for (name, spec) in [("q", durable()), ("m", in_memory())] {
+        client.create_queue(name, spec).unwrap();
+        let mut sending = producer(&client, name);
+        let mut receiving = consumer(&client, name);
+        let mut looking =
+            client.brokered_consumer(name, ConsumerOptions::default().browse(true)).unwrap();
+        let mut delivery = Delivery::default();
+        for round in 0..4 {
+            publish(&mut sending, (0..round).map(|n| format!("m{n}")));
+            for one in [&mut looking, &mut receiving] {
+                let mut had = 0;
+                while one.receive_or_drained(&mut delivery, Some(PATIENCE)).unwrap() {
+                    had += 1;
+                    if delivery.attempt() > 0 {
+                        one.ack_confirmed(&delivery, PATIENCE).unwrap();
+                    }
+                }
+                assert_eq!(had, round);
+            }
+            receiving.set_credit(2 + round).unwrap();
+        }
+    }
+}
+
+#[test]
 fn async_consumers_have_every_confirmed_form() {
     let daemon = Durable::start();
     let client = daemon.client();

@@ -112,6 +112,7 @@ fn a_group_says_how_far_behind_it_is() {
         next_sequence: 11,
         skipped: 0,
         unused: false,
+        stalled: false,
     };
     assert_eq!(info, expected);
     for delivery in &taken[5..] {

@@ -38,7 +38,8 @@ const ROOM_AT_A_STRETCH: Duration = Duration::from_millis(10);
 /// # Errors
 /// The receiving forms return [`ReceiveError::Empty`] (`try_`) or [`ReceiveError::Timeout`] when nothing came,
 /// [`ReceiveError::Closed`] when the queue was deleted, or when its daemon stopped and everything that was delivered before
-/// is received, [`ReceiveError::Lost`] when another daemon answers, and [`ReceiveError::UsedAfterFork`] in a forked child.
+/// is received, [`ReceiveError::Unreadable`] when the journal is damaged where the next message lies, [`ReceiveError::Lost`] when
+/// another daemon answers, and [`ReceiveError::UsedAfterFork`] in a forked child.
 #[derive(Debug)]
 pub struct BrokeredConsumer {
     pub(crate) inbox: Inbox,
@@ -344,7 +345,9 @@ impl BrokeredConsumer {
     /// # Errors
     /// As [`Self::ack`].
     pub fn set_credit(&mut self, credit: u32) -> Result<(), AckError> {
-        self.submit(&Up::Credit { credit })
+        self.submit(&Up::Credit { credit })?;
+        self.inbox.set_credit(credit);
+        Ok(())
     }
 
     pub(crate) fn token(&self, delivery: &Delivery) -> Result<LeaseToken, AckError> {

@@ -40,6 +40,10 @@ pub(crate) struct Inbox {
     stash_bytes: usize,
     /// The last record but answers was the mark that nothing is left.
     drained: bool,
+    /// Such a mark is to come: it is sent once after the attachment and once after each credit.
+    drained_due: bool,
+    /// The credit that was asked for last, if not that of the attachment.
+    credit: Option<u32>,
     /// Number of the last request that asked for an answer.
     requests: u64,
     /// The answer to that request.
@@ -50,6 +54,8 @@ pub(crate) struct Inbox {
     failed_ns: u64,
     /// Messages of the group that a limit discarded, not asked for yet.
     skipped: u64,
+    /// The message at which the group came to a stop, and nothing came since.
+    unreadable: Option<u64>,
 }
 
 /// What one record was.
@@ -93,11 +99,14 @@ impl Inbox {
             stash: VecDeque::new(),
             stash_bytes: 0,
             drained: false,
+            drained_due: true,
+            credit: None,
             requests: 0,
             answer: None,
             broken: None,
             failed_ns: 0,
             skipped: 0,
+            unreadable: None,
         }
     }
 
@@ -135,7 +144,34 @@ impl Inbox {
                 Err(error) => return Err(error.into()),
             }
         }
-        if until_drained && self.drained { Ok(Found::Drained) } else { Err(ReceiveError::Empty) }
+        if until_drained {
+            self.ask_for_drained(attachment);
+        }
+        match self.unreadable {
+            Some(sequence) => Err(ReceiveError::Unreadable { sequence }),
+            None if until_drained && self.drained => Ok(Found::Drained),
+            None => Err(ReceiveError::Empty),
+        }
+    }
+
+    /// Asks again to be told when nothing is left, by the same credit once more: it was said before what was received since.
+    fn ask_for_drained(&mut self, attachment: &Attachment) {
+        if self.drained || self.drained_due {
+            return;
+        }
+        let credit = self.status.credit().try_into().unwrap_or(u32::MAX);
+        let record = Up::Credit { credit: self.credit.unwrap_or(credit) };
+        // Without room it is tried again at the next look.
+        if self.up.try_send(0, &[], record.encode().as_ref()).is_ok() {
+            self.drained_due = true;
+            self.shard.notify(&attachment.kernel);
+        }
+    }
+
+    /// This credit was asked for.
+    pub(super) fn set_credit(&mut self, credit: u32) {
+        self.credit = Some(credit);
+        self.drained_due = true;
     }
 
     /// Whether a delivery is still with this consumer. While this process was stopped, or busy with others, its lease may have ended:
@@ -195,6 +231,7 @@ impl Inbox {
                 self.down.read_metadata(taken, &mut into.metadata);
                 into.consumer = self.number;
                 self.drained = false;
+                self.unreadable = None;
                 Some(News::Delivery)
             }
             Down::Answer { request, outcome, detail } => {
@@ -209,10 +246,17 @@ impl Inbox {
             }
             Down::Drained => {
                 self.drained = true;
+                self.drained_due = false;
+                self.unreadable = None;
                 Some(News::Other)
             }
             Down::Skipped { messages } => {
                 self.skipped = self.skipped.saturating_add(messages);
+                Some(News::Other)
+            }
+            Down::Unreadable { sequence } => {
+                self.unreadable = Some(sequence);
+                self.drained = false;
                 Some(News::Other)
             }
             Down::Completed { .. } => None,

@@ -172,6 +172,16 @@ pub enum ReceiveError {
     /// The daemon that had this handle is gone, and the one that answers now does not know it (brokered queues only).
     #[error("the daemon was started anew and does not know this handle; attach again")]
     Lost,
+    /// The message that comes next cannot be read: the journal is damaged (durable queues only). Nobody in this consumer's group gets
+    /// anything until the journal is repaired or the queue purged; until then this error comes again.
+    #[error(
+        "message {sequence} cannot be read, the journal is damaged there: its group gets nothing until 'ringmain journal repair' or a \
+         purge; 'ringmain queue info' says where"
+    )]
+    Unreadable {
+        /// Its sequence.
+        sequence: u64,
+    },
     /// The async runtime that watches this handle has stopped (async forms only).
     #[error("the async runtime of this handle has stopped")]
     RuntimeStopped,

@@ -148,7 +148,7 @@ mod tests {
     #[test]
     fn header_bytes_are_fixed() {
         let frame = CONTROL.encode(&Request::Status).unwrap();
-        assert_eq!(frame, [b'R', b'M', b'C', b'P', 5, 0, 0, 0, 1, 0, 0, 0, 14]);
+        assert_eq!(frame, [b'R', b'M', b'C', b'P', 6, 0, 0, 0, 1, 0, 0, 0, 14]);
     }
 
     #[test]

@@ -15,7 +15,7 @@ pub use types::{
 };
 
 /// Version of the messages below. A daemon refuses another one with [`ErrorCode::Version`].
-pub const PROTOCOL_VERSION: u16 = 5;
+pub const PROTOCOL_VERSION: u16 = 6;
 
 /// Largest packet in bytes, header included.
 pub const FRAME_BYTES_MAX: usize = 64 * 1024;

@@ -256,6 +256,10 @@ pub struct BrokeredInfo {
     pub ttl_ms: u64,
     /// Messages that were refused because the queue was full, since the broker started.
     pub rejected: u64,
+    /// Groups that get nothing because a message cannot be read.
+    pub stalled_groups: u32,
+    /// Of one of them: which message, and where the journal is damaged; empty if there is none.
+    pub stalled_by: String,
 }
 
 /// One attached handle.
@@ -368,6 +372,8 @@ pub struct GroupInfo {
     /// The default group of a stream, in which nobody has acknowledged anything and nobody is attached. It counts nothing: lag and
     /// skipped messages are 0.
     pub unused: bool,
+    /// It gets nothing because a message cannot be read; [`BrokeredInfo::stalled_by`] says more.
+    pub stalled: bool,
 }
 
 /// Where a group starts.

@@ -216,6 +216,10 @@ fn brokered(facts: &mut Facts, durable: bool, info: &BrokeredInfo) {
     if info.skipped > 0 {
         facts.add("skipped by consumers", units::count(info.skipped));
     }
+    if info.stalled_groups > 0 {
+        let groups = units::count(info.stalled_groups.into());
+        facts.add("stalled groups", format!("{groups}: {}", info.stalled_by));
+    }
     if info.blocked_producers > 0 {
         let producers = units::count(info.blocked_producers.into());
         facts.add("waiting producers", format!("{producers}, for {}", info.blocked_by));

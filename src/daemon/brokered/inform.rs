@@ -160,6 +160,9 @@ impl Broker {
                 info.returned = brokered.redelivered;
                 info.overflow = brokered.overflow;
                 info.dropped = brokered.dropped;
+                if brokered.stalled_groups > 0 {
+                    "fault".clone_into(&mut info.state);
+                }
                 info.brokered = Some(brokered);
             }
             for counters in handles.iter().filter(|counters| counters.key.queue == info.id) {

@@ -74,6 +74,8 @@ pub(super) struct Consumer {
     pub(super) held: u32,
     /// Messages that a limit discarded and that it has not been told of.
     pub(super) skipped: u64,
+    /// Number of the stall of its group that it was told of last.
+    pub(super) stall_told: u64,
     leases: Vec<Lease>,
     free: Vec<u32>,
     leases_max: u32,
@@ -93,6 +95,7 @@ impl Consumer {
             armed_ns: None,
             held: 0,
             skipped: 0,
+            stall_told: 0,
             leases: Vec::new(),
             free: Vec::new(),
             leases_max: 0,

@@ -4,7 +4,7 @@ use ringmain_client::wire::Outcome;
 
 use super::dispatch::{NOT_THERE, Step};
 use super::effects::{Effect, Item, NO_SLOT};
-use super::group::{Doomed, Reason, Waiter};
+use super::group::{Doomed, Reason, Stall, Waiter};
 use super::headers;
 use super::queue::Queue;
 use super::record::{FLAG_EXPIRED, List, MessageBody, kind};
@@ -75,7 +75,7 @@ impl Logic {
                     }
                 }
                 Err(Stop::Lost(what)) => {
-                    self.stall(index, group_index, what, port);
+                    self.stall(index, group_index, sequence, what, port);
                     return Step::Done;
                 }
             }
@@ -102,12 +102,20 @@ impl Logic {
         self.effects.items.push_back(Item { queue: index, sequence, waiter, slot: NO_SLOT });
     }
 
-    fn stall(&mut self, index: u32, group_index: usize, what: String, port: &mut dyn Port) {
+    fn stall(
+        &mut self,
+        index: u32,
+        group_index: usize,
+        sequence: u64,
+        what: String,
+        port: &mut dyn Port,
+    ) {
         const EIO: u64 = 5;
         let Some(queue) = self.queues.get_mut(index) else { return };
         let group = &mut queue.groups[group_index];
         self.stalls_untold.push(what.clone());
-        group.stalled = Some(what);
+        self.stalls += 1;
+        group.stalled = Some(Stall { number: self.stalls, sequence, what });
         let waiters: Vec<_> =
             group.doomed.values_mut().filter_map(|doomed| doomed.waiter.take()).collect();
         for waiter in waiters {

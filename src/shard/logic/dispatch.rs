@@ -6,7 +6,7 @@ use ringmain_client::wire::{DeliveryHeader, LeaseToken};
 use super::canary::Canary;
 use super::consumer::{Consumer, Lease, LeaseState};
 use super::expiry::Window;
-use super::group::{ASIDE_NS, Delayed, Doomed, Reason};
+use super::group::{ASIDE_NS, Delayed, Doomed, Reason, Stall};
 use super::queue::Queue;
 use super::record::MessageBody;
 use super::returns::NS_PER_MS;
@@ -145,7 +145,7 @@ impl Logic {
             {
                 queue.turn = group + 1;
             }
-            self.report_drained(index, group, port);
+            self.report_end(index, group, port);
         }
         whole
     }
@@ -258,17 +258,28 @@ impl Logic {
                 }
                 Given::Lost(what) => {
                     self.stalls_untold.push(what.clone());
-                    queue.groups[group_index].stalled = Some(what);
+                    self.stalls += 1;
+                    let stall = Stall { number: self.stalls, sequence, what };
+                    queue.groups[group_index].stalled = Some(stall);
                     return Step::Done;
                 }
             }
         }
     }
 
-    /// Tells those who want to know that nothing is left: nothing to be given out, nothing with others that may come back.
-    fn report_drained(&mut self, index: u32, group_index: usize, port: &mut dyn Port) {
+    /// Tells those who want to know that nothing is left: nothing to be given out, nothing with others that may come back; and
+    /// everybody in a group that cannot go on.
+    fn report_end(&mut self, index: u32, group_index: usize, port: &mut dyn Port) {
         let Some(queue) = self.queues.get(index) else { return };
         let group = &queue.groups[group_index];
+        if let Some(stall) = &group.stalled {
+            for number in &group.consumers {
+                let Some(consumer) = self.consumers.get_mut(*number) else { continue };
+                if std::mem::replace(&mut consumer.stall_told, stall.number) != stall.number {
+                    port.unreadable(consumer.handle, stall.sequence);
+                }
+            }
+        }
         if !group.ready.is_empty() || !group.doomed.is_empty() || group.fresh < queue.durable_end {
             return;
         }

@@ -27,6 +27,17 @@ pub(super) struct Waiter {
     pub(super) request: u64,
 }
 
+/// A group that cannot go on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Stall {
+    /// From 1; no other one since the start has it.
+    pub(super) number: u64,
+    /// The message that cannot be read.
+    pub(super) sequence: u64,
+    /// Why, and where it lies.
+    pub(super) what: String,
+}
+
 /// Why nobody gets a message any more.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Reason {
@@ -71,7 +82,7 @@ pub(super) struct Group {
     /// Entry in the timers.
     pub(super) armed_ns: Option<u64>,
     /// A message cannot be read: nothing goes on.
-    pub(super) stalled: Option<String>,
+    pub(super) stalled: Option<Stall>,
     /// The record that created it; 0 if that was before the start.
     pub(super) created: Lsn,
     /// A deletion is on its way to the disk.

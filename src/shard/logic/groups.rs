@@ -453,6 +453,7 @@ impl Logic {
             next_sequence: group.fresh,
             skipped: counted(group.skipped),
             unused,
+            stalled: group.stalled.is_some(),
         }
     }
 

@@ -22,6 +22,7 @@ impl Logic {
         let group = queue.groups.first()?;
         let definition = &queue.definition;
         let waiting = queue.waiting.iter().filter(|lane| !lane.granted).count();
+        let stalls = || queue.live_groups().filter_map(|group| group.stalled.as_ref());
         let fresh = queue.durable_end.saturating_sub(group.fresh);
         let message_bytes = match queue.is_stream() {
             true => queue.stream_bytes(),
@@ -55,6 +56,8 @@ impl Logic {
             expired: queue.expired,
             ttl_ms: definition.ttl_ms,
             rejected: queue.rejected,
+            stalled_groups: u32::try_from(stalls().count()).unwrap_or(u32::MAX),
+            stalled_by: stalls().next().map_or(String::new(), |stall| stall.what.clone()),
         })
     }
 
@@ -67,8 +70,8 @@ impl Logic {
     pub fn stalls(&self) -> impl Iterator<Item = (u64, &str, &str)> + '_ {
         self.queues.iter().flat_map(|(_, queue)| {
             queue.live_groups().filter_map(|group| {
-                let what = group.stalled.as_deref()?;
-                Some((queue.definition.id, group.name.as_str(), what))
+                let what = &group.stalled.as_ref()?.what;
+                Some((queue.definition.id, group.name.as_str(), what.as_str()))
             })
         })
     }

@@ -110,6 +110,8 @@ pub struct Logic {
     lanes: BTreeMap<u64, VecDeque<LaneRun>>,
     /// A copy of a message that is to be moved.
     scratch: Vec<u8>,
+    /// How many times a group has stalled.
+    stalls: u64,
     /// Groups that have stalled since somebody asked: why and where.
     stalls_untold: Vec<String>,
     /// Queues whose messages are gone, since somebody asked.
@@ -147,6 +149,7 @@ impl Logic {
             unblocked: Vec::new(),
             lanes: BTreeMap::new(),
             scratch: Vec::new(),
+            stalls: 0,
             stalls_untold: Vec::new(),
             losses_untold: Vec::new(),
             started: false,

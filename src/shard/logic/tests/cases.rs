@@ -427,7 +427,7 @@ fn every_group_sees_every_message_that_is_there() {
 fn what_fits_no_ring_is_set_aside_and_what_cannot_be_read_stalls() {
     let mut world = World::new(&[definition(1, "orders")]);
     let producer = world.producer(1);
-    world.consumer(1, 2, &consumer(8));
+    let first = world.consumer(1, 2, &consumer(8));
     world.send(producer, &[0; 61_000]);
     world.send(producer, b"fits");
     assert_eq!(sequences(&world.turn()), [2]);
@@ -436,9 +436,30 @@ fn what_fits_no_ring_is_set_aside_and_what_cannot_be_read_stalls() {
     world.log.lost.insert((1, 3));
     world.send(producer, b"rotten");
     world.send(producer, b"behind");
-    assert!(sequences(&world.turn()).is_empty());
+    let told = |world: &mut World| -> Vec<_> {
+        let events = world.turn();
+        assert!(sequences(&events).is_empty(), "{events:?}");
+        let told = |event| match event {
+            Event::Unreadable { handle, sequence } => Some((handle, sequence)),
+            _ => None,
+        };
+        events.into_iter().filter_map(told).collect()
+    };
+    assert_eq!(told(&mut world), [(first, 3)]);
     let stalls: Vec<_> = world.logic.stalls().collect();
     assert_eq!(stalls, [(1, "", "message 3 of queue orders: rotten")]);
+    let info = world.logic.info(1).expect("queue");
+    assert_eq!((info.stalled_groups, info.stalled_by.as_str()), (1, stalls[0].2));
+    // Once, and whoever comes later as well.
+    world.send(producer, b"behind");
+    assert_eq!(told(&mut world), []);
+    let later = world.consumer(1, 3, &consumer(8));
+    assert_eq!(told(&mut world), [(later, 3)]);
+    world.logic.purge(&mut world.log, 9, 1);
+    world.turn();
+    world.send(producer, b"fresh");
+    assert_eq!(sequences(&world.turn()), [6]);
+    assert_eq!(world.logic.info(1).expect("queue").stalled_groups, 0);
 }
 
 /// Each is done with, counted and told once; what lies around it is given out.

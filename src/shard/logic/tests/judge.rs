@@ -162,6 +162,9 @@ impl Program {
                         return Err(format!("{request}: {outcome:?}, not {expected:?}"));
                     }
                 }
+                Event::Unreadable { .. } => {
+                    return Err(format!("everything can be read: {event:?}"));
+                }
                 Event::Drained { handle } => {
                     let Client { group, skipped, .. } = &self.consumers[&handle];
                     if *skipped > 0 {

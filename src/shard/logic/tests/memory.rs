@@ -186,6 +186,7 @@ pub(super) enum Event {
     Answer { handle: HandleId, request: u64, outcome: Outcome },
     Skipped { handle: HandleId, messages: u64 },
     Drained { handle: HandleId },
+    Unreadable { handle: HandleId, sequence: u64 },
     Control { request: u64, result: ControlResult },
     Ended { handle: HandleId },
 }
@@ -258,6 +259,10 @@ impl Port for MemoryPort {
 
     fn skipped(&mut self, handle: HandleId, messages: u64) {
         self.events.push(Event::Skipped { handle, messages });
+    }
+
+    fn unreadable(&mut self, handle: HandleId, sequence: u64) {
+        self.events.push(Event::Unreadable { handle, sequence });
     }
 
     fn drained(&mut self, handle: HandleId) {
