@@ -3,7 +3,7 @@
 mod show;
 
 use ringmain_client::raw::layout::Geometry;
-use ringmain_client::raw::protocol::{DeliverySpec, ErrorCode, Plane, QueueSpec};
+use ringmain_client::raw::protocol::{DeliverySpec, ErrorCode, Kind, Plane, QueueInfo, QueueSpec};
 use ringmain_client::{Client, ClientError};
 use serde_json::json;
 
@@ -15,7 +15,7 @@ use super::args::{
 use super::exit::{Exit, Failure, Outcome};
 use super::output::{Style, print, print_json, print_line};
 use super::units;
-use ringmain::daemon::check_direct_rules;
+use ringmain::daemon::{check_direct_rules, check_times};
 use ringmain::shard::logic::Limits;
 
 /// Slots in the rings of a brokered queue that does not say otherwise.
@@ -44,6 +44,8 @@ pub(crate) fn run(socket: &Socket, command: QueueCommand) -> Outcome {
 struct CreateConfig {
     name: String,
     spec: QueueSpec,
+    /// `None`: whatever there is.
+    plane_asked: Option<Plane>,
     if_not_exists: bool,
 }
 
@@ -56,6 +58,7 @@ impl CreateConfig {
             Plane::Brokered => Limits::asked(&delivery).check(args.durable),
         }
         .map_err(Failure::usage)?;
+        check_times(&delivery).map_err(Failure::usage)?;
         // The daemon checks again; here the answer does not need a daemon.
         let slots = args.slots.or_else(|| (plane == Plane::Brokered).then_some(BROKERED_SLOTS));
         Geometry::new(slots, args.slot_size, args.max_message).map_err(Failure::usage)?;
@@ -71,7 +74,29 @@ impl CreateConfig {
             delivery,
             session: false,
         };
-        Ok(Self { name: args.name, spec, if_not_exists: args.if_not_exists })
+        let plane_asked = args.plane.map(Plane::from);
+        Ok(Self { name: args.name, spec, plane_asked, if_not_exists: args.if_not_exists })
+    }
+}
+
+impl CreateConfig {
+    /// Whether a queue that exists already is of the kind that was asked for. What can be edited may differ.
+    fn check_existing(&self, info: &QueueInfo) -> Outcome {
+        let QueueSpec { kind, durable, .. } = self.spec;
+        let is = match info {
+            QueueInfo { durable: false, .. } if durable => "not durable",
+            QueueInfo { plane: Plane::Direct, .. } if self.plane_asked == Some(Plane::Brokered) => {
+                "direct"
+            }
+            QueueInfo { plane: Plane::Brokered, .. } if self.plane_asked == Some(Plane::Direct) => {
+                "brokered"
+            }
+            QueueInfo { kind: Kind::Mpmc, .. } if kind == Some(Kind::Spsc) => "mpmc",
+            _ => return Ok(()),
+        };
+        let name = &self.name;
+        let why = format_args!("queue {name} exists and is {is}: delete it, or use another name");
+        Err(Failure::new(Exit::Config, why))
     }
 }
 
@@ -133,7 +158,9 @@ fn edit(client: &Client, args: &QueueEditArgs, delivery: DeliverySpec) -> Outcom
 fn create(client: &Client, config: &CreateConfig, json: bool) -> Outcome {
     let info = match client.create_queue(&config.name, config.spec.clone()) {
         Err(ClientError::Refused { code: ErrorCode::Exists, .. }) if config.if_not_exists => {
-            client.queue_info(&config.name)?
+            let info = client.queue_info(&config.name)?;
+            config.check_existing(&info)?;
+            info
         }
         Err(ClientError::Refused { code: ErrorCode::Exists, .. }) => {
             return Err(Failure::new(

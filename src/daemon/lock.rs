@@ -64,9 +64,10 @@ impl Lock {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
                 Err(error) => return Err(failed(&error)),
             }
-            file.set_len(0)
-                .and_then(|()| file.write_all(format!("{}\n", std::process::id()).as_bytes()))
-                .map_err(|error| failed(&error))?;
+            // Only who asks in vain reads it: a full disk is no reason not to start.
+            let _ = file
+                .set_len(0)
+                .and_then(|()| file.write_all(format!("{}\n", std::process::id()).as_bytes()));
             return Ok(Self { path: path.to_owned(), _file: file });
         }
     }

@@ -46,6 +46,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 pub use broker::broker_main;
+pub use brokered::check_times;
 pub use direct_rules::check as check_direct_rules;
 pub use keeper::serve;
 

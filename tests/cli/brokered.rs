@@ -133,6 +133,23 @@ fn receipts_are_the_sequences_that_consumers_see() {
     }
 }
 
+/// There is more to publish than there are readers of receipts.
+#[test]
+fn a_publish_whose_receipts_nobody_reads_has_not_succeeded() {
+    let daemon = Daemon::durable();
+    daemon.create("q", &["--durable"]);
+    let input = daemon.folder.path().join("input");
+    std::fs::write(&input, "line\n".repeat(200_000)).unwrap();
+    let mut command = daemon.command(&["publish", "q", "--receipts", "--file", path(&input)]);
+    command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut publish = command.spawn().unwrap();
+    let mut first = String::new();
+    BufReader::new(publish.stdout.take().unwrap()).read_line(&mut first).unwrap();
+    assert_eq!(first, "1\n");
+    let (code, line) = failure(&publish.wait_with_output().unwrap());
+    assert!(code == 74 && line.contains("receipts") && line.contains("were confirmed"), "{line}");
+}
+
 #[test]
 fn receipts_are_flushed_one_by_one() {
     let daemon = Daemon::durable();

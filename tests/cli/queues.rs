@@ -12,6 +12,13 @@ fn queues_come_and_go() {
 
     assert_fails(&daemon.run(&["queue", "create", "orders"]), 73, "exists");
     daemon.create("orders", &["--if-not-exists"]);
+    let again = |arguments: &[&str]| {
+        daemon.run(&[&["queue", "create", "orders", "--if-not-exists"], arguments].concat())
+    };
+    assert!(again(&["--plane", "direct"]).status.success());
+    assert_fails(&again(&["--plane", "brokered"]), 78, "exists and is direct");
+    assert_fails(&again(&["--kind", "spsc"]), 78, "exists and is mpmc");
+    assert_fails(&again(&["--durable"]), 78, "exists and is not durable");
     // A daemon without a journal says what is missing.
     let durable = daemon.run(&["queue", "create", "safe", "--durable"]);
     assert_fails(&durable, 78, "start the daemon with --data-dir");

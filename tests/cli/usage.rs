@@ -82,6 +82,8 @@ fn wrong_arguments_are_usage_errors() {
         (&["queue", "create", "ok", "--mode", "7777"], "octal"),
         (&["queue", "create", "ok", "--lease", "30"], "with its unit"),
         (&["queue", "create", "ok", "--durable", "--lease", "never"], "with its unit"),
+        (&["queue", "create", "ok", "--durable", "--lease", "9999d"], "at most"),
+        (&["queue", "create", "ok", "--durable", "--ttl", "999999d"], "at most"),
         (&["queue", "create", "ok", "--max-deliveries", "3"], "add --durable or --plane brokered"),
         (&["queue", "create", "ok", "--dead-letter", "d"], "add --durable or --plane brokered"),
         (&["queue", "create", "ok", "--plane", "direct", "--lease", "1s"], "--plane brokered"),

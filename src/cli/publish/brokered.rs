@@ -229,7 +229,7 @@ impl Publisher {
             }
             self.receipts.flush()
         };
-        write().map_err(|error| Failure::stdout(&error))
+        write().map_err(|error| self.receipts_failed(&error))
     }
 
     fn print_duplicates(&mut self, count: u64, level: &str) -> Outcome {
@@ -248,7 +248,13 @@ impl Publisher {
             }
             self.receipts.flush()
         };
-        write().map_err(|error| Failure::stdout(&error))
+        write().map_err(|error| self.receipts_failed(&error))
+    }
+
+    /// Whoever wanted the receipts is gone. Unlike with output that nobody wants any more, there is more to publish.
+    fn receipts_failed(&self, error: &io::Error) -> Failure {
+        let doing = format_args!("cannot write the receipts to stdout: {error}");
+        self.failed(Failure::new(Exit::Io, doing))
     }
 
     /// When confirmations stay away: is there still somebody who could give them, and are they still waited for?

@@ -30,6 +30,24 @@ const AGE_MAX_MS: u64 = 100 * LEASE_MAX_MS;
 /// No connection.
 const NOBODY: u64 = u64::MAX;
 
+/// Whether the times are such as a brokered queue takes; else why not.
+///
+/// # Errors
+/// In words, which one it is.
+pub fn check_times(delivery: &DeliverySpec) -> Result<(), String> {
+    let times = [
+        ("lease", delivery.lease_ms, LEASE_MAX_MS),
+        ("max-age", delivery.max_age_ms, AGE_MAX_MS),
+        ("ttl", delivery.ttl_ms, AGE_MAX_MS),
+    ];
+    for (name, value_ms, max_ms) in times {
+        if let Some(value_ms) = value_ms.filter(|value_ms| *value_ms > max_ms) {
+            return Err(format!("{name}={value_ms} ms: at most {max_ms} ms, or 0 for no end"));
+        }
+    }
+    Ok(())
+}
+
 impl Broker {
     /// `None`: the answer comes when the queue is stored.
     pub(in super::super) fn create_brokered(
@@ -182,18 +200,8 @@ impl Broker {
         own: Option<u64>,
         delivery: &DeliverySpec,
     ) -> Result<DeliverySpec, Failure> {
-        if let Some(lease_ms) = delivery.lease_ms
-            && lease_ms > LEASE_MAX_MS
-        {
-            let text = format!("lease={lease_ms} ms: at most {LEASE_MAX_MS} ms, or 0 for no end");
+        if let Err(text) = check_times(delivery) {
             return refuse(ErrorCode::Invalid, text);
-        }
-        for (name, value_ms) in [("max-age", delivery.max_age_ms), ("ttl", delivery.ttl_ms)] {
-            if let Some(value_ms) = value_ms.filter(|value_ms| *value_ms > AGE_MAX_MS) {
-                let text =
-                    format!("{name}={value_ms} ms: at most {AGE_MAX_MS} ms, or 0 for no end");
-                return refuse(ErrorCode::Invalid, text);
-            }
         }
         let Some(target) = delivery.dead_letter.as_deref().filter(|name| !name.is_empty()) else {
             return Ok(delivery.clone());
@@ -221,8 +229,9 @@ impl Broker {
         }
         if queue.entry.shard != entry.shard {
             let text = format!(
-                "dead-letter queue {target} is {}durable and this queue is not so: name one of the same durability",
-                if queue.is_durable() { "" } else { "not " }
+                "dead-letter queue {target} is {}durable and this queue is {}: name one of the same durability",
+                if queue.is_durable() { "" } else { "not " },
+                if queue.is_durable() { "not" } else { "durable" }
             );
             return refuse(ErrorCode::Invalid, text);
         }

@@ -13,6 +13,8 @@ mod inform;
 mod manage;
 mod shards;
 
+pub use create::check_times;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
