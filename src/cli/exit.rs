@@ -169,6 +169,12 @@ impl Failure {
 impl From<ClientError> for Failure {
     fn from(error: ClientError) -> Self {
         let exit = match &error {
+            ClientError::Io(source) if source.raw_os_error() == Some(libc::EMFILE) => {
+                return Self::new(
+                    Exit::Temporary,
+                    format_args!("{source}: this process needs more descriptors (ulimit -n)"),
+                );
+            }
             ClientError::Unavailable { socket, source }
                 if source.kind() == io::ErrorKind::PermissionDenied =>
             {

@@ -225,9 +225,9 @@ fn folder() -> Outcome<TempDir> {
     // The random part and the name of the socket take less than 40 bytes.
     let short = default.as_os_str().len() + 40 <= SOCKET_PATH_MAX;
     let parent = if short { default } else { PathBuf::from("/tmp") };
-    builder
-        .tempdir_in(&parent)
-        .map_err(|error| Failure::file(&parent, "make a temporary folder in", &error))
+    builder.tempdir_in(&parent).map_err(|error| {
+        Failure::file(&parent, "make a temporary folder (of TMPDIR, else /tmp) in", &error)
+    })
 }
 
 fn temporary_in(parent: &Path) -> Outcome<TempDir> {

@@ -471,7 +471,16 @@ impl Publisher {
         self.receipts
             .write_all(line.as_bytes())
             .and_then(|()| self.receipts.flush())
-            .map_err(|error| Failure::stdout(&error))
+            // Unlike with output that nobody wants any more, there is more to publish.
+            .map_err(|error| {
+                Failure::new(
+                    Exit::Io,
+                    format_args!(
+                        "cannot write the receipts to stdout: {error}; {} messages were published",
+                        self.published
+                    ),
+                )
+            })
     }
 
     fn summary(&self, complete: bool) -> Outcome {

@@ -58,7 +58,7 @@ pub fn serve(options: &ServeOptions) -> Result<(), DaemonError> {
     let mut lock_path = options.socket.clone().into_os_string();
     lock_path.push(".lock");
     let what = format!("socket {}", options.socket.display());
-    let _socket_lock = Lock::take(Path::new(&lock_path), &what)?;
+    let _socket_lock = Lock::take(Path::new(&lock_path), &what, false)?;
     raise_descriptor_limit();
     let binary = Binary::own().map_err(|error| DaemonError::io("/proc/self/exe", &error))?;
     let listener = socket::listen_at(&options.socket)?;
@@ -99,7 +99,7 @@ fn lock_data_dir(path: &Path) -> Result<Lock, DaemonError> {
         }
     }
     sync_parent(path)?;
-    Lock::take(&path.join("ringmain.lock"), &format!("data folder {}", path.display()))
+    Lock::take(&path.join("ringmain.lock"), &format!("data folder {}", path.display()), true)
 }
 
 /// The folder's name must not be lost with everything in it, even if it was made a moment ago, by a daemon that was killed. Where the

@@ -21,12 +21,14 @@ const PID_READS: u32 = 20;
 #[derive(Debug)]
 pub(super) struct Lock {
     path: PathBuf,
+    /// The file stays behind: on a disk that is full by then there would be no room for another one.
+    stays: bool,
     _file: Flock<File>,
 }
 
 impl Lock {
-    /// Takes the lock at `path`; `what` is what it stands for, in the error text.
-    pub(super) fn take(path: &Path, what: &str) -> Result<Self, DaemonError> {
+    /// Takes the lock at `path`; `what` is what it stands for, in the error text. The file is removed in the end, unless it `stays`.
+    pub(super) fn take(path: &Path, what: &str, stays: bool) -> Result<Self, DaemonError> {
         let failed = |error: &io::Error| match error.kind() {
             // The folder is there: on a file system such as /proc nobody can make files.
             io::ErrorKind::NotFound => DaemonError::Config(format!(
@@ -64,11 +66,10 @@ impl Lock {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
                 Err(error) => return Err(failed(&error)),
             }
-            // Only who asks in vain reads it: a full disk is no reason not to start.
-            let _ = file
-                .set_len(0)
-                .and_then(|()| file.write_all(format!("{}\n", std::process::id()).as_bytes()));
-            return Ok(Self { path: path.to_owned(), _file: file });
+            // Only who asks in vain reads it: a full disk is no reason not to start. What the file has of the disk it keeps.
+            let text = format!("{}\n", std::process::id());
+            let _ = file.write_all(text.as_bytes()).and_then(|()| file.set_len(text.len() as u64));
+            return Ok(Self { path: path.to_owned(), stays, _file: file });
         }
     }
 }
@@ -76,7 +77,9 @@ impl Lock {
 impl Drop for Lock {
     fn drop(&mut self) {
         // Still locked here: whoever opened the file before notices that it is gone.
-        let _ = std::fs::remove_file(&self.path);
+        if !self.stays {
+            let _ = std::fs::remove_file(&self.path);
+        }
     }
 }
 
@@ -104,14 +107,14 @@ mod tests {
     fn the_second_is_told_the_pid_of_the_first() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("lock");
-        let first = Lock::take(&path, "the thing").unwrap();
-        let error = Lock::take(&path, "the thing").unwrap_err();
+        let first = Lock::take(&path, "the thing", false).unwrap();
+        let error = Lock::take(&path, "the thing", false).unwrap_err();
         assert_eq!(error.exit_code(), 73);
         let text = error.to_string();
         assert!(text.contains(&format!("pid {}", std::process::id())), "{text}");
         drop(first);
         assert!(!path.exists());
-        Lock::take(&path, "the thing").unwrap();
+        Lock::take(&path, "the thing", false).unwrap();
     }
 
     #[test]
@@ -119,7 +122,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("lock");
         std::fs::write(&path, "999999999\n and more").unwrap();
-        let _lock = Lock::take(&path, "the thing").unwrap();
+        let _lock = Lock::take(&path, "the thing", false).unwrap();
         let text = std::fs::read_to_string(&path).unwrap();
         assert_eq!(text, format!("{}\n", std::process::id()));
     }
@@ -129,6 +132,6 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("lock");
         std::os::unix::fs::symlink(folder.path().join("target"), &path).unwrap();
-        assert!(Lock::take(&path, "the thing").is_err());
+        assert!(Lock::take(&path, "the thing", false).is_err());
     }
 }

@@ -176,6 +176,9 @@ impl DaemonError {
             std::io::ErrorKind::PermissionDenied => Self::Permission(format!(
                 "{what}: {error}; run as a user who may write there, or choose another path"
             )),
+            std::io::ErrorKind::ReadOnlyFilesystem => {
+                Self::Config(format!("{what}: {error}; choose a path that can be written"))
+            }
             _ => Self::Io(format!("{what}: {error}")),
         }
     }

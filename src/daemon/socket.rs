@@ -28,6 +28,10 @@ pub(super) fn prepare_directory(path: &Path) -> Result<(), DaemonError> {
         return Ok(());
     };
     match DirBuilder::new().mode(0o755).create(parent) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Err(DaemonError::Config(format!(
+            "the folder of the socket {} cannot be made, the one above is missing: make it, or choose another path by --socket",
+            path.display()
+        ))),
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
             Err(DaemonError::io(format_args!("directory {}", parent.display()), &error))
         }

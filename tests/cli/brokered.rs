@@ -138,6 +138,9 @@ fn receipts_are_the_sequences_that_consumers_see() {
 fn a_publish_whose_receipts_nobody_reads_has_not_succeeded() {
     let daemon = Daemon::durable();
     daemon.create("q", &["--durable"]);
+    daemon.create("m", &["--plane", "brokered"]);
+    let again = daemon.run(&["queue", "create", "m", "--if-not-exists", "--durable"]);
+    assert_fails(&again, 78, "exists and is not durable");
     let input = daemon.folder.path().join("input");
     std::fs::write(&input, "line\n".repeat(200_000)).unwrap();
     let mut command = daemon.command(&["publish", "q", "--receipts", "--file", path(&input)]);

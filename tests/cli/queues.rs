@@ -18,7 +18,6 @@ fn queues_come_and_go() {
     assert!(again(&["--plane", "direct"]).status.success());
     assert_fails(&again(&["--plane", "brokered"]), 78, "exists and is direct");
     assert_fails(&again(&["--kind", "spsc"]), 78, "exists and is mpmc");
-    assert_fails(&again(&["--durable"]), 78, "exists and is not durable");
     // A daemon without a journal says what is missing.
     let durable = daemon.run(&["queue", "create", "safe", "--durable"]);
     assert_fails(&durable, 78, "start the daemon with --data-dir");

@@ -419,6 +419,19 @@ fn nothing_left_is_said_each_time() {
             }
             receiving.set_credit(2 + round).unwrap();
         }
+        // What one has given back oneself is not nothing.
+        for round in 0..50 {
+            publish(&mut sending, [format!("again {round}")]);
+            let mut attempts = Vec::new();
+            while receiving.receive_or_drained(&mut delivery, Some(PATIENCE)).unwrap() {
+                attempts.push(delivery.attempt());
+                match delivery.attempt() {
+                    1 => receiving.nack(&delivery, Duration::ZERO).unwrap(),
+                    _ => receiving.ack(&delivery).unwrap(),
+                }
+            }
+            assert_eq!(attempts, [1, 2], "round {round} of {name}");
+        }
     }
 }
 

@@ -131,7 +131,7 @@ fn wrong_paths_are_one_clear_line() {
     std::fs::write(at("file"), "x").unwrap();
     assert_refused(&serve(&["--socket", &at("file")]), 78, &["no socket", "remove it"]);
     assert_eq!(std::fs::read_to_string(at("file")).unwrap(), "x");
-    assert_refused(&serve(&["--socket", &at("no/such/folder")]), 74, &["No such file"]);
+    assert_refused(&serve(&["--socket", &at("no/such/folder")]), 78, &["missing", "--socket"]);
     let socket = at("s");
     let missing = serve(&["--socket", &socket, "--data-dir", &at("missing/folder")]);
     assert_refused(&missing, 78, &["does not exist", "create that first"]);

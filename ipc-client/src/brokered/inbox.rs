@@ -42,6 +42,8 @@ pub(crate) struct Inbox {
     drained: bool,
     /// Such a mark is to come: it is sent once after the attachment and once after each credit.
     drained_due: bool,
+    /// A message was given back while a mark was to come: that mark may not know of it.
+    given_back: bool,
     /// The credit that was asked for last, if not that of the attachment.
     credit: Option<u32>,
     /// Number of the last request that asked for an answer.
@@ -100,6 +102,7 @@ impl Inbox {
             stash_bytes: 0,
             drained: false,
             drained_due: true,
+            given_back: false,
             credit: None,
             requests: 0,
             answer: None,
@@ -245,7 +248,7 @@ impl Inbox {
                 Some(News::Other)
             }
             Down::Drained => {
-                self.drained = true;
+                self.drained = !std::mem::take(&mut self.given_back);
                 self.drained_due = false;
                 self.unreadable = None;
                 Some(News::Other)
@@ -318,6 +321,10 @@ impl Inbox {
         match self.up.try_send(0, &[], record.encode().as_ref()) {
             Ok(_) => {
                 self.shard.notify(&attachment.kernel);
+                if let Up::Nack { .. } = record {
+                    self.given_back = self.drained_due;
+                    self.drained = false;
+                }
                 Ok(true)
             }
             Err(TrySendError::Full) => Ok(false),

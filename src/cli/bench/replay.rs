@@ -13,6 +13,7 @@ use ringmain_client::raw::sys::clock::monotonic_ns;
 use ringmain_client::{Client, ConsumerOptions, Delivery, affinity};
 use serde::{Deserialize, Serialize};
 
+use super::brokered::place::need_room;
 use super::brokered::publish::{Content, Flow, Load};
 use super::brokered::{LIMIT, check_numbered, consume, durable, file_system, refuse_socket, shape};
 use super::queues::Shape;
@@ -27,6 +28,12 @@ use crate::cli::private::{PrivateBroker, Storage};
 use crate::cli::signals;
 use crate::cli::statistics::Microseconds;
 use crate::cli::units;
+
+/// Of a message in the journal, beside its payload, with its share of what lies around.
+const RECORD_BYTES: u64 = 64;
+
+/// What else lies on the disk meanwhile: spare segments, what is produced beside.
+const ROOM_BYTES: u64 = 512 << 20;
 
 /// Messages on the way while the backlog is made.
 const WINDOW: u32 = 4096;
@@ -123,6 +130,8 @@ pub(crate) fn run(socket: &Socket, args: &ReplayArgs) -> Outcome {
         return Err(Failure::usage("--backlog is smaller than one message"));
     }
     let shape = shape(Kind::Spsc, args.size, WINDOW)?;
+    let journal = messages.saturating_mul(u64::from(args.size) + RECORD_BYTES);
+    need_room("bench replay", &args.disk, journal.saturating_add(ROOM_BYTES))?;
     signals::catch()?;
     let answer = measure(args, messages, &shape)?;
     if args.format.json { print_json(&answer) } else { print(&answer.text(Style::stdout())) }

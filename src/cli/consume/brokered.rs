@@ -4,7 +4,7 @@ use std::io;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use ringmain::shard::logic::headers::WITHHELD;
+use ringmain::shard::logic::headers::{UNREADABLE, WITHHELD};
 use ringmain_client::raw::protocol::QueueInfo;
 use ringmain_client::{
     AckError, BrokeredConsumer, Client, ConsumerOptions, Delivery, ReceiveError, StartAt,
@@ -248,7 +248,7 @@ impl Taker<'_> {
             return Ok(true);
         }
         let since = *self.idle_since.get_or_insert_with(Instant::now);
-        if !self.noticed && since.elapsed() >= NOTICE_AFTER {
+        if !self.noticed && info.unacknowledged > 0 && since.elapsed() >= NOTICE_AFTER {
             self.noticed = true;
             notice(&format!(
                 "waiting for {} messages of queue {} that are with other consumers",
@@ -293,7 +293,7 @@ pub(crate) fn browse(
         signals::check()?;
         match consumer.receive_or_drained(&mut delivery, Some(SLICE)) {
             Ok(true) => {
-                report_withheld(queue, &delivery);
+                report_missing(queue, &delivery);
                 if !show(&delivery)? {
                     return Ok(());
                 }
@@ -306,11 +306,18 @@ pub(crate) fn browse(
     }
 }
 
-/// A message that fits no ring of its queue comes without its payload.
-fn report_withheld(queue: &str, delivery: &Delivery) {
+/// A message that fits no ring of its queue, or cannot be read, comes without its payload.
+fn report_missing(queue: &str, delivery: &Delivery) {
     let metadata = delivery.metadata().unwrap_or_default();
-    let found = metadata.headers.iter().find(|(name, _)| name == WITHHELD);
-    if let Some((_, bytes)) = found {
+    let find = |header: &str| metadata.headers.iter().find(|(name, _)| name == header);
+    if let Some((_, what)) = find(UNREADABLE) {
+        notice(&format!(
+            "message {} of queue {queue} cannot be read: {}",
+            delivery.sequence(),
+            String::from_utf8_lossy(what)
+        ));
+    }
+    if let Some((_, bytes)) = find(WITHHELD) {
         notice(&format!(
             "message {} of queue {queue} has {} bytes and fits no ring of this queue: no consumer can take it; \
              move it with 'ringmain dead-letter redrive {queue}', or purge the queue",

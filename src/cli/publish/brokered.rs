@@ -6,10 +6,10 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use ringmain_client::raw::protocol::Overflow;
+use ringmain_client::raw::protocol::{ErrorCode, Overflow};
 use ringmain_client::{
-    BrokeredProducer, Client, Closed, ConfirmError, Level, ProducerOptions, QueueInfo, SendError,
-    SettledRun,
+    BrokeredProducer, Client, ClientError, Closed, ConfirmError, Level, ProducerOptions, QueueInfo,
+    SendError, SettledRun,
 };
 use serde_json::json;
 
@@ -42,7 +42,13 @@ pub(super) fn run(client: Client, info: &QueueInfo, config: Config, input: Sourc
         None => client.brokered_producer(&config.queue, options),
         Some((name, _)) => client.named_producer(&config.queue, name, options),
     };
-    let mut producer = attached.map_err(|error| Failure::queue(&config.queue, error))?;
+    let mut producer = attached.map_err(|error| match error {
+        // The arguments were checked: this queue has no names.
+        ClientError::Refused { code: ErrorCode::Invalid, message } => {
+            Failure::new(Exit::Config, format_args!("queue {}: {message}", config.queue))
+        }
+        error => Failure::queue(&config.queue, error),
+    })?;
     if let Some((_, first)) = config.producer
         && !producer.set_next_own_sequence(first)
     {

@@ -413,6 +413,12 @@ fn give(
     Given::To(number, deadline_ns)
 }
 
+/// What comes in front of a message that is only shown.
+fn shown(sequence: u64, published_ns: u64) -> DeliveryHeader {
+    let lease = LeaseToken { slot: 0, attempt: 0, sequence };
+    DeliveryHeader { lease, published_ns, lease_ms: 0 }
+}
+
 /// Messages to one who only looks, as far as there is room.
 fn show(
     queue: &Queue,
@@ -453,14 +459,20 @@ fn show(
                 *budget += 1;
                 break Step::Later;
             }
-            Message::Lost(_) | Message::Gone => {}
+            Message::Gone => {}
+            Message::Lost(what) => {
+                let header = shown(sequence, 0);
+                let mut metadata = Vec::new();
+                headers::push(&mut metadata, headers::UNREADABLE, &what);
+                if port.deliver(handle, &header, 0, &metadata, &[]) == Delivered::Full {
+                    consumer.blocked = true;
+                    browser.earned.leave(earned);
+                    return Step::Done;
+                }
+            }
             Message::Ready(body) => {
                 if let Some(body) = MessageBody::parse(body) {
-                    let header = DeliveryHeader {
-                        lease: LeaseToken { slot: 0, attempt: 0, sequence },
-                        published_ns: body.published_ns,
-                        lease_ms: 0,
-                    };
+                    let header = shown(sequence, body.published_ns);
                     let mut given =
                         port.deliver(handle, &header, body.flags, body.metadata, body.payload);
                     if given == Delivered::TooLarge {

@@ -14,6 +14,9 @@ pub const DELIVERIES: &str = "ringmain-deliveries";
 /// Of a message that a browser cannot be shown because it fits no ring of its queue: its payload bytes, decimal.
 pub const WITHHELD: &str = "ringmain-withheld";
 
+/// Of a message that a browser cannot be shown because the journal is damaged there: where, in words.
+pub const UNREADABLE: &str = "ringmain-unreadable";
+
 const OURS: [&str; 4] = [REASON, ORIGIN_QUEUE, ORIGIN_SEQUENCE, DELIVERIES];
 
 /// Appends a header. What does not fit into metadata is left out: there is room for ours, see `METADATA_BYTES_MAX`.
