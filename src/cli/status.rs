@@ -33,6 +33,14 @@ pub(crate) fn facts(status: &Status) -> Facts {
     for journal in &status.journals {
         facts.add(&format!("journal {}", journal.shard), line(journal));
     }
+    for journal in status.journals.iter().filter(|journal| journal.stalled_groups > 0) {
+        let groups = units::counted(journal.stalled_groups.into(), "group");
+        let what = format!(
+            "shard {}: the next message of {groups} cannot be read; see the queues in state fault",
+            journal.shard
+        );
+        facts.add("trouble", what);
+    }
     for trouble in &status.troubles {
         facts.add("trouble", trouble);
     }
@@ -42,12 +50,9 @@ pub(crate) fn facts(status: &Status) -> Facts {
 /// A journal in one line.
 fn line(journal: &JournalInfo) -> String {
     let place = journal.folder.as_deref().unwrap_or("in memory");
-    let counted = |count: u64, what: &str| {
-        format!("{} {what}{}", units::count(count), if count == 1 { "" } else { "s" })
-    };
     format!(
         "{place}: {} and {} spare, {}, {} of them needed; {} written; {} cleaned, {} copied for that, {} freed",
-        counted(journal.segments, "segment"),
+        units::counted(journal.segments, "segment"),
         units::count(journal.spare_segments),
         units::bytes(journal.file_bytes),
         units::bytes(journal.live_bytes),

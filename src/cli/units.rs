@@ -70,7 +70,12 @@ pub(crate) fn count(value: u64) -> String {
 
 /// `1 message`, `2,000 messages`.
 pub(crate) fn messages(number: u64) -> String {
-    format!("{} message{}", count(number), if number == 1 { "" } else { "s" })
+    counted(number, "message")
+}
+
+/// `1 group`, `2,000 groups`.
+pub(crate) fn counted(number: u64, what: &str) -> String {
+    format!("{} {what}{}", count(number), if number == 1 { "" } else { "s" })
 }
 
 /// `512 B`, `1.5 MiB`.

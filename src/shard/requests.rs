@@ -416,6 +416,7 @@ impl<D: Disk> Shard<D> {
             copied_bytes: figures.copied_bytes,
             cleaned_segments: figures.cleaned,
             freed_segments: figures.freed,
+            stalled_groups: u32::try_from(self.logic.stalls().count()).unwrap_or(u32::MAX),
         }
     }
 

@@ -123,6 +123,13 @@ fn nobody_waits_for_what_cannot_be_read() {
         assert!(output.status.code() == Some(65) && said.contains("cannot be read"), "{said}");
         assert!(!stdout(&output).contains("record 9999\n"));
     }
+    // Whoever only looks is shown that it is there.
+    let output = daemon.run(&["tail", "q", "-n", "100000", "--json"]);
+    assert!(output.status.success() && stderr(&output).contains("cannot be read"));
+    let left = daemon.json(&["queue", "info", "q", "--json"])["brokered"]["messages"].as_u64();
+    assert_eq!(stdout(&output).lines().count() as u64, left.unwrap());
+    assert_eq!(daemon.json(&["status", "--json"])["journals"][0]["stalled_groups"], 1);
+    assert!(daemon.ok(&["status"]).contains("cannot be read"));
     let info = daemon.json(&["queue", "info", "q", "--json"]);
     assert_eq!((&info["state"], &info["brokered"]["stalled_groups"]), (&"fault".into(), &1.into()));
     let name = file.file_name().unwrap().to_str().unwrap();

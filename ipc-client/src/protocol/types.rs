@@ -346,6 +346,8 @@ pub struct JournalInfo {
     pub cleaned_segments: u64,
     /// Segments whose files were used again or removed, those included.
     pub freed_segments: u64,
+    /// Groups that get nothing because a message cannot be read.
+    pub stalled_groups: u32,
 }
 
 /// A group of a brokered queue.
