@@ -307,15 +307,14 @@ impl Logic {
     /// The group has these messages, none of them delivered before.
     fn restart_group(&mut self, index: u32, group: usize, (open, fresh): (BTreeSet<u64>, u64)) {
         let Some(queue) = self.queues.get_mut(index) else { return };
-        let end = queue.next_sequence;
-        let mean = queue.live_groups().map(|group| group.mean_bytes(end)).max().unwrap_or(0);
+        let bytes = queue.bytes_of((&open, fresh));
         let number = group;
         let group = &mut queue.groups[number];
         group.discard_below(u64::MAX);
         group.fresh = fresh;
         group.ready = open.into_iter().map(|sequence| (sequence, 0)).collect();
         group.leased = 0;
-        group.bytes = mean * group.open(end);
+        group.bytes = bytes;
         queue.look_again(number);
         self.mark(index);
     }

@@ -248,11 +248,11 @@ impl Logic {
     pub(super) fn create_group(&mut self, index: u32, created: &GroupCreated, lsn: Lsn) -> usize {
         let (open, fresh) = self.there(index, created.from);
         let Some(queue) = self.queues.get_mut(index) else { return 0 };
-        let bytes = queue.live_groups().map(|group| group.mean_bytes(queue.next_sequence)).max();
+        let bytes = queue.bytes_of((&open, fresh));
         let mut group = Group::new(created.group, &created.name, fresh);
         group.created = lsn;
         group.ready = open.into_iter().map(|sequence| (sequence, 0)).collect();
-        group.bytes = bytes.unwrap_or(0) * group.open(queue.next_sequence);
+        group.bytes = bytes;
         queue.next_group = queue.next_group.max(created.group.saturating_add(1));
         queue.groups.push(group);
         let number = queue.groups.len() - 1;

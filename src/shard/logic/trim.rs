@@ -1,5 +1,7 @@
 //! Discarding the oldest messages: what a limit or a purge does.
 
+use std::collections::BTreeSet;
+
 use super::consumer::LeaseState;
 use super::effects::{Effect, Item, NO_SLOT};
 use super::group::{Group, Waiter};
@@ -17,6 +19,19 @@ impl Queue {
             return 0;
         }
         self.marks.bytes().saturating_sub(self.marks.bytes_below(self.first))
+    }
+
+    /// Bytes of these messages and of all from a place on, at most: as many as there are behind the mark before the first of them, and
+    /// no more than the groups have together that they come from.
+    pub(super) fn bytes_of(&self, (open, fresh): (&BTreeSet<u64>, u64)) -> u64 {
+        let first = open.first().map_or(fresh, |first| fresh.min(*first));
+        if first >= self.next_sequence {
+            return 0;
+        }
+        let above = self.marks.bytes().saturating_sub(self.marks.bytes_below(first));
+        let groups = self.live_groups().map(|group| group.bytes).fold(0, u64::saturating_add);
+        // A stream has messages that no group has any more.
+        if self.is_stream() { above } else { above.min(groups) }
     }
 
     /// From this sequence on there are no more bytes than the limit. The newest message stays in any case.

@@ -1,6 +1,6 @@
 //! Groups: one thing at a time.
 
-use ringmain_client::protocol::{ErrorCode, GroupPlace, StartAt};
+use ringmain_client::protocol::{ErrorCode, GroupPlace, Retention, StartAt};
 use ringmain_client::wire::{Outcome, Up};
 
 use super::cases::{World, ack, answers, consumer, deliveries};
@@ -298,4 +298,40 @@ fn whoever_joins_a_new_group_waits_for_its_record_too() {
     let third = world.consumer(1, 5, &spec);
     assert_eq!(world.logic.group_lsn(third), world.log.last());
     assert!(world.log.last() > created);
+}
+
+/// Whatever the lengths of the messages are that other groups have: producers are not held up by what is not there.
+#[test]
+fn a_group_that_begins_far_behind_has_the_bytes_of_its_messages() {
+    for (retention, default) in [(Retention::Acknowledged, 3100), (Retention::Stream, 0)] {
+        let mut queue = definition(1, "q");
+        queue.limits.retention = retention;
+        let mut world = World::new(&[queue]);
+        let producer = world.producer(1);
+        let send = |world: &mut World, payload: &[u8], messages| {
+            for _ in 0..messages {
+                world.ms += 2;
+                world.send(producer, payload);
+                world.turn();
+            }
+        };
+        let bytes = |world: &World| {
+            let bytes = |name| world.logic.groups(1, Some(name), 0).expect("queue")[0].lag_bytes;
+            ["", "far", "near", "later"].map(bytes)
+        };
+        let create = |from| GroupCommand::Create { from };
+        send(&mut world, b"x", 100);
+        ask(&mut world, "near", create(StartAt::New));
+        send(&mut world, &[0; 1000], 3);
+        ask(&mut world, "far", create(StartAt::First));
+        ask(&mut world, "later", create(StartAt::Sequence(51)));
+        // Nobody has used the default group of a stream.
+        assert_eq!(bytes(&world), [default, 3100, 3000, 3050]);
+        ask(&mut world, "far", reset(StartAt::Sequence(101), false));
+        assert_eq!(bytes(&world), [default, 3000, 3000, 3050]);
+        let info = world.logic.info(1).expect("queue");
+        assert_eq!((info.messages, info.message_bytes), (103, 3100));
+        let replayed = world.log.replay(false, 0).expect("ours");
+        assert_eq!(replayed.info(1).expect("queue").message_bytes, 3100);
+    }
 }
