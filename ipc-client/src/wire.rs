@@ -165,7 +165,7 @@ pub enum Down {
     },
     /// The message that comes next cannot be read: the consumer's group gets nothing until the journal is repaired or the queue purged.
     Unreadable {
-        /// Its sequence.
+        /// Its sequence; 0: that is over.
         sequence: u64,
     },
 }

@@ -8,6 +8,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use ringmain_client::raw::layout::Geometry;
+use ringmain_client::raw::layout::metadata::BROKERED_BYTES_MAX;
 use ringmain_client::raw::protocol::{Plane, QueueInfo, Role};
 use ringmain_client::{
     Client, ClientError, HandleOptions, Metadata, Producer, SendError, WaitPolicy,
@@ -129,6 +130,12 @@ fn send_failure(queue: &str, metadata: Option<&Metadata>, error: &SendError) -> 
     let mut encoded = Vec::new();
     // It was encoded before.
     let _ = metadata.encode(&mut encoded);
+    if encoded.len() > BROKERED_BYTES_MAX && *max == BROKERED_BYTES_MAX {
+        let text = format_args!(
+            "--key and --header take {length} bytes: a message of a brokered queue carries at most {max} of them; use shorter ones"
+        );
+        return Failure::new(Exit::Data, text);
+    }
     Failure::new(
         Exit::Data,
         format_args!(

@@ -152,7 +152,8 @@ impl Inbox {
         }
         match self.unreadable {
             Some(sequence) => Err(ReceiveError::Unreadable { sequence }),
-            None if until_drained && self.drained => Ok(Found::Drained),
+            // Said once: who wants to hear it again asks again.
+            None if until_drained && std::mem::take(&mut self.drained) => Ok(Found::Drained),
             None => Err(ReceiveError::Empty),
         }
     }
@@ -258,7 +259,7 @@ impl Inbox {
                 Some(News::Other)
             }
             Down::Unreadable { sequence } => {
-                self.unreadable = Some(sequence);
+                self.unreadable = Some(sequence).filter(|sequence| *sequence > 0);
                 self.drained = false;
                 Some(News::Other)
             }

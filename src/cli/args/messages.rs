@@ -55,7 +55,7 @@ pub(crate) struct PublishArgs {
     /// A header for every message; may be given several times
     #[arg(long, value_name = "NAME=VALUE", value_parser = parse_header)]
     pub(crate) header: Vec<(String, String)>,
-    /// A key for every message, at most 65,531 bytes long
+    /// A key for every message, at most 65,531 bytes long, for a brokered queue 64,995
     #[arg(long, value_name = "KEY")]
     pub(crate) key: Option<String>,
     /// Brokered: publish under this name; a line that was stored under it before is not stored again, so a command that was

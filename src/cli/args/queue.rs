@@ -171,7 +171,7 @@ pub(crate) struct QueueCreateArgs {
     /// Group, by name or number [default: yours]
     #[arg(long, value_name = "GROUP")]
     pub(crate) group: Option<String>,
-    /// Succeed if a queue of that name exists; not if it is of another plane or kind than asked for, or not durable and shall be
+    /// Succeed if a queue of that name exists; not if it is of another plane than asked for, mpmc and shall be spsc, or not durable and shall be
     #[arg(long)]
     pub(crate) if_not_exists: bool,
     #[command(flatten)]

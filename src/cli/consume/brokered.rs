@@ -291,15 +291,19 @@ pub(crate) fn browse(
     let mut delivery = Delivery::default();
     loop {
         signals::check()?;
-        match consumer.receive_or_drained(&mut delivery, Some(SLICE)) {
+        let received = if follow {
+            consumer.receive_into(&mut delivery, Some(SLICE)).map(|()| true)
+        } else {
+            consumer.receive_or_drained(&mut delivery, Some(SLICE))
+        };
+        match received {
             Ok(true) => {
                 report_missing(queue, &delivery);
                 if !show(&delivery)? {
                     return Ok(());
                 }
             }
-            Ok(false) if !follow => return Ok(()),
-            Ok(false) => {}
+            Ok(false) => return Ok(()),
             Err(ReceiveError::Empty | ReceiveError::Timeout) => {}
             Err(error) => return Err(Failure::receive(queue, &error)),
         }

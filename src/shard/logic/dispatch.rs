@@ -279,6 +279,13 @@ impl Logic {
                     port.unreadable(consumer.handle, stall.sequence);
                 }
             }
+        } else if self.stalls > 0 {
+            for number in &group.consumers {
+                let Some(consumer) = self.consumers.get_mut(*number) else { continue };
+                if std::mem::take(&mut consumer.stall_told) > 0 {
+                    port.unreadable(consumer.handle, 0);
+                }
+            }
         }
         if !group.ready.is_empty() || !group.doomed.is_empty() || group.fresh < queue.durable_end {
             return;

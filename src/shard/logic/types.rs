@@ -172,7 +172,7 @@ pub trait Port {
     fn answer(&mut self, handle: HandleId, request: u64, outcome: Outcome, detail: u64);
     /// A limit has discarded so many messages of the consumer's group that were with nobody. In front of the next delivery.
     fn skipped(&mut self, handle: HandleId, messages: u64);
-    /// This message cannot be read: the consumer's group does not go on.
+    /// This message cannot be read: the consumer's group does not go on. 0: it does again.
     fn unreadable(&mut self, handle: HandleId, sequence: u64);
     /// Nothing is left for this handle now.
     fn drained(&mut self, handle: HandleId);
