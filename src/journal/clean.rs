@@ -28,8 +28,6 @@ const LOOK_BATCHES: u64 = 64;
 const CHUNK_BYTES_MIN: usize = 64 << 10;
 /// More than that if they write much: so that copies come to lie close together.
 const CHUNK_RATIO: usize = 3;
-/// A segment of which only this part is needed, in 1024ths, is cleaned as soon as that may be copied.
-const CHEAP: u64 = 256;
 /// Nothing is cleaned of which more than this part is needed, in 1024ths.
 pub(super) const SHARE_MAX: u64 = 512;
 /// Others wait until this part of a segment may be copied in one go: a half.
@@ -268,8 +266,8 @@ impl<D: Disk> Journal<D> {
         });
         let all: u64 = worth.clone().map(records).sum();
         let best = worth.min_by_key(|one| share(one));
-        let best = best.map(|one| (one.entry.epoch, records(one), share(one)));
-        let Some((epoch, live, share)) = best.filter(|_| exceeds(START_SEGMENTS)) else {
+        let best = best.map(|one| (one.entry.epoch, records(one)));
+        let Some((epoch, live)) = best.filter(|_| exceeds(START_SEGMENTS)) else {
             self.cleaner.wanted = false;
             self.cleaner.in_round = false;
             return None;
@@ -279,10 +277,8 @@ impl<D: Disk> Journal<D> {
             return None;
         }
         if !self.is_idle() {
-            // Much at once, so that copies lie close together.
-            let is_cheap = share.is_some_and(|share| share <= CHEAP);
-            let at_once = is_cheap || self.cleaner.in_round || self.cleaner.urgent;
-            let enough = if at_once { live } else { live.max(all.min(unit / ROUND)) };
+            // Much at once, so that copies lie close together: among messages that are soon done with they would have to be copied again.
+            let enough = if self.cleaner.in_round { live } else { live.max(all.min(unit / ROUND)) };
             if self.cleaner.credit < enough {
                 self.cleaner.in_round = false;
                 self.wait_for_idle();
