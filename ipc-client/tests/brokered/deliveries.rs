@@ -192,7 +192,10 @@ fn drained_is_told_when_nothing_is_left() {
     end.tell(&Down::Drained);
     assert_eq!(consumer.receive_or_drained(&mut delivery, None), Ok(true));
     assert_eq!(consumer.receive_or_drained(&mut delivery, None), Ok(false));
-    assert_eq!(consumer.receive_or_drained(&mut delivery, None), Ok(false), "still so");
+    assert_eq!(consumer.receive_or_drained(&mut delivery, Some(SOON)), late, "said once");
+    assert!(matches!(end.try_request(), Some(Up::Credit { .. })), "it asks again");
+    end.tell(&Down::Drained);
+    assert_eq!(consumer.receive_or_drained(&mut delivery, None), Ok(false));
     assert_eq!(consumer.ack(&delivery), Err(AckError::ForeignDelivery), "it was used up");
     deliver(&mut end, 2, 1, b"2");
     assert_eq!(consumer.receive_or_drained(&mut delivery, None), Ok(true));
