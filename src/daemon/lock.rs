@@ -35,9 +35,6 @@ impl Lock {
                 "{what}: no file can be made there ({}: {error}); choose another path",
                 path.display()
             )),
-            io::ErrorKind::ReadOnlyFilesystem => {
-                DaemonError::Config(format!("{what}: {error}; choose a path that can be written"))
-            }
             _ => DaemonError::io(format_args!("{what}: lock file {}", path.display()), error),
         };
         loop {

@@ -4,7 +4,7 @@ use ringmain_client::wire::Outcome;
 
 use super::dispatch::{NOT_THERE, Step};
 use super::effects::{Effect, Item, NO_SLOT};
-use super::group::{Doomed, Reason, Stall, Waiter};
+use super::group::{Doomed, Reason, Waiter};
 use super::headers;
 use super::queue::Queue;
 use super::record::{FLAG_EXPIRED, List, MessageBody, kind};
@@ -113,9 +113,7 @@ impl Logic {
         const EIO: u64 = 5;
         let Some(queue) = self.queues.get_mut(index) else { return };
         let group = &mut queue.groups[group_index];
-        self.stalls_untold.push(what.clone());
-        self.stalls += 1;
-        group.stalled = Some(Stall { number: self.stalls, sequence, what });
+        group.stalled = Some(self.stalls.begin(sequence, what));
         let waiters: Vec<_> =
             group.doomed.values_mut().filter_map(|doomed| doomed.waiter.take()).collect();
         for waiter in waiters {

@@ -6,7 +6,7 @@ use ringmain_client::wire::{DeliveryHeader, LeaseToken};
 use super::canary::Canary;
 use super::consumer::{Consumer, Lease, LeaseState};
 use super::expiry::Window;
-use super::group::{ASIDE_NS, Delayed, Doomed, Reason, Stall};
+use super::group::{ASIDE_NS, Delayed, Doomed, Reason};
 use super::queue::Queue;
 use super::record::MessageBody;
 use super::returns::NS_PER_MS;
@@ -37,10 +37,8 @@ pub(super) enum Step {
 enum Given {
     To(u32, u64),
     Aside,
-    /// Its TTL is over.
-    Expired,
-    /// A repair of the log gave it up.
-    Gone,
+    /// Nobody gets it any more.
+    Doomed(Reason),
     /// Not before this time, on the monotonic clock.
     Early(u64),
     Blocked,
@@ -227,13 +225,9 @@ impl Logic {
                     group.take(sequence);
                     group.delay(sequence, Delayed { count, due_ns: ASIDE_NS });
                 }
-                end @ (Given::Expired | Given::Gone) => {
+                Given::Doomed(reason) => {
                     let group = &mut queue.groups[group_index];
                     group.take(sequence);
-                    let reason = match end {
-                        Given::Gone => Reason::Gone,
-                        _ => Reason::Expired,
-                    };
                     group.doomed.insert(sequence, Doomed { count, reason, waiter: None });
                     if reason == Reason::Gone {
                         self.losses_untold.extend(queue.loss(sequence));
@@ -257,9 +251,7 @@ impl Logic {
                     return Step::Later;
                 }
                 Given::Lost(what) => {
-                    self.stalls_untold.push(what.clone());
-                    self.stalls += 1;
-                    let stall = Stall { number: self.stalls, sequence, what };
+                    let stall = self.stalls.begin(sequence, what);
                     queue.groups[group_index].stalled = Some(stall);
                     return Step::Done;
                 }
@@ -279,7 +271,7 @@ impl Logic {
                     port.unreadable(consumer.handle, stall.sequence);
                 }
             }
-        } else if self.stalls > 0 {
+        } else if self.stalls.any() {
             for number in &group.consumers {
                 let Some(consumer) = self.consumers.get_mut(*number) else { continue };
                 if std::mem::take(&mut consumer.stall_told) > 0 {
@@ -370,7 +362,7 @@ fn give(
     let body = match log.message_for_reader(definition.id, sequence, earned) {
         Message::Pending => return Given::Later,
         Message::Lost(what) => return lost(&what),
-        Message::Gone if sequence < queue.replayed_end => return Given::Gone,
+        Message::Gone if sequence < queue.replayed_end => return Given::Doomed(Reason::Gone),
         Message::Gone => return lost(NOT_THERE),
         Message::Ready(body) => match MessageBody::parse(body) {
             Some(body) => body,
@@ -379,7 +371,7 @@ fn give(
     };
     let window = Window::of(definition.ttl_ms, &body);
     if window.expires_ns <= now.realtime_ns && !canary::planted(Canary::DeliverExpired) {
-        return Given::Expired;
+        return Given::Doomed(Reason::Expired);
     }
     // One that was delivered before was due.
     if count == 0 && window.due_ns > now.realtime_ns && !canary::planted(Canary::DeliverEarly) {

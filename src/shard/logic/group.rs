@@ -38,6 +38,31 @@ pub(super) struct Stall {
     pub(super) what: String,
 }
 
+/// How often a group has come to a stop, and why, since somebody asked.
+#[derive(Debug, Default)]
+pub(super) struct Stalls {
+    begun: u64,
+    untold: Vec<String>,
+}
+
+impl Stalls {
+    /// Another one.
+    pub(super) fn begin(&mut self, sequence: u64, what: String) -> Stall {
+        self.begun += 1;
+        self.untold.push(what.clone());
+        Stall { number: self.begun, sequence, what }
+    }
+
+    /// Whether there was one since the start.
+    pub(super) fn any(&self) -> bool {
+        self.begun > 0
+    }
+
+    pub(super) fn take_untold(&mut self) -> Vec<String> {
+        std::mem::take(&mut self.untold)
+    }
+}
+
 /// Why nobody gets a message any more.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Reason {

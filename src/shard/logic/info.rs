@@ -78,7 +78,7 @@ impl Logic {
 
     /// Why groups have stalled since the last call.
     pub fn take_stalls(&mut self) -> Vec<String> {
-        std::mem::take(&mut self.stalls_untold)
+        self.stalls.take_untold()
     }
 
     /// Queues of which messages were found to be gone since the last call, in words; each is named once.

@@ -59,6 +59,7 @@ use consumer::Consumer;
 use control::Command;
 use effects::Effects;
 use gather::Gather;
+use group::Stalls;
 use groups::Searches;
 use handles::{HandleRef, Producer};
 use queue::Queue;
@@ -110,10 +111,7 @@ pub struct Logic {
     lanes: BTreeMap<u64, VecDeque<LaneRun>>,
     /// A copy of a message that is to be moved.
     scratch: Vec<u8>,
-    /// How many times a group has stalled.
-    stalls: u64,
-    /// Groups that have stalled since somebody asked: why and where.
-    stalls_untold: Vec<String>,
+    stalls: Stalls,
     /// Queues whose messages are gone, since somebody asked.
     losses_untold: Vec<String>,
     started: bool,
@@ -149,8 +147,7 @@ impl Logic {
             unblocked: Vec::new(),
             lanes: BTreeMap::new(),
             scratch: Vec::new(),
-            stalls: 0,
-            stalls_untold: Vec::new(),
+            stalls: Stalls::default(),
             losses_untold: Vec::new(),
             started: false,
             failed: None,

@@ -5,6 +5,7 @@
 
 mod cases;
 mod crashes;
+mod dead_letters;
 mod expiry;
 mod golden;
 mod groups;
