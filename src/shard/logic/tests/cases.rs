@@ -6,8 +6,8 @@ use ringmain_client::wire::{LeaseToken, Outcome, Up};
 
 use super::memory::{Event, MemoryLog, MemoryPort, at_ms, definition, handle};
 use crate::shard::logic::{
-    ConsumerSpec, ControlResult, HandleId, Logic, QueueDefinition, Refusal, Snapshot,
-    StartAt, headers,
+    ConsumerSpec, ControlResult, HandleId, Logic, QueueDefinition, Refusal, Snapshot, StartAt,
+    headers,
 };
 
 pub(super) struct World {
